@@ -1,0 +1,255 @@
+"""Everything that decides a training run: the options, the presets, and the command line made from them."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _option(default, group: str, help: str, minimum: float | None = None, maximum: float | None = None):
+    metadata = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainingConfig:
+    """The options of a run, named as in diffusers' train_unconditional.py where it has them.
+
+    Raises:
+        ValueError: If a value is out of range or two values do not fit; the message names the flag and what would fit.
+    """
+
+    # fmt: off
+    preset: str = _option("mnist-mini", "Run", "Where the defaults come from: a column of the table of presets.")
+    output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default ddpm-PRESET.")
+    overwrite_output_dir: bool = _option(False, "Run", "Train anew although the folder already holds a model.")
+    seed: int = _option(0, "Run", "The run is a function of its options and this number.", minimum=0)
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "Run", "auto: bf16 where the hardware is fast at it, else no.")
+
+    dataset_name: str | None = _option(None, "Data", "Data set on the Hub, or a local folder of parquet files; by default the embedded 10,000 digits.")
+    dataset_config_name: str | None = _option(None, "Data", "Configuration of the data set.")
+    dataset_split: str = _option("train", "Data", "Split of the data set.")
+    train_data_dir: str | None = _option(None, "Data", "Folder of pictures, searched recursively, instead of a data set.")
+    image_column: str | None = _option(None, "Data", "Column of the images; by default the first of that type.")
+    cache_dir: str | None = _option(None, "Data", "Where downloads and decoded images are kept; by default the cache of `datasets`.")
+    resolution: int = _option(28, "Data", "Height and width of the training images in pixels.", minimum=1)
+    image_fit: Literal["crop", "pad"] = _option("crop", "Data", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.")
+    random_flip: bool = _option(False, "Data", "Mirror each image left to right with probability 1/2.")
+
+    model: dict = _option({}, "Model", "Configuration of the U-Net.")
+    model_config_name_or_path: str | None = _option(None, "Model", "JSON file, folder or repository with another configuration of the U-Net.")
+
+    ddpm_num_steps: int = _option(1000, "Diffusion", "T, the number of noising steps.", minimum=1)
+    ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _option("linear", "Diffusion", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = _option("epsilon", "Diffusion", "What the network predicts: the noise (the paper), x_0, or v.")
+    variance_type: Literal["fixed_small", "fixed_large"] = _option("fixed_small", "Diffusion", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.")
+    clip_sample: bool = _option(True, "Diffusion", "Clip predictions of x_0 to [-1, 1] while sampling.")
+
+    train_batch_size: int = _option(64, "Optimisation", "Images in a micro-batch, on each process.", minimum=1)
+    gradient_accumulation_steps: int = _option(1, "Optimisation", "Micro-batches in an optimizer step.", minimum=1)
+    num_epochs: int = _option(100, "Optimisation", "Passes through the data, unless max_train_steps says otherwise.", minimum=1)
+    max_train_steps: int | None = _option(None, "Optimisation", "Optimizer steps; overrides num_epochs.", minimum=1)
+    optimizer: Literal["adam", "adamw"] = _option("adamw", "Optimisation", "adamw decouples the weight decay.")
+    learning_rate: float = _option(1e-4, "Optimisation", "Highest learning rate.", minimum=0)
+    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _option("cosine", "Optimisation", "Course of the learning rate.")
+    lr_warmup_steps: int = _option(500, "Optimisation", "Optimizer steps from 0 to the highest learning rate.", minimum=0)
+    adam_beta1: float = _option(0.9, "Optimisation", "beta1 of Adam.", minimum=0, maximum=1)
+    adam_beta2: float = _option(0.999, "Optimisation", "beta2 of Adam.", minimum=0, maximum=1)
+    adam_weight_decay: float = _option(0.0, "Optimisation", "Weight decay.", minimum=0)
+    adam_epsilon: float = _option(1e-8, "Optimisation", "epsilon of Adam.", minimum=0)
+    max_grad_norm: float = _option(1.0, "Optimisation", "Gradients are scaled down to this norm; 0 leaves them.", minimum=0)
+    gradient_checkpointing: bool = _option(False, "Optimisation", "Recompute activations in the backward pass: less memory, more time.")
+
+    use_ema: bool = _option(True, "Moving average", "Keep an exponential moving average of the weights, and sample and save with it.")
+    ema_inv_gamma: float = _option(1.0, "Moving average", "The decay at step s is 1 - (1 + s / inv_gamma) ** -power ...", minimum=1e-6)
+    ema_power: float = _option(0.75, "Moving average", "... with this power: 3/4 for runs up to a million steps, 2/3 beyond ...", minimum=0)
+    ema_max_decay: float = _option(0.9999, "Moving average", "... and at most this.", minimum=0, maximum=1)
+
+    save_images_steps: int = _option(500, "Output", "Optimizer steps between two grids of samples.", minimum=1)
+    save_images_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_images_steps.", minimum=1)
+    save_model_steps: int = _option(1000, "Output", "Optimizer steps between two saves of the pipeline.", minimum=1)
+    save_model_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_model_steps.", minimum=1)
+    logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
+    eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
+    ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples in a grid.", minimum=1)
+    # fmt: on
+
+    def __post_init__(self):
+        self.output_dir = self.output_dir or f"ddpm-{self.preset}"
+        for option in dataclasses.fields(self):
+            _check_range(option, getattr(self, option.name))
+        if self.dataset_name and self.train_data_dir:
+            raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
+        if self.ddpm_num_inference_steps > self.ddpm_num_steps:
+            self.ddpm_num_inference_steps = self.ddpm_num_steps
+        halvings = len(self.model.get("block_out_channels", ())) - 1
+        if halvings > 0 and self.resolution % 2**halvings:
+            below = self.resolution // 2**halvings * 2**halvings
+            fits = " or ".join(str(r) for r in (below, below + 2**halvings) if r)
+            raise ValueError(
+                f"--resolution {self.resolution}: the U-Net halves its input {halvings} times, so the resolution has to be "
+                f"a multiple of {2**halvings}, such as {fits}."
+            )
+
+    def count_steps(self, steps_per_epoch: float):
+        """Turn what was given in epochs into optimizer steps, now that the size of the data set is known."""
+        if self.max_train_steps is None:
+            self.max_train_steps = math.ceil(self.num_epochs * steps_per_epoch)
+        if self.save_images_epochs is not None:
+            self.save_images_steps = math.ceil(self.save_images_epochs * steps_per_epoch)
+        if self.save_model_epochs is not None:
+            self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
+
+    def save(self, path: str | Path):
+        """Write the options as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def _check_range(option: dataclasses.Field, value):
+    low, high = option.metadata["minimum"], option.metadata["maximum"]
+    if value is None or low is None:
+        return
+    if value < low or (high is not None and value > high):
+        expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        raise ValueError(f"--{option.name} {value}: expected {expected}.")
+
+
+# ---- Presets -------------------------------------------------------------------------------------------------------
+
+
+def _unet(widths, attention, layers=2, **keys) -> dict:
+    """Configuration of a U-Net from its widths and the levels that attend, counted from the finest."""
+    down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(widths))]
+    up = ["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(widths)))]
+    return dict(
+        block_out_channels=list(widths), down_block_types=down, up_block_types=up, layers_per_block=layers, **keys
+    )
+
+
+_MINI = _unet((16, 64, 128), attention=(), layers=1, norm_num_groups=8)
+_MNIST = _unet((64, 128, 128), attention=(2,))
+_CIFAR10 = _unet((128, 256, 256, 256), attention=(1,), dropout=0.1)  # appendix B of the paper
+_CELEBA = _unet((128, 128, 256, 256, 512), attention=(2,))
+_ANNOTATED = _unet(
+    (64, 128, 256, 1024),
+    attention=(3,),
+    dropout=0.1,
+    norm_eps=1e-5,
+    downsample_padding=1,
+    upsample_type="conv_transpose",
+    narrow_up_blocks=True,
+    attention_norm=False,
+    norm_out_num_groups=8,
+    zero_init=False,
+)
+
+_CELEBA_FACES = "nielsr/CelebA-faces"
+
+# fmt: off
+_PRESET_NAMES = (             "mnist-mini", "mnist",        "celeba-64",   "cifar10",         "annotated")
+_PRESETS = {
+    "dataset_name":             (None,      "ylecun/mnist", _CELEBA_FACES, "uoft-cs/cifar10", _CELEBA_FACES),
+    "resolution":               (28,        32,             64,            32,                32),
+    "image_fit":                ("crop",    "pad",          "crop",        "crop",            "crop"),
+    "random_flip":              (False,     False,          True,          True,              False),
+    "model":                    (_MINI,     _MNIST,         _CELEBA,       _CIFAR10,          _ANNOTATED),
+    "variance_type":            ("fixed_small", "fixed_small", "fixed_small", "fixed_large",  "fixed_large"),
+    "clip_sample":              (True,      True,           True,          True,              False),
+    "train_batch_size":         (64,        128,            64,            128,               64),
+    "max_train_steps":          (2000,      20_000,         500_000,       800_000,           None),
+    "num_epochs":               (100,       100,            100,           100,               1000),
+    "optimizer":                ("adamw",   "adam",         "adam",        "adam",            "adam"),
+    "learning_rate":            (2e-3,      5e-4,           2e-5,          2e-4,              2e-5),
+    "lr_scheduler":             ("cosine",  "cosine",       "constant_with_warmup", "constant_with_warmup", "constant"),
+    "lr_warmup_steps":          (100,       500,            5000,          5000,              0),
+    "max_grad_norm":            (1.0,       1.0,            1.0,           1.0,               0.0),
+    "use_ema":                  (True,      True,           True,          True,              False),
+    "save_images_steps":        (500,       1000,           5000,          5000,              1000),
+    "save_model_steps":         (1000,      5000,           10_000,        10_000,            10_000),
+    "eval_batch_size":          (64,        64,             16,            64,                16),
+    "ddpm_num_inference_steps": (100,       1000,           1000,          1000,              1000),
+}
+# fmt: on
+PRESETS = {name: {key: row[i] for key, row in _PRESETS.items()} for i, name in enumerate(_PRESET_NAMES)}
+
+
+# ---- Command line --------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest known flag."""
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near and unknown.startswith("--") else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")
+
+
+def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, bool]:
+    """Read the options of train_ddpm.py: the preset's, overridden by the flags.
+
+    Args:
+        argv (`list[str]`, *optional*): The arguments; by default the process's.
+
+    Returns:
+        `tuple`: The [`TrainingConfig`] and whether `--dry_run` was given. A bad flag ends the process with one line on
+        standard error and exit code 2.
+    """
+    parser = _Parser(
+        prog="train_ddpm.py",
+        description="Train a denoising diffusion probabilistic model. With no arguments: handwritten digits, in minutes.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
+    )
+    groups = {}
+    hints = typing.get_type_hints(TrainingConfig)
+    for option in dataclasses.fields(TrainingConfig):
+        name = option.metadata["group"]
+        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
+        if option.name != "model":
+            _add_flag(group, option, hints[option.name])
+    groups["Run"].add_argument(
+        "--dry_run", action="store_true", help="Print the options, the model's size and the steps; stop."
+    )
+
+    flags = vars(parser.parse_args(argv))
+    dry_run = flags.pop("dry_run", False)
+    options = dict(PRESETS[flags.get("preset", "mnist-mini")])
+    if "train_data_dir" in flags:
+        options.pop("dataset_name")
+    if "num_epochs" in flags:
+        options.pop("max_train_steps")
+    try:
+        return TrainingConfig(**{**options, **flags}), dry_run
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def _add_flag(group, option: dataclasses.Field, hint):
+    """Add `--name`, typed like the field; for a boolean also `--no_name`. Flags that are not given leave no trace."""
+    kwargs = dict(dest=option.name, default=argparse.SUPPRESS)
+    if hint is bool:
+        group.add_argument(f"--{option.name}", action="store_true", help=option.metadata["help"], **kwargs)
+        group.add_argument(f"--no_{option.name}", action="store_false", help="The opposite.", **kwargs)
+        return
+    default = "" if option.default in (None, dataclasses.MISSING) else f" [{option.default}]"
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    choices = PRESETS if option.name == "preset" else typing.get_args(hint) or None
+    group.add_argument(
+        f"--{option.name}",
+        type=str if choices else hint,
+        choices=choices,
+        metavar=None if choices else hint.__name__.upper(),
+        help=option.metadata["help"].replace("%", "%%") + default,
+        **kwargs,
+    )

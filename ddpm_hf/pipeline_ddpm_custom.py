@@ -1,0 +1,177 @@
+"""The sampling pipeline: pictures out of noise (Algorithm 2 of Ho et al. 2020, arXiv 2006.11239).
+
+A saved pipeline carries the source files of its classes, and its model_index.json names them. So one folder loads in two
+ways: through this class, which takes the installed package instead of those files, and through stock diffusers with
+`trust_remote_code=True` where the package is not installed.
+
+This file is self-contained: a Hub repository ships it beside the weights, so it imports torch and diffusers only.
+"""
+
+import importlib
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import (
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    hf_hub_download,
+    snapshot_download,
+)
+from diffusers.utils.torch_utils import randn_tensor
+
+# The files that a saved pipeline carries, which are modules of this package where it is installed.
+SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
+INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
+
+
+class DDPMPipelineCustom(DiffusionPipeline):
+    """Unconditional image generation with a denoising U-Net and any diffusers scheduler.
+
+    Args:
+        unet ([`DDPMUNetModel`] or [`~diffusers.UNet2DModel`]): The network that predicts the noise in `x_t`.
+        scheduler ([`DDPMLinearScheduler`] or another of diffusers): The reverse process.
+
+    Example:
+        >>> pipeline = DDPMPipelineCustom.from_pretrained("user/repo")
+        >>> images = pipeline(batch_size=16, generator=torch.Generator().manual_seed(0)).images
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size (`int`): How many.
+            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
+                image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+                width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
+            return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+            callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
+                {"sample": x})` with the new x_{t-1}; a `"sample"` in the dictionary that it returns takes its place.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
+
+        Raises:
+            ValueError: If an argument does not fit; before any step is taken.
+        """
+        shape = self._check_inputs(batch_size, generator, output_type)
+        device = self._execution_device
+        steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        self.scheduler.set_timesteps(steps, device=device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+
+        # 1. x_T ~ N(0, I), scaled to where this scheduler starts.
+        x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        x = x * self.scheduler.init_noise_sigma
+
+        # 2. For t = T, ..., 1: predict the noise in x_t, and draw x_{t-1}.
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_output = self.unet(self.scheduler.scale_model_input(x, t), t).sample
+            x = self.scheduler.step(model_output, t, x, **step_kwargs).prev_sample
+            if callback_on_step_end is not None:
+                x = (callback_on_step_end(self, i, t, {"sample": x}) or {}).get("sample", x)
+
+        # 3. [-1, 1] -> [0, 1] -> pictures.
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_inputs(self, batch_size, generator, output_type) -> tuple[int, int, int, int]:
+        """Raise a ValueError for arguments that do not fit; return the shape of the samples."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None:
+            raise ValueError("The U-Net's configuration has no `sample_size`; expected the images' height and width.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size={batch_size}`; expected at least 1.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+            )
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if output_type == "pil" and channels not in (1, 3):
+            raise ValueError(f"The model draws {channels} channels, and pictures have 1 or 3; use 'np' or 'pt'.")
+        height, width = (size, size) if isinstance(size, int) else size
+        return (batch_size, channels, height, width)
+
+    # ---- Saving and loading ----------------------------------------------------------------------------------------
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Write model_index.json and, beside what they define, the source files of the pipeline and its components."""
+        classes = {"": (type(self).__module__, type(self).__name__), **self.config}
+        for folder, entry in classes.items():
+            module = entry[0] if isinstance(entry, (tuple, list)) else None
+            if _shipped_module(module):
+                source = Path(sys.modules[module].__file__)
+                target = Path(save_directory, folder, source.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The contents of model_index.json: classes by the files that define them, and no path of this machine."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        config["_class_name"] = [type(self).__module__, type(self).__name__]
+        for key, entry in config.items():
+            if isinstance(entry, list) and _shipped_module(entry[0]):
+                config[key] = [_shipped_module(entry[0]), entry[1]]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """Read model_index.json; classes that it names by their files come from the installed package, if there is one."""
+        loaded = super().load_config(*args, **kwargs)
+        config = loaded if isinstance(loaded, dict) else loaded[0]
+        for key, entry in config.items():
+            if INSTALLED_PACKAGE and isinstance(entry, list) and entry[0] in SHIPPED_MODULES:
+                module = importlib.import_module(f"{INSTALLED_PACKAGE}.{entry[0]}")
+                config[key] = entry[1] if key == "_class_name" else [module.__name__, entry[1]]
+        return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Fetch a repository into the cache; one that ships these classes is fetched without its source files."""
+        options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        options = {key: kwargs[key] for key in options if key in kwargs}
+        if INSTALLED_PACKAGE and kwargs.get("custom_pipeline") is None:
+            config = json.loads(Path(hf_hub_download(pretrained_model_name, cls.config_name, **options)).read_text())
+            if isinstance(config["_class_name"], list) and config["_class_name"][0] in SHIPPED_MODULES:
+                patterns = ["*.json", "*.safetensors"]
+                return snapshot_download(pretrained_model_name, allow_patterns=patterns, **options)
+        return super().download(pretrained_model_name, **kwargs)
+
+
+def _shipped_module(module: str | None) -> str | None:
+    """The shipped file's name, if this is one of its modules: the installed one or a copy that diffusers made."""
+    name = (module or "").split(".")[-1]
+    return name if name in SHIPPED_MODULES else None
