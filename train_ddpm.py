@@ -77,9 +77,9 @@ def main():
     plan = BatchPlan(
         pixels, config.train_batch_size, config.ddpm_num_steps, config.seed, config.random_flip, accelerator.device
     )
-    x_0, t, _ = plan.micro_batch(0)
-    assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution) and x_0.dtype == torch.float32
-    assert -1 <= x_0.min() and x_0.max() <= 1 and 0 <= t.min() and t.max() < config.ddpm_num_steps
+    x_0, _, _ = plan.micro_batch(0)
+    assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
+    assert x_0.abs().max() <= 1
 
     interrupted = note_ctrl_c()
     started = window_start = time.perf_counter()
@@ -174,8 +174,8 @@ def farewell(config, step: int, seconds: float) -> str:
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
     early = "" if step == config.max_train_steps else f" of {config.max_train_steps:,} (stopped by Ctrl-C)"
     return (
-        f"Trained {step:,} steps{early} in {seconds / 60:.1f} minutes. The model, samples/, loss.png and metrics.jsonl are "
-        f'in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
+        f"Trained {step:,} steps{early} in {seconds / 60:.1f} minutes. The model, samples/, loss.png and metrics.jsonl "
+        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
         f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
     )
 

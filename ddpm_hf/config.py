@@ -125,6 +125,18 @@ def _check_range(option: dataclasses.Field, value):
 # ---- Presets -------------------------------------------------------------------------------------------------------
 
 
+# What tells the annotated tutorial's U-Net from the paper's.
+ANNOTATED_LINEAGE = {
+    "norm_eps": 1e-5,
+    "downsample_padding": 1,
+    "upsample_type": "conv_transpose",
+    "narrow_up_blocks": True,
+    "attention_norm": False,
+    "norm_out_num_groups": 8,
+    "zero_init": False,
+}
+
+
 def _unet(widths, attention, layers=2, **keys) -> dict:
     """Configuration of a U-Net from its widths and the levels that attend, counted from the finest."""
     down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(widths))]
@@ -138,18 +150,7 @@ _MINI = _unet((16, 64, 128), attention=(), layers=1, norm_num_groups=8)
 _MNIST = _unet((64, 128, 128), attention=(2,))
 _CIFAR10 = _unet((128, 256, 256, 256), attention=(1,), dropout=0.1)  # appendix B of the paper
 _CELEBA = _unet((128, 128, 256, 256, 512), attention=(2,))
-_ANNOTATED = _unet(
-    (64, 128, 256, 1024),
-    attention=(3,),
-    dropout=0.1,
-    norm_eps=1e-5,
-    downsample_padding=1,
-    upsample_type="conv_transpose",
-    narrow_up_blocks=True,
-    attention_norm=False,
-    norm_out_num_groups=8,
-    zero_init=False,
-)
+_ANNOTATED = _unet((64, 128, 256, 1024), attention=(3,), dropout=0.1, **ANNOTATED_LINEAGE)
 
 _CELEBA_FACES = "nielsr/CelebA-faces"
 

@@ -1,8 +1,8 @@
 """The sampling pipeline: pictures out of noise (Algorithm 2 of Ho et al. 2020, arXiv 2006.11239).
 
-A saved pipeline carries the source files of its classes, and its model_index.json names them. So one folder loads in two
-ways: through this class, which takes the installed package instead of those files, and through stock diffusers with
-`trust_remote_code=True` where the package is not installed.
+A saved pipeline carries the source files of its classes, and its model_index.json names them. So one folder loads in
+two ways: through this class, which takes the installed package instead of those files, and through stock diffusers
+with `trust_remote_code=True` where the package is not installed.
 
 This file is self-contained: a Hub repository ships it beside the weights, so it imports torch and diffusers only.
 """
@@ -149,7 +149,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args, **kwargs):
-        """Read model_index.json; classes that it names by their files come from the installed package, if there is one."""
+        """Read model_index.json; classes that it names by their files come from the installed package, if any."""
         loaded = super().load_config(*args, **kwargs)
         config = loaded if isinstance(loaded, dict) else loaded[0]
         for key, entry in config.items():

@@ -21,7 +21,7 @@ class RunFolder:
     saved before stays, and what was learned is not lost. Only the last save has to succeed.
 
     Args:
-        config ([`TrainingConfig`]): Its `output_dir` is the folder, made if missing; all of it is written to config.json.
+        config ([`TrainingConfig`]): Its `output_dir` is the folder, made if missing; config.json will hold all of it.
         model_bytes (`int`): Size of the model, for which there has to be space.
 
     Raises:

@@ -47,17 +47,18 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule (`str`): `"linear"`; diffusers' `"scaled_linear"`, `"squaredcos_cap_v2"`, `"laplace"` and
             `"sigmoid"` are understood too.
         trained_betas (sequence of `float`, *optional*): The betas themselves, instead of the three keys above.
-        variance_type (`str`): The variance sigma_t^2 of a reverse step (section 3.2): `"fixed_small"` is the posterior's,
-            beta_tilde_t (eq. 7), `"fixed_large"` is beta_t. `"learned"` and `"learned_range"` (arXiv 2102.09672) take it
-            from the second half of the network's output channels. The `_log` forms are the same numbers.
+        variance_type (`str`): The variance sigma_t^2 of a reverse step (section 3.2): `"fixed_small"` is the
+            posterior's, beta_tilde_t (eq. 7), `"fixed_large"` is beta_t. `"learned"` and `"learned_range"` (arXiv
+            2102.09672) take it from the second half of the network's output channels. The `_log` forms are the same
+            numbers.
         clip_sample (`bool`): Whether predictions of x_0 are clipped to `[-clip_sample_range, clip_sample_range]`.
         prediction_type (`str`): What the network predicts: `"epsilon"`, `"sample"` (x_0) or `"v_prediction"`.
         thresholding (`bool`): Whether predictions of x_0 are thresholded dynamically (arXiv 2205.11487) instead.
         dynamic_thresholding_ratio (`float`): The quantile of |x_0| that becomes the threshold.
         clip_sample_range (`float`): See `clip_sample`.
         sample_max_value (`float`): Upper bound of the dynamic threshold.
-        timestep_spacing (`str`): How fewer than T steps are spread: `"linspace"`, `"leading"` or `"trailing"` (table 2 of
-            arXiv 2305.08891).
+        timestep_spacing (`str`): How fewer than T steps are spread: `"linspace"`, `"leading"` or `"trailing"` (table 2
+            of arXiv 2305.08891).
         steps_offset (`int`): Added to each timestep under `"leading"`.
         rescale_betas_zero_snr (`bool`): Whether the betas are rescaled to a terminal signal-to-noise ratio of zero
             (algorithm 1 of arXiv 2305.08891).
@@ -90,8 +91,8 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        # Keys left at their defaults count as chosen: another scheduler made from this configuration then takes them over
-        # in memory too, as it does from a saved one, instead of its own defaults.
+        # Keys left at their defaults count as chosen: another scheduler made from this configuration then takes them
+        # over in memory too, as it does from a saved one, instead of its own defaults.
         self.register_to_config(_use_default_values=[])
 
         self.betas = _make_betas(self.config, torch.float32)
@@ -362,13 +363,13 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         expected = (batch, channels * (1 + learned), *size)
         if model_output.shape != expected:
             raise ValueError(
-                f"`model_output` has shape {tuple(model_output.shape)}; with "
-                f"`variance_type={self.config.variance_type!r}` and a sample of {tuple(sample.shape)}, expected {expected}."
+                f"`model_output` has shape {tuple(model_output.shape)}; for a sample of {tuple(sample.shape)} and "
+                f"`variance_type={self.config.variance_type!r}`, expected {expected}."
             )
         return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
     def _threshold_sample(self, x_0: torch.Tensor) -> torch.Tensor:
-        """Dynamic thresholding (arXiv 2205.11487, section 2.3): clip each x_0 at a quantile of |x_0|, rescale to [-1, 1]."""
+        """Dynamic thresholding (arXiv 2205.11487, section 2.3): clip x_0 at a quantile of |x_0|, scale to [-1, 1]."""
         quantile = torch.quantile(x_0.abs().flatten(1), self.config.dynamic_thresholding_ratio, dim=1)
         s = quantile.clamp(min=1, max=self.config.sample_max_value)
         s = s.view(-1, *[1] * (x_0.ndim - 1))
@@ -387,7 +388,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         return t.view(-1, *[1] * (like.ndim - 1))
 
     def _alpha_bar(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """alpha_bar_t, of the shape of t: from the float64 table for float64, else from the float32 one. It is 1 at -1."""
+        """alpha_bar_t, of the shape of t, and 1 at t = -1; in float64 for a float64 sample, else in float32."""
         key = (t.device, torch.float64 if dtype == torch.float64 else torch.float32)
         if key not in self._alpha_bar_tables:
             alphas_cumprod = (1 - _make_betas(self.config, key[1])).cumprod(0).clamp(ALPHA_BAR_MIN, ALPHA_BAR_MAX)
@@ -446,7 +447,7 @@ _ALPHA_BARS = {
 
 
 def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(alpha_bar) so that its last value is 0 and its first is kept (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alpha_bar) to end at 0 and to keep its first value (arXiv 2305.08891, algorithm 1)."""
     root = (1 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2

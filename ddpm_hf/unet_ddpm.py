@@ -72,7 +72,7 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Every pixel attends to every pixel of its feature map; residual.
 
-    The annotated lineage owns a group norm that it never applies: its parameters are kept for the weights' sake, frozen.
+    The annotated lineage owns a group norm that it never applies: its weights are kept, to travel along, but frozen.
     """
 
     def __init__(self, channels: int, head_dim: int | None, groups: int, eps: float, normalize: bool):
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a 3x3 stride-2 convolution; `padding=0` pads one pixel at the right and bottom only."""
+    """Halves height and width by a 3x3 stride-2 convolution; `padding=0` pads one pixel, right and bottom only."""
 
     def __init__(self, channels: int, padding: int):
         super().__init__()
@@ -137,8 +137,8 @@ class Level(nn.Module):
 class DDPMUNetModel(ModelMixin, ConfigMixin):
     r"""U-Net that predicts the noise in `x_t`, `eps_theta(x_t, t)` (Ho et al. 2020, section 3.2 and appendix B).
 
-    The keys that diffusers' `UNet2DModel` has too keep its names and meaning; the defaults are the paper's CIFAR-10 model
-    (35.7 M parameters). The last five keys make the annotated lineage and the initialisation.
+    The keys that diffusers' `UNet2DModel` has too keep its names and meaning; the defaults are the paper's CIFAR-10
+    model (35.7 M parameters). The last four keys make the annotated lineage and the initialisation.
 
     Args:
         sample_size (`int` or `tuple[int, int]`, *optional*): Height and width of the samples that a pipeline draws. The
@@ -273,7 +273,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Load a saved model as [`~diffusers.ModelMixin.from_pretrained`] does, into memory laid out like a new one's."""
+        """Load a saved model, as [`~diffusers.ModelMixin.from_pretrained`] does, into a new one's memory layout."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple if `output_loading_info=True`
         model._store_channels_last()
@@ -364,7 +364,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
                 nn.init.xavier_uniform_(part)
 
     def _store_channels_last(self):
-        """Copy the weights into memory of their own: a mapped file is aligned otherwise, which changes the last bits."""
+        """Copy the weights into memory of their own: a mapped file is aligned otherwise, which changes last bits."""
         for parameter in self.parameters():
             layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
             parameter.data = parameter.data.clone(memory_format=layout)
@@ -375,8 +375,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             raise ValueError(f"`sample` has shape {tuple(sample.shape)}; expected (batch, {channels}, height, width).")
         if sample.shape[2] % factor or sample.shape[3] % factor or 0 in sample.shape[2:]:
             raise ValueError(
-                f"`sample` is {sample.shape[2]}x{sample.shape[3]} pixels; this network halves its input "
-                f"{len(self.config.block_out_channels) - 1} times, so height and width have to be multiples of {factor}."
+                f"`sample` is {sample.shape[2]}x{sample.shape[3]} pixels; with {len(self.config.block_out_channels)} "
+                f"levels, height and width have to be multiples of {factor}."
             )
         batch = sample.shape[0]
         if torch.is_tensor(timestep) and timestep.shape not in ((), (1,), (batch,)):

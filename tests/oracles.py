@@ -1,0 +1,50 @@
+"""Things with a known answer, that the tests compare with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from safetensors.torch import load_file
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def annotated_unet() -> tuple[dict, dict]:
+    """State dict of the annotated tutorial's U-Net, and its input, timesteps and output."""
+    tensors = load_file(REFERENCE / "annotated_unet.safetensors")
+    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    return weights, {k: v for k, v in tensors.items() if not k.startswith("weights.")}
+
+
+def annotated_diffusion() -> dict:
+    """Numbers of the annotated tutorial's Gaussian diffusion: sigma^2 = beta, no clipping."""
+    return load_file(REFERENCE / "annotated_diffusion.safetensors")
+
+
+class GaussianDenoiser(ModelMixin, ConfigMixin):
+    """The exact eps_theta for data N(mean, std^2): E[eps | x_t], in closed form.
+
+    x_t = sqrt(a) x_0 + sqrt(1 - a) eps is N(sqrt(a) mean, a std^2 + 1 - a), with a = alpha_bar_t, so the regression of
+    eps on x_t is sqrt(1 - a) (x_t - sqrt(a) mean) / (a std^2 + 1 - a).
+    """
+
+    @register_to_config
+    def __init__(self, mean: float = 0.3, std: float = 0.2, sample_size: int = 16, in_channels: int = 1):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))  # gives the model a device and a type
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        self.alpha_bar = (1 - betas).cumprod(0)
+
+    def forward(self, sample, timestep, return_dict=True):
+        # Schedulers of continuous time ask between the timesteps.
+        t = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1).clamp(0, 999)
+        low = t.floor().long()
+        share = t - low
+        log_alpha_bar = self.alpha_bar.log()
+        a = (log_alpha_bar[low] * (1 - share) + log_alpha_bar[(low + 1).clamp(max=999)] * share).exp()
+        a = a.view(-1, 1, 1, 1).to(sample.dtype)
+        mean, std = self.config.mean, self.config.std
+        eps = (1 - a).sqrt() * (sample - a.sqrt() * mean) / (a * std**2 + 1 - a)
+        return SimpleNamespace(sample=eps) if return_dict else (eps,)

@@ -1,0 +1,200 @@
+"""DDPMPipelineCustom: the loop against a denoiser with a known answer, the pictures, saving and loading."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler
+from oracles import GaussianDenoiser
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+
+
+def generators(first, last):
+    return [torch.Generator().manual_seed(i) for i in range(first, last)]
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def make_pipeline():
+    def make(channels=1, size=8, T=10):
+        unet = DDPMUNetModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            zero_init=False,
+        )
+        return quiet(DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=T)))
+
+    return make
+
+
+# ---- The loop -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_exact_denoiser_gives_the_data_back(variance_type):
+    """Gaussian data N(0.3, 0.2^2), all 1000 steps: the mean and the standard deviation of what is drawn."""
+    scheduler = DDPMLinearScheduler(variance_type=variance_type, clip_sample=False)
+    pipeline = quiet(DDPMPipelineCustom(GaussianDenoiser(0.3, 0.2), scheduler))
+    images = pipeline(64, torch.Generator().manual_seed(0), output_type="pt").images * 2 - 1
+    assert images.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert images.std().item() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
+def test_schedulers_that_scale_their_input(scheduler_class):
+    """Euler starts at init_noise_sigma and scales the model's input, and DDIM does not: both give the data back."""
+    scheduler = scheduler_class.from_config(DDPMLinearScheduler(clip_sample=False).config)
+    pipeline = quiet(DDPMPipelineCustom(GaussianDenoiser(0.3, 0.2), scheduler))
+    images = pipeline(64, torch.Generator().manual_seed(0), 50, output_type="pt").images * 2 - 1
+    assert images.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert images.std().item() == pytest.approx(0.2, abs=0.06)
+
+
+def test_equals_stock_pipeline(make_pipeline):
+    ours = make_pipeline(T=50)
+    stock = quiet(DDPMPipeline(ours.unet, DDPMScheduler(num_train_timesteps=50)))
+    a = ours(3, torch.Generator().manual_seed(0), 20, output_type="np").images
+    b = stock(3, torch.Generator().manual_seed(0), 20, output_type="np").images
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_all_training_steps_by_default(make_pipeline):
+    steps = []
+    pipeline = make_pipeline(T=7)
+    pipeline(callback_on_step_end=lambda pipe, i, t, kwargs: steps.append((i, int(t))))
+    assert steps == [(i, 6 - i) for i in range(7)]
+
+
+def test_callback_can_replace_the_sample(make_pipeline):
+    pipeline = make_pipeline()
+
+    def callback(pipe, i, t, kwargs):
+        assert pipe is pipeline
+        assert kwargs["sample"].shape == (2, 1, 8, 8)
+        return {"sample": torch.full_like(kwargs["sample"], 0.5)} if i == 9 else {}
+
+    images = pipeline(2, output_type="pt", callback_on_step_end=callback).images
+    assert (images == 0.75).all()
+
+
+def test_an_image_depends_on_its_generator_only(make_pipeline):
+    pipeline = make_pipeline()
+    together = pipeline(5, generators(0, 5), output_type="np").images
+    for parts in ((1, 4), (2, 3), (1, 1, 1, 1, 1)):
+        ends = np.cumsum((0, *parts))
+        split = [pipeline(n, generators(a, a + n), output_type="np").images for n, a in zip(parts, ends)]
+        np.testing.assert_allclose(np.concatenate(split), together, rtol=0, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+# ---- Pictures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures(make_pipeline, channels, mode):
+    pipeline = make_pipeline(channels, size=(8, 12))
+    pictures = pipeline(2, torch.Generator().manual_seed(0)).images
+    assert [(p.mode, p.size) for p in pictures] == [(mode, (12, 8))] * 2
+    arrays = pipeline(2, torch.Generator().manual_seed(0), output_type="np").images
+    assert arrays.shape == (2, 8, 12, channels)
+    assert arrays.min() >= 0
+    assert arrays.max() <= 1
+    np.testing.assert_array_equal(np.asarray(pictures[0]), (arrays[0] * 255).round().astype("uint8").squeeze())
+    tensors = pipeline(2, torch.Generator().manual_seed(0), output_type="pt", return_dict=False)[0]
+    np.testing.assert_array_equal(tensors.permute(0, 2, 3, 1).numpy(), arrays)
+
+
+def test_progress_bar_can_be_turned_off(make_pipeline, capsys):
+    pipeline = make_pipeline()
+    pipeline()
+    assert capsys.readouterr().err == ""
+    pipeline.set_progress_bar_config(disable=False)
+    pipeline()
+    assert "10/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(make_pipeline, dtype):
+    pipeline = make_pipeline().to(dtype)
+    assert np.isfinite(pipeline(2, output_type="np").images).all()
+    assert pipeline(2).images[0].mode == "L"
+
+
+# ---- Saving and loading ---------------------------------------------------------------------------------------------
+
+
+def test_saves_and_loads_bit_equal(make_pipeline, tmp_path):
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path / "a")
+    loaded = quiet(DDPMPipelineCustom.from_pretrained(tmp_path / "a"))
+    assert type(loaded.unet) is DDPMUNetModel
+    assert type(loaded.scheduler) is DDPMLinearScheduler
+    a, b = (p(4, torch.Generator().manual_seed(0), output_type="np").images for p in (pipeline, loaded))
+    np.testing.assert_array_equal(a, b)
+
+    loaded.save_pretrained(tmp_path / "b")
+    files = sorted(f.relative_to(tmp_path / "a") for f in (tmp_path / "a").rglob("*") if f.is_file())
+    assert files == sorted(f.relative_to(tmp_path / "b") for f in (tmp_path / "b").rglob("*") if f.is_file())
+    assert [f.suffix for f in files if f.parent.name == "unet"] == [".json", ".safetensors", ".py"]
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert str(tmp_path).encode() not in (tmp_path / "a" / file).read_bytes()
+
+
+def test_other_schedulers_are_saved_and_loaded(make_pipeline, tmp_path):
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    assert type(DDPMPipelineCustom.from_pretrained(tmp_path).scheduler) is DDIMScheduler
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2, "generator": generators(0, 3)}, "list of 3; expected one for each of 2"),
+        ({"num_inference_steps": 11}, "num_inference_steps=11.*10"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"output_type": "tf"}, "'tf'"),
+    ],
+)
+def test_bad_input(make_pipeline, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**kwargs)
+
+
+def test_bad_models(make_pipeline):
+    with pytest.raises(ValueError, match="2 channels"):
+        make_pipeline(channels=2)()
+    pipeline = make_pipeline()
+    pipeline.unet.register_to_config(sample_size=None)
+    with pytest.raises(ValueError, match="sample_size"):
+        pipeline()
+
+
+def test_signature():
+    names = [
+        "self",
+        "batch_size",
+        "generator",
+        "num_inference_steps",
+        "output_type",
+        "return_dict",
+        "callback_on_step_end",
+    ]
+    assert list(inspect.signature(DDPMPipelineCustom.__call__).parameters) == names

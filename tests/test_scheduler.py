@@ -1,0 +1,316 @@
+"""DDPMLinearScheduler against diffusers' DDPMScheduler, the annotated tutorial's numbers, and the paper's formulas."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from oracles import annotated_diffusion
+
+from ddpm_hf import DDPMLinearScheduler
+
+SPACINGS = ("linspace", "leading", "trailing")
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- Parity with diffusers ------------------------------------------------------------------------------------------
+
+
+def test_default_config_equals_stock():
+    ours, stock = DDPMLinearScheduler().config, DDPMScheduler().config
+    assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in stock.items() if k[0] != "_"}
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_tables_equal_stock(schedule, zero_snr):
+    kwargs = {"beta_schedule": schedule, "rescale_betas_zero_snr": zero_snr}
+    ours, stock = DDPMLinearScheduler(**kwargs), DDPMScheduler(**kwargs)
+    assert torch.equal(ours.betas, stock.betas)
+    assert torch.equal(ours.alphas_cumprod, stock.alphas_cumprod)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_timesteps_equal_stock(spacing):
+    ours, stock = DDPMLinearScheduler(timestep_spacing=spacing), DDPMScheduler(timestep_spacing=spacing)
+    for n in range(1, 1001):
+        ours.set_timesteps(n)
+        stock.set_timesteps(n)
+        # For some n, 61 is the first, stock's "trailing" has one timestep too many, which is -1.
+        assert torch.equal(ours.timesteps, stock.timesteps[:n])
+        assert len(stock.timesteps) == n or stock.timesteps[n] == -1
+
+
+def test_add_noise_and_velocity_equal_stock():
+    ours, stock = DDPMLinearScheduler(), DDPMScheduler()
+    x_0, eps = torch.randn(2, 1000, 3, 4, 4, generator=seeded())
+    t = torch.arange(1000)
+    assert torch.equal(ours.add_noise(x_0, eps, t), stock.add_noise(x_0, eps, t))
+    assert torch.equal(ours.get_velocity(x_0, eps, t), stock.get_velocity(x_0, eps, t))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
+def test_step_equals_stock(variance_type, prediction_type, spacing):
+    clippings = (
+        {},
+        {"clip_sample": False},
+        {"thresholding": True, "sample_max_value": 1.5},
+        {"clip_sample_range": 2.0},
+    )
+    for clipping, zero_snr, n in itertools.product(clippings, (False, True), (1, 2, 10, 333, 1000)):
+        kwargs = {
+            "variance_type": variance_type,
+            "prediction_type": prediction_type,
+            "timestep_spacing": spacing,
+            "rescale_betas_zero_snr": zero_snr,
+            **clipping,
+        }
+        ours, stock = DDPMLinearScheduler(**kwargs), DDPMScheduler(**kwargs)
+        ours.set_timesteps(n)
+        stock.set_timesteps(n)
+        for i in sorted({0, 1, n // 2, n - 2, n - 1} & set(range(n))):
+            t = ours.timesteps[i]
+            x_t = torch.randn(2, 3, 4, 4, generator=seeded(1))
+            output = torch.randn(2, 6 if variance_type == "learned_range" else 3, 4, 4, generator=seeded(2))
+            got = ours.step(output, t, x_t, generator=seeded(3))
+            wanted = stock.step(output, t, x_t, generator=seeded(3))
+            assert got.prev_sample.isfinite().all()
+            if wanted.prev_sample.isfinite().all():  # stock divides by zero where eps is undefined
+                torch.testing.assert_close(got.prev_sample, wanted.prev_sample, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(got.pred_original_sample, wanted.pred_original_sample, rtol=1e-6, atol=1e-6)
+            else:
+                assert zero_snr
+                assert prediction_type == "epsilon"
+
+
+def test_step_equals_stock_for_custom_timesteps_and_before_set_timesteps():
+    ours, stock = DDPMLinearScheduler(), DDPMScheduler()
+    x_t, eps = torch.randn(2, 1, 1, 4, 4, generator=seeded())
+    for t in (0, 1, 500, 999):
+        got = ours.step(eps, t, x_t, generator=seeded()).prev_sample
+        torch.testing.assert_close(got, stock.step(eps, t, x_t, generator=seeded()).prev_sample, rtol=0, atol=1e-6)
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(timesteps=[900, 400, 30, 2])
+    for t in (900, 400, 30, 2):
+        got = ours.step(eps, t, x_t, generator=seeded()).prev_sample
+        torch.testing.assert_close(got, stock.step(eps, t, x_t, generator=seeded()).prev_sample, rtol=0, atol=1e-6)
+        assert ours.previous_timestep(t) == stock.previous_timestep(t)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
+def test_get_variance_equals_stock(variance_type):
+    ours, stock = DDPMLinearScheduler(), DDPMScheduler()
+    for t in (0, 1, 10, 487, 999):
+        wanted = stock._get_variance(t, variance_type=variance_type)
+        torch.testing.assert_close(ours._get_variance(t, variance_type=variance_type), wanted)
+
+
+# ---- The paper ------------------------------------------------------------------------------------------------------
+
+
+def test_variance_values():
+    scheduler = DDPMLinearScheduler()
+    assert scheduler._get_variance(0).item() == pytest.approx(0, abs=1e-5)
+    assert scheduler._get_variance(487).item() == pytest.approx(0.00979, abs=1e-5)
+    assert scheduler._get_variance(999).item() == pytest.approx(0.02, abs=1e-5)
+    assert scheduler._get_variance(999, variance_type="fixed_large").item() == pytest.approx(0.02, abs=1e-6)
+
+
+def test_moments_of_x_t_by_simulation():
+    """A chain of single noising steps (eq. 2) has the moments that eq. 4 gives in one."""
+    scheduler = DDPMLinearScheduler(num_train_timesteps=100, beta_end=0.2)
+    x_t, generator = torch.full((200_000,), 0.7), seeded()
+    for t, beta in enumerate(scheduler.betas):
+        x_t = (1 - beta).sqrt() * x_t + beta.sqrt() * torch.randn(x_t.shape, generator=generator)
+        if t in (0, 9, 49, 99):
+            mean = scheduler.add_noise(torch.tensor([0.7]), torch.tensor([0.0]), t)
+            std = scheduler.add_noise(torch.tensor([0.0]), torch.tensor([1.0]), t)
+            assert x_t.mean().item() == pytest.approx(mean.item(), abs=0.01)
+            assert x_t.std().item() == pytest.approx(std.item(), abs=0.01)
+
+
+def test_posterior_in_float64():
+    """q(x_{t-1} | x_t, x_0) by Bayes' rule: precisions add up, and means in proportion to them."""
+    scheduler = DDPMLinearScheduler()
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1 - betas).cumprod(0)
+    x_0, x_t = torch.randn(2, 5, 1, dtype=torch.float64, generator=seeded())
+    for t in (1, 2, 500, 999):
+        prior = 1 / (1 - alpha_bar[t - 1])  # of x_{t-1} given x_0
+        likelihood = (1 - betas[t]) / betas[t]  # of x_{t-1} given x_t
+        centre = prior * alpha_bar[t - 1].sqrt() * x_0 + likelihood * x_t / (1 - betas[t]).sqrt()
+        mean, variance = scheduler.posterior_mean_variance(x_0, x_t, t)
+        torch.testing.assert_close(mean, centre / (prior + likelihood), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(variance.item(), (1 / (prior + likelihood)).item(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 1e-4)])
+def test_annotated_tutorial(dtype, tolerance):
+    """In float32 the coefficients are stock's, whose 1 - alpha_bar ratio at small t is good to four digits."""
+    reference = {k: v.to(dtype) if v.is_floating_point() else v for k, v in annotated_diffusion().items()}
+    scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
+    torch.testing.assert_close(scheduler.betas.to(dtype), reference["betas"], rtol=0, atol=1e-7)
+    torch.testing.assert_close(scheduler.alphas_cumprod.to(dtype), reference["alphas_cumprod"], rtol=1e-5, atol=1e-6)
+    t = reference["timesteps"]
+    x_t = scheduler.add_noise(reference["x_0"], reference["noise"], t)
+    torch.testing.assert_close(x_t, reference["x_t"], rtol=0, atol=1e-5)
+    loss = (reference["noise"] - reference["eps_theta"]).square().mean()
+    torch.testing.assert_close(loss, reference["loss"], rtol=0, atol=1e-5)
+
+    # The tutorial's p_sample adds its noise z at t = 0 too; without that noise it is our step.
+    for i in range(len(t)):
+        eps, x_t, z = (reference[key][i : i + 1] for key in ("eps_theta", "x_t", "z"))
+        sigma_t = reference["betas"][t[i]].sqrt()
+        step = scheduler.step(eps, t[i], x_t, generator=seeded()).prev_sample
+        our_z = torch.randn(x_t.shape, generator=seeded(), dtype=dtype) * (t[i] > 0)
+        difference = (step - sigma_t * our_z) - (reference["x_prev"][i : i + 1] - sigma_t * z)
+        assert difference.abs().max() < tolerance, t[i]
+
+
+def test_no_noise_at_the_last_step():
+    scheduler = DDPMLinearScheduler(variance_type="fixed_large")
+    scheduler.set_timesteps(1000)
+    x_t, eps = torch.randn(2, 4, 1, 4, 4, generator=seeded())
+    a, b = (scheduler.step(eps, 0, x_t, generator=seeded(s)).prev_sample for s in (1, 2))
+    c, d = (scheduler.step(eps, 1, x_t, generator=seeded(s)).prev_sample for s in (1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(c, d)
+
+
+# ---- Our own promises -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"rescale_betas_zero_snr": True, "clip_sample": False},
+        {"beta_start": 0.0},
+        {"beta_start": 0.0, "beta_end": 1e-9},
+        {"beta_end": 1.0, "num_train_timesteps": 10},
+        {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
+        {"variance_type": "fixed_large_log"},
+        {"variance_type": "learned"},
+        {"variance_type": "learned_range", "thresholding": True},
+    ],
+)
+def test_finite(kwargs, prediction_type):
+    scheduler = DDPMLinearScheduler(prediction_type=prediction_type, **kwargs)
+    for n in (1, 2, len(scheduler)):
+        scheduler.set_timesteps(n)
+        x = torch.randn(2, 1, 4, 4, generator=seeded())
+        for t in scheduler.timesteps:
+            output = torch.randn(2, 2 if "learned" in scheduler.config.variance_type else 1, 4, 4, generator=seeded(1))
+            x = scheduler.step(output, t, x, generator=seeded(2)).prev_sample
+            assert x.isfinite().all(), (n, t)
+
+
+def test_one_generator_or_one_for_each_image():
+    scheduler = DDPMLinearScheduler()
+    scheduler.set_timesteps(10)
+    x_t, eps = torch.randn(2, 3, 1, 4, 4, generator=seeded())
+    together = scheduler.step(eps, 500, x_t, generator=[seeded(i) for i in range(3)]).prev_sample
+    for i in range(3):
+        alone = scheduler.step(eps[i : i + 1], 500, x_t[i : i + 1], generator=seeded(i)).prev_sample
+        assert torch.equal(alone, together[i : i + 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    scheduler = DDPMLinearScheduler()
+    x_t, eps = torch.randn(2, 3, 1, 4, 4, generator=seeded()).to(dtype)
+    half = scheduler.step(eps, 0, x_t)
+    full = scheduler.step(eps.float(), 0, x_t.float())
+    assert half.prev_sample.dtype == dtype
+    assert torch.equal(half.prev_sample, full.prev_sample.to(dtype))
+    assert scheduler.add_noise(x_t, eps, torch.tensor([1, 2, 3])).dtype == dtype
+
+
+def test_timesteps_of_each_sample():
+    scheduler = DDPMLinearScheduler()
+    x_t, eps = torch.randn(2, 3, 1, 4, 4, generator=seeded())
+    t = torch.tensor([999, 1, 0])
+    generators = [seeded(i) for i in range(3)]
+    together = scheduler.step(eps, t, x_t, generator=generators).prev_sample
+    for i in range(3):
+        alone = scheduler.step(eps[i : i + 1], t[i], x_t[i : i + 1], generator=seeded(i)).prev_sample
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-6)
+
+
+def test_previous_timestep_of_any_t():
+    scheduler = DDPMLinearScheduler()
+    assert scheduler.previous_timestep(5) == 4
+    scheduler.set_timesteps(timesteps=[900, 400, 30])
+    assert [scheduler.previous_timestep(t).item() for t in (999, 900, 500, 400, 31, 30, 0)] == [
+        900,
+        400,
+        400,
+        30,
+        30,
+        -1,
+        -1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"variance_type": "other"}, {"prediction_type": "other"}, {"timestep_spacing": "other"}]
+)
+def test_foreign_names_survive_construction_and_raise_where_they_are_used(kwargs):
+    scheduler = DDPMLinearScheduler(**kwargs)
+    x_t = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="'other'"):
+        scheduler.set_timesteps(10)
+        scheduler.step(x_t, 900, x_t)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, x: s.set_timesteps(1001), "num_inference_steps=1001"),
+        (lambda s, x: s.set_timesteps(0), "num_inference_steps=0"),
+        (lambda s, x: s.set_timesteps(), "either"),
+        (lambda s, x: s.set_timesteps(10, timesteps=[3, 1]), "either"),
+        (lambda s, x: s.set_timesteps(timesteps=[1, 3]), "descending"),
+        (lambda s, x: s.set_timesteps(timesteps=[1000, 3]), "from 1000 to 3"),
+        (lambda s, x: s.step(x, 1000, x), "1000"),
+        (lambda s, x: s.add_noise(x, x, torch.tensor([-2])), "-2"),
+        (lambda s, x: s.step(torch.zeros(1, 2, 4, 4), 1, x), r"\(1, 2, 4, 4\)"),
+        (lambda s, x: DDPMLinearScheduler(beta_schedule="other"), "'other'"),
+        (lambda s, x: DDPMLinearScheduler(beta_end=2.0).set_timesteps(10), "run from 0.0001 to 2"),
+        (lambda s, x: DDPMLinearScheduler(trained_betas=[0.1, 0.2]).set_timesteps(10), "has 2 entries"),
+        (lambda s, x: DDPMLinearScheduler(steps_offset=1).set_timesteps(1000), "from 1000 to 1"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(DDPMLinearScheduler(), torch.zeros(1, 1, 4, 4))
+
+
+def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDPMLinearScheduler()
+    scheduler.save_pretrained(tmp_path)
+    loaded = DDPMLinearScheduler.from_pretrained(tmp_path)
+    a, b = DDIMScheduler.from_config(scheduler.config), DDIMScheduler.from_config(loaded.config)
+    assert {k: v for k, v in a.config.items() if k[0] != "_"} == {k: v for k, v in b.config.items() if k[0] != "_"}
+    assert torch.equal(scheduler.betas, loaded.betas)
+
+
+def test_variance_of_the_whole_chain():
+    """With the exact eps of N(0, 1) data, each x_t stays N(0, 1) under fixed_large, to the order of beta."""
+    scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
+    scheduler.set_timesteps(1000)
+    x, generator = torch.randn(1, 1, 64, 64, generator=seeded()), seeded(1)
+    for t in scheduler.timesteps:
+        a = scheduler.alphas_cumprod[t]
+        x = scheduler.step((1 - a).sqrt() * x, t, x, generator=generator).prev_sample
+    assert x.std().item() == pytest.approx(1, abs=0.05)
+    assert math.isfinite(x.mean().item())

@@ -1,0 +1,312 @@
+"""DDPMUNetModel against diffusers' UNet2DModel, the annotated tutorial's network, and float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from oracles import annotated_unet
+
+from ddpm_hf import DDPMUNetModel
+from ddpm_hf.config import PRESETS
+from ddpm_hf.convert import from_annotated, from_unet2d, to_unet2d
+from ddpm_hf.unet_ddpm import Upsample
+
+# Stock's U-Nets in the shapes that matter: the paper's keys and train_unconditional.py's, heads, groups, odd sizes.
+STOCK = {
+    "paper": {
+        "sample_size": 32,
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,
+        "norm_eps": 1e-6,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "downsample_padding": 0,
+    },
+    "train_unconditional": {
+        "sample_size": 16,
+        "block_out_channels": (32, 32, 64, 64),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    },
+    "heads and groups": {
+        "sample_size": (16, 24),
+        "in_channels": 2,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "attention_head_dim": 3,
+        "norm_num_groups": 2,
+        "attn_norm_num_groups": 4,
+        "layers_per_block": 1,
+    },
+    "class labels": {
+        "sample_size": 8,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "num_class_embeds": 10,
+        "add_attention": False,
+    },
+    "no middle": {
+        "sample_size": 8,
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 4,
+        "mid_block_type": None,
+    },
+}
+
+
+def perturbed(model):
+    """Random values for every parameter, so that no norm is at its identity and no layer at zero."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def tiny(**kwargs):
+    config = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    return DDPMUNetModel(**{**config, **kwargs})
+
+
+# ---- Parity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_equals_stock_unet(name):
+    stock = perturbed(UNet2DModel(**STOCK[name]))
+    ours = from_unet2d(stock).eval()
+    labels = {"class_labels": torch.tensor([3, 9, 0])} if "num_class_embeds" in STOCK[name] else {}
+    for height, width in ((16, 16), (24, 8)):
+        x = torch.randn(3, stock.config.in_channels, height, width)
+        for t in (torch.tensor([0, 500, 999]), torch.tensor(7), 999, torch.tensor([10.5, 0.25, 3.0])):
+            wanted = stock(x, t, **labels).sample
+            got = ours(x, t, **labels).sample
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_gradients_equal_stock_unet(name):
+    stock = perturbed(UNet2DModel(**STOCK[name]))
+    ours = from_unet2d(stock).eval()
+    x = torch.randn(2, stock.config.in_channels, 16, 16)
+    labels = {"class_labels": torch.tensor([3, 9])} if "num_class_embeds" in STOCK[name] else {}
+    for model in (stock, ours):
+        model(x, torch.tensor([5, 700]), **labels).sample.square().mean().backward()
+    # Our gradients, brought into stock's layout as weights would be.
+    for parameter in ours.parameters():
+        parameter.data = parameter.grad
+    for (key, parameter), (_, gradient) in zip(stock.named_parameters(), to_unet2d(ours).named_parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_default_is_the_papers_cifar10_model():
+    stock = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    assert DDPMUNetModel().num_parameters() == stock.num_parameters() == 35_746_307
+
+
+def test_equals_annotated_unet():
+    weights, reference = annotated_unet()
+    unet = from_annotated(weights).eval()
+    got = unet(reference["sample"], reference["timestep"]).sample
+    torch.testing.assert_close(got, reference["output"], rtol=0, atol=1e-5)
+
+
+def test_annotated_preset_has_the_tutorials_layout():
+    """Widths multiply level by level: 64, 128, 256, 1024; each level narrows before it is upsampled."""
+    with torch.device("meta"):
+        unet = DDPMUNetModel(**PRESETS["annotated"]["model"])
+    shapes = {k: tuple(p.shape) for k, p in unet.named_parameters()}
+    assert shapes["mid_block.resnets.0.conv1.weight"] == (1024, 1024, 3, 3)
+    assert shapes["up_blocks.0.resnets.2.conv1.weight"] == (256, 1024 + 256, 3, 3)
+    assert shapes["up_blocks.0.resample.weight"] == (256, 256, 4, 4)
+    assert shapes["up_blocks.0.attentions.2.to_qkv.weight"] == (3 * 256, 256)
+    assert not unet.mid_block.attentions[0].group_norm.weight.requires_grad
+    assert unet.conv_norm_out.num_groups == 8
+
+
+def test_conversion_round_trip_is_bit_equal():
+    stock = perturbed(UNet2DModel(**STOCK["paper"]))
+    again = to_unet2d(from_unet2d(stock))
+    for (key, a), (_, b) in zip(stock.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key
+    with pytest.raises(ValueError, match="annotated lineage"):
+        to_unet2d(from_annotated(annotated_unet()[0]))
+    with pytest.raises(ValueError, match="time_embedding_type='fourier'"):
+        from_unet2d(UNet2DModel(**{**STOCK["no middle"], "time_embedding_type": "fourier"}))
+
+
+def test_upsampling_equals_nearest_and_convolution():
+    upsample = Upsample(3).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    wanted = upsample.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    got = upsample(x)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    weights = torch.randn_like(got)
+    for parameter in (x, upsample.conv.weight, upsample.conv.bias):
+        a, b = (torch.autograd.grad((y * weights).sum(), parameter, retain_graph=True)[0] for y in (got, wanted))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+# ---- Shapes, memory, precision --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_size_and_channels(channels):
+    unet = tiny(in_channels=channels, out_channels=channels)
+    for size in ((2, 2), (8, 8), (6, 10), (34, 2)):
+        assert unet(torch.randn(2, channels, *size), 3).sample.shape == (2, channels, *size)
+
+
+def test_one_timestep_stands_for_the_batch():
+    unet = perturbed(tiny())
+    x = torch.randn(3, 1, 8, 8)
+    wanted = unet(x, torch.tensor([4, 4, 4])).sample
+    for t in (4, 4.0, torch.tensor(4), torch.tensor([4]), torch.tensor(4.0)):
+        torch.testing.assert_close(unet(x, t, return_dict=False)[0], wanted, rtol=0, atol=1e-6)
+
+
+def test_new_model_predicts_zero_and_learns():
+    """Ho's initialisation: every residual branch and the output start at zero."""
+    unet = tiny()
+    x = torch.randn(2, 1, 8, 8)
+    assert unet(x, 0).sample.abs().max() == 0
+    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(30):
+        loss = (unet(x, 0).sample - x).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_initialisation_has_the_variance_of_its_layers():
+    """A fused layer is initialised like the layers that it stands for: variance 1 / fan_avg each."""
+    torch.manual_seed(0)
+    unet = DDPMUNetModel(
+        block_out_channels=(128, 256), down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2
+    )
+    parts = {
+        (512, 128): unet.time_projection.weight[: unet.time_widths[0]],
+        (256, 256): unet.mid_block.attentions[0].to_qkv.weight[256:512],
+        (9 * 128, 9 * 128): unet.down_blocks[0].resnets[0].conv1.weight,
+    }
+    for (fan_in, fan_out), weight in parts.items():
+        assert weight.var().item() == pytest.approx(2 / (fan_in + fan_out), rel=0.03)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        unet = perturbed(tiny()).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            assert unet.is_gradient_checkpointing
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        unet(x, torch.tensor([3, 500])).sample.square().mean().backward()
+        gradients.append([p.grad for p in unet.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_float32_against_float64():
+    unet = perturbed(tiny())
+    x = torch.randn(2, 1, 8, 8)
+    single = unet(x, 10).sample
+    double = unet.double()(x.double(), 10).sample
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_against_float64():
+    unet = perturbed(tiny())
+    x = torch.randn(2, 1, 8, 8)
+    wanted = unet.double()(x.double(), 10).sample
+    got = unet.bfloat16()(x.bfloat16(), 10).sample.double()
+    assert (got - wanted).norm() / wanted.norm() < 2e-2
+
+
+def test_dropout_acts_in_training_only():
+    unet = perturbed(tiny(dropout=0.5))
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(unet(x, 1).sample, unet(x, 1).sample)
+    unet.train()
+    assert not torch.equal(unet(x, 1).sample, unet(x, 1).sample)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_saves_and_loads_bit_equal(tmp_path, variant):
+    unet = perturbed(tiny())
+    unet.save_pretrained(tmp_path, variant=variant)
+    loaded = DDPMUNetModel.from_pretrained(tmp_path, variant=variant)
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(unet(x, 10).sample, loaded(x, 10).sample)
+    assert str(tmp_path) not in loaded.to_json_string()
+    assert [f.suffix for f in tmp_path.iterdir() if f.name != "config.json"] == [".safetensors"]
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"block_out_channels": (8, 18)}, r"block_out_channels=\(8, 18\).*multiples of norm_num_groups=4"),
+        ({"block_out_channels": (8, 16, 32)}, "down_block_types.*each of the 3"),
+        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "SkipDownBlock2D.*AttnDownBlock2D"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type"),
+        ({"sample_size": 9}, "sample_size=9.*multiples of 2"),
+        ({"sample_size": (8, 7)}, "sample_size"),
+        ({"attention_head_dim": 32}, "attention_head_dim=32.*1 to 8"),
+        ({"in_channels": 0}, "in_channels=0.*at least 1"),
+        ({"layers_per_block": 0}, "layers_per_block"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"downsample_padding": 2}, "downsample_padding"),
+        ({"upsample_type": "resnet"}, "conv_transpose"),
+        ({"norm_out_num_groups": 3}, "divisor of 8"),
+        ({"freq_shift": 4}, "freq_shift=4"),
+        ({"num_class_embeds": 0}, "num_class_embeds"),
+    ],
+)
+def test_bad_config(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2, 3, 8, 8), 1), r"\(2, 3, 8, 8\).*\(batch, 1, height, width\)"),
+        ((torch.zeros(1, 8, 8), 1), r"\(1, 8, 8\)"),
+        ((torch.zeros(2, 1, 9, 8), 1), "9x8 pixels.*multiples of 2"),
+        ((torch.zeros(2, 1, 8, 8), torch.zeros(3)), r"\(3,\).*each of 2"),
+        ((torch.zeros(2, 1, 8, 8), 1, torch.zeros(2)), "unconditional"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(*arguments)
+    with pytest.raises(ValueError, match="class-conditional"):
+        tiny(num_class_embeds=3)(torch.zeros(2, 1, 8, 8), 1)
