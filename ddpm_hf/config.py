@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
 
 def _option(default, group: str, help: str, minimum: float | None = None, maximum: float | None = None):
     metadata = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
@@ -125,18 +128,6 @@ def _check_range(option: dataclasses.Field, value):
 # ---- Presets -------------------------------------------------------------------------------------------------------
 
 
-# What tells the annotated tutorial's U-Net from the paper's.
-ANNOTATED_LINEAGE = {
-    "norm_eps": 1e-5,
-    "downsample_padding": 1,
-    "upsample_type": "conv_transpose",
-    "narrow_up_blocks": True,
-    "attention_norm": False,
-    "norm_out_num_groups": 8,
-    "zero_init": False,
-}
-
-
 def _unet(widths, attention, layers=2, **keys) -> dict:
     """Configuration of a U-Net from its widths and the levels that attend, counted from the finest."""
     down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(widths))]
@@ -185,16 +176,6 @@ PRESETS = {name: {key: row[i] for key, row in _PRESETS.items()} for i, name in e
 # ---- Command line --------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest known flag."""
-
-    def error(self, message: str):
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
-        hint = f" (did you mean {near[0]}?)" if near and unknown.startswith("--") else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")
-
-
 def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, bool]:
     """Read the options of train_ddpm.py: the preset's, overridden by the flags.
 
@@ -202,55 +183,81 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
         argv (`list[str]`, *optional*): The arguments; by default the process's.
 
     Returns:
-        `tuple`: The [`TrainingConfig`] and whether `--dry_run` was given. A bad flag ends the process with one line on
+        `tuple`: The [`TrainingConfig`], and whether `--dry_run` was given. A bad flag ends the process with one line on
         standard error and exit code 2.
     """
-    parser = _Parser(
-        prog="train_ddpm.py",
-        description="Train a denoising diffusion probabilistic model. With no arguments: handwritten digits, in minutes.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
-    )
-    groups = {}
-    hints = typing.get_type_hints(TrainingConfig)
-    for option in dataclasses.fields(TrainingConfig):
-        name = option.metadata["group"]
-        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
-        if option.name != "model":
-            _add_flag(group, option, hints[option.name])
-    groups["Run"].add_argument(
-        "--dry_run", action="store_true", help="Print the options, the model's size and the steps; stop."
-    )
-
+    parser = _make_parser()
     flags = vars(parser.parse_args(argv))
     dry_run = flags.pop("dry_run", False)
     options = dict(PRESETS[flags.get("preset", "mnist-mini")])
     if "train_data_dir" in flags:
-        options.pop("dataset_name")
+        del options["dataset_name"]
     if "num_epochs" in flags:
-        options.pop("max_train_steps")
+        del options["max_train_steps"]
     try:
+        if "model_config_name_or_path" in flags:
+            options["model"] = _load_model_config(flags["model_config_name_or_path"])
         return TrainingConfig(**{**options, **flags}), dry_run
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def _load_model_config(name_or_path: str) -> dict:
+    """The arguments of a U-Net like a saved one's, but for the size and the channels, which the data decides."""
+    try:
+        config = DDPMUNetModel.load_config(name_or_path)
+        if config.get("_class_name") == "UNet2DModel":
+            config = config_from_unet2d(config)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
+    decided_by_data = ("sample_size", "in_channels", "out_channels")
+    return {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
+
+
+def _make_parser() -> "_Parser":
+    parser = _Parser(
+        prog="train_ddpm.py",
+        usage="accelerate launch train_ddpm.py [--preset NAME] [--FLAG VALUE ...]",
+        description="Train a denoising diffusion probabilistic model. Without flags: handwritten digits, in minutes.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
+        allow_abbrev=False,
+    )
+    groups, hints = {}, typing.get_type_hints(TrainingConfig)
+    for option in dataclasses.fields(TrainingConfig):
+        name = option.metadata["group"]
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        if option.name != "model":
+            _add_flag(groups[name], option, hints[option.name])
+    groups["Run"].add_argument("--dry_run", action="store_true", help="Print the options and the sizes, and stop.")
+    return parser
 
 
 def _add_flag(group, option: dataclasses.Field, hint):
-    """Add `--name`, typed like the field; for a boolean also `--no_name`. Flags that are not given leave no trace."""
-    kwargs = dict(dest=option.name, default=argparse.SUPPRESS)
+    """Add a flag, typed like the field. A flag that is not given leaves no trace, so that the preset decides."""
+    flag = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.metadata["help"].replace("%", "%%")}
     if hint is bool:
-        group.add_argument(f"--{option.name}", action="store_true", help=option.metadata["help"], **kwargs)
-        group.add_argument(f"--no_{option.name}", action="store_false", help="The opposite.", **kwargs)
+        group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
         return
-    default = "" if option.default in (None, dataclasses.MISSING) else f" [{option.default}]"
     if isinstance(hint, types.UnionType):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    choices = PRESETS if option.name == "preset" else typing.get_args(hint) or None
-    group.add_argument(
-        f"--{option.name}",
-        type=str if choices else hint,
-        choices=choices,
-        metavar=None if choices else hint.__name__.upper(),
-        help=option.metadata["help"].replace("%", "%%") + default,
-        **kwargs,
-    )
+    choices = PRESETS if option.name == "preset" else typing.get_args(hint)
+    kind = {"type": str, "choices": choices} if choices else {"type": hint, "metavar": hint.__name__.upper()}
+    group.add_argument(f"--{option.name}", **flag, **kind)
+
+
+class _Switch(argparse.Action):
+    """`--name` for True, `--no_name` for False."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest known flag."""
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near and message.startswith("unrecognized") else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")

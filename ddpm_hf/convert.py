@@ -5,12 +5,12 @@ values, and one matrix projects the time embedding for all residual blocks. Conv
 never computes, so a round trip is bit-equal.
 """
 
+import inspect
 import re
 
 import torch
 from diffusers import UNet2DModel
 
-from ddpm_hf.config import ANNOTATED_LINEAGE
 from ddpm_hf.unet_ddpm import DDPMUNetModel, ResidualBlock
 
 StateDict = dict[str, torch.Tensor]
@@ -32,6 +32,38 @@ FIXED_KEYS = {
 # Keys of a DDPMUNetModel's configuration that UNet2DModel does not have, and the only value that it can stand for.
 PAPER_LINEAGE = {"narrow_up_blocks": False, "attention_norm": True, "norm_out_num_groups": None}
 
+# What tells the annotated tutorial's U-Net from the paper's.
+ANNOTATED_LINEAGE = {
+    "norm_eps": 1e-5,
+    "downsample_padding": 1,
+    "upsample_type": "conv_transpose",
+    "narrow_up_blocks": True,
+    "attention_norm": False,
+    "norm_out_num_groups": 8,
+    "zero_init": False,
+}
+
+
+def config_from_unet2d(config: dict) -> dict:
+    """The configuration of the [`DDPMUNetModel`] that equals a `UNet2DModel`.
+
+    Args:
+        config (`dict`): The configuration of a `UNet2DModel`; missing keys are at their defaults.
+
+    Returns:
+        `dict`: The arguments of [`DDPMUNetModel`].
+
+    Raises:
+        ValueError: If the configuration has a part that [`DDPMUNetModel`] does not have; the message names it.
+    """
+    defaults = {key: p.default for key, p in inspect.signature(UNet2DModel).parameters.items()}
+    config = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
+    for key, value in FIXED_KEYS.items():
+        if config[key] != value:
+            raise ValueError(f"The UNet2DModel has `{key}={config[key]!r}`; only {value!r} can be converted.")
+        del config[key]
+    return config
+
 
 def from_unet2d(unet2d: UNet2DModel) -> DDPMUNetModel:
     """Convert diffusers' U-Net of Down, AttnDown, Up and AttnUp blocks.
@@ -45,11 +77,7 @@ def from_unet2d(unet2d: UNet2DModel) -> DDPMUNetModel:
     Raises:
         ValueError: If the configuration has a part that [`DDPMUNetModel`] does not have; the message names it.
     """
-    config = {key: value for key, value in unet2d.config.items() if not key.startswith("_")}
-    for key, value in FIXED_KEYS.items():
-        if config.pop(key) != value:
-            raise ValueError(f"The UNet2DModel has `{key}={unet2d.config[key]!r}`; only {value!r} can be converted.")
-    unet = DDPMUNetModel(**config)
+    unet = DDPMUNetModel(**config_from_unet2d(unet2d.config))
     theirs = unet2d.state_dict()
 
     ours = {}

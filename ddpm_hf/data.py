@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +75,10 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset:
 
 def common_mode(dataset: datasets.Dataset, look_at: int = 1000) -> str:
     """ "L" if the first images are all greyscale, which their headers tell, else "RGB"."""
-    for row in dataset.select(range(min(look_at, len(dataset)))):
-        if _open(row["image"]).mode not in ("1", "L", "LA", "I", "I;16", "F"):
-            return "RGB"
+    for i, row in enumerate(dataset.select(range(min(look_at, len(dataset))))):
+        with _naming(i, row["image"]):
+            if _open(row["image"]).mode not in ("1", "L", "LA", "I", "I;16", "F"):
+                return "RGB"
     return "L"
 
 
@@ -114,10 +116,8 @@ def load_pixels(dataset: datasets.Dataset, mode: str, config: TrainingConfig) ->
 def _decode_into(pixels: np.ndarray, dataset: datasets.Dataset, config: TrainingConfig, mode: str):
     def decode(item):
         i, image = item
-        try:
+        with _naming(i, image):
             return fit_image(_open(image).convert(mode), config.resolution, config.image_fit)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"Image {image['path'] or i}: {error}") from error
 
     with ThreadPoolExecutor() as pool, tqdm(total=len(dataset), desc="Decoding images", unit="img") as progress:
         for start in range(0, len(dataset), 256):
@@ -128,8 +128,17 @@ def _decode_into(pixels: np.ndarray, dataset: datasets.Dataset, config: Training
 
 
 def _open(image: dict) -> Image.Image:
-    """Open an undecoded image of `datasets`: its bytes, or else its path. Reads the header only."""
+    """Open an undecoded image of `datasets`: its bytes, or else its path."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]))
+
+
+@contextmanager
+def _naming(i: int, image: dict):
+    """Say which image an error is about."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Image {image['path'] or i}: {error}") from error
 
 
 def fit_image(image: Image.Image, resolution: int, fit: str) -> np.ndarray:

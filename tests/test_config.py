@@ -1,0 +1,107 @@
+"""The options of a run: presets, flags, and what is said about bad ones."""
+
+import json
+
+import pytest
+import torch
+
+from ddpm_hf import DDPMUNetModel
+from ddpm_hf.config import PRESETS, parse_command_line
+
+# The flags of diffusers' train_unconditional.py that make sense here.
+STOCK_FLAGS = {
+    "dataset_name", "dataset_config_name", "model_config_name_or_path", "train_data_dir", "output_dir", "num_epochs",
+    "overwrite_output_dir", "cache_dir", "resolution", "random_flip", "train_batch_size", "eval_batch_size",
+    "save_images_epochs", "save_model_epochs", "gradient_accumulation_steps", "learning_rate", "lr_scheduler",
+    "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_inv_gamma",
+    "ema_power", "ema_max_decay", "mixed_precision", "prediction_type", "ddpm_num_steps", "ddpm_num_inference_steps",
+    "ddpm_beta_schedule",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_make_models(preset):
+    config, _ = parse_command_line(["--preset", preset])
+    with torch.device("meta"):
+        DDPMUNetModel(sample_size=config.resolution, **config.model)
+    assert config.output_dir == f"ddpm-{preset}"
+
+
+def test_flags_override_the_preset():
+    config, dry_run = parse_command_line(
+        ["--preset", "cifar10", "--learning_rate", "1e-3", "--no_use_ema", "--dry_run"]
+    )
+    assert (config.learning_rate, config.use_ema, config.train_batch_size) == (1e-3, False, 128)
+    assert dry_run
+    assert parse_command_line(["--preset", "annotated", "--use_ema"])[0].use_ema
+    assert parse_command_line(["--preset", "celeba-64", "--train_data_dir", "x"])[0].dataset_name is None
+
+
+def test_annotated_preset_is_the_tutorials():
+    config, _ = parse_command_line(["--preset", "annotated"])
+    assert (config.resolution, config.train_batch_size, config.learning_rate, config.optimizer) == (
+        32,
+        64,
+        2e-5,
+        "adam",
+    )
+    assert (config.variance_type, config.clip_sample, config.use_ema, config.max_grad_norm) == (
+        "fixed_large",
+        False,
+        False,
+        0,
+    )
+    assert config.ddpm_num_steps == 1000
+
+
+def test_steps_and_epochs():
+    config, _ = parse_command_line(["--num_epochs", "3", "--save_images_epochs", "2"])
+    config.count_steps(steps_per_epoch=10.5)
+    assert (config.max_train_steps, config.save_images_steps) == (32, 21)
+    config, _ = parse_command_line(["--max_train_steps", "7", "--num_epochs", "3"])
+    config.count_steps(steps_per_epoch=10.5)
+    assert config.max_train_steps == 7
+
+
+def test_help_names_every_flag_of_train_unconditional(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert [flag for flag in STOCK_FLAGS if f"--{flag} " not in text and f"--{flag}," not in text] == []
+
+
+def test_model_config_from_a_file(tmp_path):
+    DDPMUNetModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+    ).save_config(tmp_path)
+    config, _ = parse_command_line(["--model_config_name_or_path", str(tmp_path)])
+    assert config.model["block_out_channels"] == [32, 64]
+    config.save(tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text())["model"]["block_out_channels"] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--preset mnist-maxi", "invalid choice: 'mnist-maxi' (choose from 'mnist-mini'"),
+        ("--learnin_rate 1", "--learnin_rate 1 (did you mean --learning_rate?)"),
+        ("--learning_rate fast", "--learning_rate: invalid float value: 'fast'"),
+        ("--learning_rate -1", "--learning_rate -1.0: expected at least 0"),
+        ("--adam_beta1 2", "--adam_beta1 2.0: expected 0 to 1"),
+        ("--train_batch_size 0", "--train_batch_size 0: expected at least 1"),
+        ("--resolution 30", "--resolution 30: the U-Net halves its input 2 times, so the resolution has to be"),
+        ("--dataset_name a --train_data_dir b", "pass one of them"),
+        ("--model_config_name_or_path /no/such/file", "--model_config_name_or_path /no/such/file"),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_answered_in_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(flags.split())
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
