@@ -46,6 +46,7 @@ def main():
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
+        torch.manual_seed(config.seed)  # for the initial weights
         unet = DDPMUNetModel(
             **config.model, sample_size=config.resolution, in_channels=len(mode), out_channels=len(mode)
         )

@@ -1,0 +1,102 @@
+"""The objective, the moving average, and the course of the learning rate."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from oracles import GaussianDenoiser
+
+from ddpm_hf import DDPMLinearScheduler
+from ddpm_hf.config import parse_command_line
+from ddpm_hf.training import MovingAverage, choose_mixed_precision, make_lr_scheduler, make_optimizer, simple_loss
+
+
+def test_loss_of_the_exact_denoiser():
+    """For N(mean, std^2) data the least possible loss at t is a std^2 / (a std^2 + 1 - a), with a = alpha_bar_t."""
+    unet, scheduler = GaussianDenoiser(0.3, 0.2), DDPMLinearScheduler()
+    x_0, eps = torch.randn(2, 20_000, 1, 1, 1)
+    x_0 = 0.3 + 0.2 * x_0
+    for t in (0, 100, 500, 999):
+        a = scheduler.alphas_cumprod[t].item()
+        least = a * 0.2**2 / (a * 0.2**2 + 1 - a)
+        loss = simple_loss(unet, scheduler, x_0, torch.full((20_000,), t), eps)
+        assert loss.item() == pytest.approx(least, rel=0.05)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_loss_has_the_target_of_the_prediction_type(prediction_type):
+    """A network that predicts zero has the mean square of the target for its loss."""
+    scheduler = DDPMLinearScheduler(prediction_type=prediction_type)
+    x_0, eps = torch.randn(2, 4, 1, 8, 8)
+    t = torch.tensor([0, 10, 500, 999])
+    targets = {"epsilon": eps, "sample": x_0, "v_prediction": DDPMScheduler().get_velocity(x_0, eps, t)}
+    loss = simple_loss(lambda x, t, return_dict: (torch.zeros_like(x),), scheduler, x_0, t, eps)
+    torch.testing.assert_close(loss, targets[prediction_type].square().mean())
+
+
+def test_moving_average_in_closed_form():
+    model = torch.nn.Linear(3, 2)
+    ema = MovingAverage(model, inv_gamma=1.0, power=0.75, max_decay=0.9)
+    expected = [p.detach().double().clone() for p in model.parameters()]
+    for step in range(1, 50):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        ema.update(step)
+        decay = min(0.9, 1 - (1 + step) ** -0.75)
+        expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters())]
+    for average, wanted in zip(ema.average, expected):
+        torch.testing.assert_close(average.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_moving_average_is_lent_to_the_model_and_taken_back():
+    model = torch.nn.Linear(3, 2)
+    ema = MovingAverage(model, 1.0, 0.75, 0.9)
+    with torch.no_grad():
+        model.weight += 1
+    live, average = model.weight.detach().clone(), ema.average[0].clone()
+    with ema.applied():
+        assert torch.equal(model.weight, average)
+    assert torch.equal(model.weight, live)
+    assert torch.equal(ema.average[0], average)
+
+
+def configure(*flags):
+    config, _ = parse_command_line([*flags])
+    config.count_steps(100)
+    return config
+
+
+def test_learning_rate_counts_optimizer_steps():
+    config = configure(
+        "--max_train_steps", "100", "--lr_warmup_steps", "10", "--learning_rate", "2", "--lr_scheduler", "linear"
+    )
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+    schedule = make_lr_scheduler(optimizer, config)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:11] == pytest.approx([0.2 * i for i in range(11)])
+    assert rates[55] == pytest.approx(1)
+    assert rates[99] == pytest.approx(2 / 90)
+
+
+@pytest.mark.parametrize(("flags", "kind"), [((), torch.optim.AdamW), (("--preset", "annotated"), torch.optim.Adam)])
+def test_optimizer_follows_the_options(flags, kind):
+    config = configure(*flags, "--adam_beta1", "0.8", "--adam_weight_decay", "0.1")
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    optimizer = make_optimizer(model, config)
+    assert type(optimizer) is kind
+    assert optimizer.defaults["betas"] == (0.8, config.adam_beta2)
+    assert optimizer.defaults["weight_decay"] == 0.1
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
+
+
+def test_mixed_precision_auto(monkeypatch):
+    assert choose_mixed_precision("fp16") == "fp16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for fast, wanted in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
+        assert choose_mixed_precision("auto") == wanted

@@ -1,0 +1,43 @@
+"""A built wheel, installed away from the clone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SCRIPT = """
+import ddpm_hf
+from ddpm_hf.data import EMBEDDED_DIGITS
+assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
+assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
+unet = ddpm_hf.DDPMUNetModel(
+    sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+)
+pipeline = ddpm_hf.DDPMPipelineCustom(unet, ddpm_hf.DDPMLinearScheduler(num_train_timesteps=3))
+pipeline.save_pretrained("pipeline")
+print(len(ddpm_hf.DDPMPipelineCustom.from_pretrained("pipeline")(batch_size=2).images), "images")
+"""
+
+
+@pytest.mark.slow
+def test_wheel_imports_and_samples(tmp_path):
+    python = [sys.executable, "-m"]
+    subprocess.run([*python, "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT], check=True)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    site = tmp_path / "site"
+    subprocess.run([*python, "pip", "install", "--no-deps", "--target", site, wheel], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(site=str(site))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "2 images\n"
