@@ -59,6 +59,8 @@ def main():
         )
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         config.count_steps(steps_per_epoch=len(dataset) / images_per_step)
+        if is_main and dry_run:
+            print(json.dumps(dataclasses.asdict(config), indent=2))
         if is_main:
             print(describe(config, unet, len(dataset), images_per_step), flush=True)
         if dry_run:
@@ -161,12 +163,11 @@ def draw_samples(pipeline: DDPMPipelineCustom, config, plan: BatchPlan, accelera
 
 
 def describe(config, unet: DDPMUNetModel, images: int, images_per_step: int) -> str:
-    """The run in words: every option, then the sizes."""
-    options = json.dumps(dataclasses.asdict(config), indent=2)
+    """The sizes of the run, in one line."""
     steps, epochs = config.max_train_steps, config.max_train_steps * images_per_step / images
     return (
-        f"{options}\nU-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {images:,} images, {steps:,} steps of "
-        f"{images_per_step} images ({epochs:.1f} epochs), mixed precision {config.mixed_precision}."
+        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {images:,} images, "
+        f"{steps:,} steps of {images_per_step} images ({epochs:.1f} epochs), mixed precision {config.mixed_precision}."
     )
 
 
