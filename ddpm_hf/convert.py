@@ -1,4 +1,4 @@
-"""Weights in and out of `DDPMUNetModel`: diffusers' `UNet2DModel`, both ways, and the annotated tutorial's `UNet`.
+"""Models in and out of this package: diffusers' `UNet2DModel`, both ways, and the annotated tutorial's `UNet`.
 
 The layouts hold the same numbers under other names, with two differences: here one matrix makes queries, keys and
 values, and one matrix projects the time embedding for all residual blocks. Converting concatenates and splits, and
@@ -6,11 +6,19 @@ never computes, so a round trip is bit-equal.
 """
 
 import inspect
+import pickle
 import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel, ResidualBlock
 
 StateDict = dict[str, torch.Tensor]
@@ -132,37 +140,104 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
     return unet2d
 
 
-def from_annotated(theirs: StateDict) -> DDPMUNetModel:
+def from_annotated(theirs: StateDict, sample_size: int | None = 32) -> DDPMUNetModel:
     """Convert the annotated tutorial's `UNet`.
 
     Args:
         theirs (`dict[str, torch.Tensor]`): Its state dict; the configuration is read off the names and shapes, but for
             the dropout and the sample size, which leave no trace in them.
+        sample_size (`int`, *optional*): Height and width of the images, in pixels; the tutorial's are 32.
 
     Returns:
         [`DDPMUNetModel`]: The same function of the same numbers.
-    """
-    places = _annotated_places(theirs)
-    firsts = {side: [b for b, (level, j) in places.items() if b.startswith(side) and j == 0] for side in ("down", "up")}
-    attention = {block: "Attn" if f"{block}.attn.norm.weight" in theirs else "" for block in places}
-    channels = theirs["image_proj.weight"].shape[1]
-    unet = DDPMUNetModel(
-        sample_size=None,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=[len(theirs[f"{block}.res.conv2.bias"]) for block in firsts["down"]],
-        down_block_types=[f"{attention[block]}DownBlock2D" for block in firsts["down"]],
-        up_block_types=[f"{attention[block]}UpBlock2D" for block in firsts["up"]],
-        layers_per_block=sum(level == "down_blocks.0" and j is not None for level, j in places.values()),
-        **ANNOTATED_LINEAGE,
-    )
 
-    renamed = {_rename_annotated(key, places): value for key, value in theirs.items()}
-    ours = {key: value for key, value in renamed.items() if ".time_emb." not in key}
+    Raises:
+        ValueError: If keys are missing, extra or of another shape; the message names them.
+    """
+    unet = DDPMUNetModel(**_annotated_config(theirs), sample_size=sample_size, **ANNOTATED_LINEAGE)
+    ours = unet.state_dict()
     for p in PARAMETERS:
-        ours[f"time_projection.{p}"] = torch.cat([renamed[f"{name}.time_emb.{p}"] for name in _resnets(unet)])
-    unet.load_state_dict(ours)
+        rows = ours.pop(f"time_projection.{p}").split(unet.time_widths)
+        ours.update({f"{name}.time_emb.{p}": value for name, value in zip(_resnets(unet), rows)})
+    names = {key: _annotated_name(key, unet.config.layers_per_block) for key in ours}
+
+    missing = [name for name in names.values() if name not in theirs]
+    extra = theirs.keys() - names.values()
+    pairs = [(name, theirs[name].shape, ours[key].shape) for key, name in names.items() if name in theirs]
+    widths = f"the annotated tutorial's UNet with widths {tuple(unet.config.block_out_channels)}"
+    _check_keys(f"The state dict, taken for one of {widths},", missing, extra, [p for p in pairs if p[1] != p[2]])
+
+    renamed = {key: theirs[name] for key, name in names.items()}
+    for p in PARAMETERS:
+        renamed[f"time_projection.{p}"] = torch.cat([renamed.pop(f"{name}.time_emb.{p}") for name in _resnets(unet)])
+    unet.load_state_dict(renamed)
     return unet
+
+
+def _annotated_config(theirs: StateDict) -> dict:
+    """The arguments of [`DDPMUNetModel`] that the names and shapes of the tutorial's state dict tell."""
+    if "image_proj.weight" not in theirs:
+        raise ValueError(
+            f"The state dict starts with {sorted(theirs)[:3]} and has no `image_proj.weight`, so it is not one of the "
+            "annotated tutorial's UNet. Weights of a diffusers UNet2DModel are converted with the folder they are in."
+        )
+
+    def blocks(side, part=""):
+        return sorted({int(key.split(".")[1]) for key in theirs if re.match(rf"{side}\.\d+\.{part}", key)})
+
+    def attention(side, per_level):
+        return ["Attn" if i * per_level in blocks(side, "attn") else "" for i in range(levels)]
+
+    def width(block):
+        """Its layers agree on it, so one that is misshapen is outvoted."""
+        layers = rf"{block}\.res\.(conv1|conv2|norm2|time_emb)\."
+        found = [len(value) for key, value in theirs.items() if re.match(layers, key) and value.ndim]
+        if not found:
+            raise ValueError(
+                f"The state dict, taken for one of the annotated tutorial's UNet, has no key `{block}.res.*`."
+            )
+        return statistics.mode(found)
+
+    resamplings = blocks("down", "conv")
+    levels = len(resamplings) + 1
+    layers = resamplings[0] if resamplings else len(blocks("down"))
+    channels = theirs["image_proj.weight"].shape[1]
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": [width(f"down.{i * (layers + 1)}") for i in range(levels)],
+        "down_block_types": [f"{kind}DownBlock2D" for kind in attention("down", layers + 1)],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in attention("up", layers + 2)],
+        "layers_per_block": layers,
+    }
+
+
+# Parts of our keys and the tutorial's names of them; those of a level's blocks come from `_annotated_name`.
+_ANNOTATED_NAMES = {
+    "conv_in": "image_proj",
+    "time_embedding.linear_": "time_emb.lin",
+    "mid_block.resnets.0": "middle.res1",
+    "mid_block.attentions.0": "middle.attn",
+    "mid_block.resnets.1": "middle.res2",
+    "conv_norm_out": "norm",
+    "conv_out": "final",
+    "conv_shortcut": "shortcut",
+    "group_norm": "norm",
+    "to_qkv": "projection",
+    "to_out": "output",
+}
+
+
+def _annotated_name(key: str, layers: int) -> str:
+    """The tutorial's name of our key. A side's blocks and resamplings are counted in one row."""
+    if place := re.match(r"(down|up)_blocks\.(\d+)\.(?:(resnets|attentions)\.(\d+)|resample(?:\.conv)?)", key):
+        side, i, kind, j = place.groups()
+        blocks = layers + (side == "up")  # of a level, without its resampling
+        part = {"resnets": "res", "attentions": "attn", None: "conv"}[kind]
+        key = f"{side}.{int(i) * (blocks + 1) + int(j or blocks)}.{part}{key[place.end() :]}"
+    for ours, theirs in _ANNOTATED_NAMES.items():
+        key = key.replace(ours, theirs)
+    return key
 
 
 def _resnets(unet: DDPMUNetModel) -> list[str]:
@@ -170,37 +245,110 @@ def _resnets(unet: DDPMUNetModel) -> list[str]:
     return [name for name, module in unet.named_modules() if isinstance(module, ResidualBlock)]
 
 
-def _annotated_places(theirs: StateDict) -> dict[str, tuple[str, int | None]]:
-    """Where the tutorial's blocks stand here: its block -> our level, and the place in it (None: the resampling)."""
-    places = {}
-    for side in ("down", "up"):
-        i = j = 0
-        for k in sorted({int(key.split(".")[1]) for key in theirs if key.startswith(f"{side}.")}):
-            resamples = f"{side}.{k}.conv.weight" in theirs
-            places[f"{side}.{k}"] = (f"{side}_blocks.{i}", None if resamples else j)
-            i, j = (i + 1, 0) if resamples else (i, j + 1)
-    return places
+# ---- Whole pipelines -----------------------------------------------------------------------------------------------
 
 
-def _rename_annotated(key: str, places: dict[str, tuple[str, int | None]]) -> str:
-    names = {
-        "image_proj.": "conv_in.",
-        "time_emb.lin": "time_embedding.linear_",
-        "norm.": "conv_norm_out.",
-        "final.": "conv_out.",
-        "middle.res1.": "mid_block.resnets.0.",
-        "middle.attn.": "mid_block.attentions.0.",
-        "middle.res2.": "mid_block.resnets.1.",
-    }
-    for block, (level, j) in places.items():
-        names[f"{block}.res."] = f"{level}.resnets.{j}."
-        names[f"{block}.attn."] = f"{level}.attentions.{j}."
-        names[f"{block}.conv."] = f"{level}.resample." + ("conv." if block.startswith("down") else "")
-    start = next(name for name in names if key.startswith(name))
-    key = names[start] + key.removeprefix(start)
+def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> DDPMPipelineCustom:
+    """Load a DDPM of any origin into this package's classes.
 
-    key = key.replace(".shortcut.", ".conv_shortcut.")
-    attention = {r"(attentions\.\d+)\.norm": r"\1.group_norm", r"\.projection\.": ".to_qkv.", r"\.output\.": ".to_out."}
-    for theirs, ours in attention.items():
-        key = re.sub(theirs, ours, key)
-    return key
+    Args:
+        source (`str` or `Path`): The folder or the Hub id of a pipeline of a `UNet2DModel` or a [`DDPMUNetModel`] and a
+            scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated tutorial's `UNet`.
+        sample_size (`int`): Height and width of the images, for a file, which does not tell.
+        hub_options: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`, for an id.
+
+    Returns:
+        [`DDPMPipelineCustom`]: Of a [`DDPMUNetModel`], and of a [`DDPMLinearScheduler`] in the place of a
+        `DDPMScheduler`; other schedulers are kept.
+
+    Raises:
+        ValueError: If the source is something else, or does not hold exactly the weights that it should.
+        OSError: If it cannot be read.
+    """
+    if Path(source).is_file():
+        unet = from_annotated(read_state_dict(source), sample_size)
+        return DDPMPipelineCustom(unet, DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False))
+
+    index = DDPMPipelineCustom.load_config(source, **hub_options)
+    parts = {key: entry[1] for key, entry in index.items() if isinstance(entry, list)}
+    if parts.keys() != {"unet", "scheduler"} or parts["unet"] not in ("UNet2DModel", "DDPMUNetModel"):
+        found = ", ".join(f"{name} ({kind})" for name, kind in parts.items())
+        raise ValueError(
+            f"{source} is a {index['_class_name']} of {found}; expected a DDPM pipeline, of a unet (UNet2DModel or "
+            "DDPMUNetModel) and a scheduler, and of nothing else."
+        )
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(DDPMPipelineCustom.download(source, **hub_options))
+    # The oldest repositories have the U-Net's files at their root.
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    if parts["unet"] == "UNet2DModel":
+        unet = from_unet2d(_load_every_weight(UNet2DModel, unet_folder))
+    else:
+        unet = _load_every_weight(DDPMUNetModel, unet_folder)
+    pipeline = DDPMPipelineCustom.from_pretrained(folder, unet=unet.eval())
+    if isinstance(pipeline.scheduler, DDPMScheduler):
+        pipeline.scheduler = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def to_stock_pipeline(pipeline: DDPMPipelineCustom) -> DDPMPipeline:
+    """The same model in diffusers' own classes, to be loaded where this package and remote code are not wanted.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): Its U-Net has to be of the paper lineage.
+
+    Returns:
+        [`~diffusers.DDPMPipeline`]: Of a `UNet2DModel` and a `DDPMScheduler`.
+
+    Raises:
+        ValueError: If diffusers has no equal of the U-Net; the message says why.
+    """
+    return DDPMPipeline(to_unet2d(pipeline.unet), DDPMScheduler.from_config(pipeline.scheduler.config))
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Read named tensors from a `.safetensors` file or one of `torch.save`; no code in it is run.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The tensors, on the CPU.
+
+    Raises:
+        ValueError: If the file is broken, or holds anything but named tensors.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors, and loading that could run code. Save the network's "
+            "`state_dict()` alone."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is broken or not a file of tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(value) for value in tensors.values()):
+        raise ValueError(f"{path} holds something else than named tensors. Save the network's `state_dict()` alone.")
+    return tensors
+
+
+def _load_every_weight(kind: type[ModelMixin], folder: Path) -> ModelMixin:
+    """Load a network, and raise a ValueError where diffusers would start some weights at random."""
+    unet, info = kind.from_pretrained(
+        folder, low_cpu_mem_usage=False, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    misshapen = info["mismatched_keys"]
+    _check_keys(f"{folder}, taken for a {kind.__name__},", info["missing_keys"], info["unexpected_keys"], misshapen)
+    return unet
+
+
+def _check_keys(what: str, missing: Iterable[str], extra: Iterable[str], misshapen: Iterable[tuple]):
+    """Raise a ValueError that names the keys, if there are any; the misshapen come with both shapes."""
+    shapes = [f"{key} {tuple(found)} instead of {tuple(expected)}" for key, found, expected in misshapen]
+    parts = {"misses": missing, "has the unknown": extra, "has in another shape": shapes}
+    problems = [f"{verb} {', '.join(sorted(keys))}" for verb, keys in parts.items() if keys]
+    if problems:
+        raise ValueError(f"{what} {'; '.join(problems)}.")

@@ -1,0 +1,288 @@
+"""Models of every origin in, and out to diffusers' own classes: equal outputs, bit-equal round trips."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from oracles import annotated_unet
+from safetensors.torch import load_file, save_file
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.cli import main
+from ddpm_hf.convert import from_annotated, load_pipeline, read_state_dict, to_stock_pipeline
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+# ---- The published models -------------------------------------------------------------------------------------------
+
+
+def published_unet(levels, widths, attention_level):
+    """config.json as google/ddpm-* publish it; diffusers 0.0.4 wrote it, so newer keys are missing."""
+    down, up = ["DownBlock2D"] * levels, ["UpBlock2D"] * levels
+    down[attention_level] = "AttnDownBlock2D"
+    up[levels - 1 - attention_level] = "AttnUpBlock2D"
+    return {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": "0.0.4",
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": widths,
+        "center_input_sample": False,
+        "down_block_types": down,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 32 if levels == 4 else 256,
+        "time_embedding_type": "positional",
+        "up_block_types": up,
+    }
+
+
+CIFAR10 = published_unet(4, [128, 256, 256, 256], 1)
+# One network for celebahq, church, bedroom, cat, and their ema ones.
+LARGE = published_unet(6, [128, 128, 256, 256, 512, 512], 4)
+PUBLISHED_SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.1.1",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "variance_type": "fixed_large",
+}
+
+
+def old_attention_keys(weights):
+    """The names that attention weights had when those models were published."""
+    for theirs, old in (
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    ):
+        weights = {key.replace(theirs, old): value for key, value in weights.items()}
+    return weights
+
+
+def write_published(folder, config, suffix):
+    """A repository as google/ddpm-* are: the U-Net's files at the root. Returns the network."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(**{key: value for key, value in config.items() if key[0] != "_"}).eval()
+    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
+    index |= {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    for name, content in (
+        ("model_index.json", index),
+        ("config.json", config),
+        ("scheduler_config.json", PUBLISHED_SCHEDULER),
+    ):
+        (folder / name).write_text(json.dumps(content))
+    weights = old_attention_keys(unet.state_dict())
+    if suffix == "bin":
+        torch.save(weights, folder / f"{WEIGHTS}.bin")
+    else:
+        save_file(weights, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    return unet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "suffix"), [(CIFAR10, "bin"), (CIFAR10, "safetensors"), (LARGE, "safetensors")])
+def test_published_models(tmp_path, config, suffix):
+    (tmp_path / "published").mkdir()
+    theirs = write_published(tmp_path / "published", config, suffix)
+    pipeline = load_pipeline(tmp_path / "published")
+    assert type(pipeline.unet) is DDPMUNetModel
+    assert type(pipeline.scheduler) is DDPMLinearScheduler
+    assert pipeline.scheduler.config.variance_type == "fixed_large"
+
+    with torch.no_grad():
+        for batch, height, width, t in ((1, 32, 32, 0), (2, 64, 32, 500), (3, 32, 32, torch.tensor([1, 400, 999]))):
+            x = torch.randn(batch, 3, height, width)
+            torch.testing.assert_close(pipeline.unet(x, t).sample, theirs(x, t).sample, rtol=0, atol=1e-5)
+
+    pipeline.save_pretrained(tmp_path / "ours")
+    main(["convert", str(tmp_path / "ours"), str(tmp_path / "stock"), "--to", "diffusers"])
+    again = DDPMPipeline.from_pretrained(tmp_path / "stock")
+    assert type(again.unet) is UNet2DModel
+    assert type(again.scheduler) is DDPMScheduler
+    assert again.unet.config.sample_size == config["sample_size"]
+    wanted, got = theirs.state_dict(), again.unet.state_dict()
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(got[key], value) for key, value in wanted.items())
+
+
+# ---- The annotated tutorial's weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_annotated_file(tmp_path, suffix):
+    weights, reference = annotated_unet()
+    file = tmp_path / f"unet.{suffix}"
+    torch.save(weights, file) if suffix == "pt" else save_file(weights, file)
+    main(["convert", str(file), str(tmp_path / "out"), "--sample_size", "16"])
+
+    pipeline = DDPMPipelineCustom.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        got = pipeline.unet(reference["sample"], reference["timestep"]).sample
+    torch.testing.assert_close(got, reference["output"], rtol=0, atol=1e-5)
+    assert pipeline.unet.config.sample_size == 16
+    assert not pipeline.scheduler.config.clip_sample
+    with pytest.raises(ValueError, match=r"UNet2DModel has no equal of `narrow_up_blocks=True` .*annotated lineage"):
+        to_stock_pipeline(pipeline)
+
+
+# ---- Small pipelines ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """A saved stock pipeline, in a folder `stock`."""
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    pipeline = DDPMPipeline(unet.eval(), DDPMScheduler(prediction_type="v_prediction", clip_sample_range=2.0))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "stock")
+    return pipeline
+
+
+def test_there_and_back(stock, tmp_path):
+    main(["convert", str(tmp_path / "stock"), str(tmp_path / "ours")])
+    main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "diffusers"])
+    for name in ("unet/config.json", "scheduler/scheduler_config.json", f"unet/{WEIGHTS}.safetensors"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("stock", "back"))
+        assert first == second, name
+    ours = DDPMPipelineCustom.from_pretrained(tmp_path / "ours")
+    ours.set_progress_bar_config(disable=True)
+    pictures = [
+        p(2, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np").images for p in (ours, stock)
+    ]
+    assert abs(pictures[0] - pictures[1]).max() < 1e-5
+
+
+def test_other_schedulers_are_kept(stock, tmp_path):
+    from diffusers import DDIMScheduler
+
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    stock.save_pretrained(tmp_path / "ddim")
+    assert type(load_pipeline(tmp_path / "ddim").scheduler) is DDIMScheduler
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
+
+
+def change(weights, how):
+    if how == "missing":
+        del weights["up.1.res.norm1.bias"], weights["final.bias"]
+    elif how == "extra":
+        weights["middle.res3.conv1.weight"] = torch.zeros(1)
+    elif how == "misshapen":
+        weights["down.0.res.conv2.bias"] = torch.zeros(5)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", r"annotated tutorial's UNet with widths \(.*misses final.bias, up.1.res.norm1.bias\."),
+        ("extra", r"annotated tutorial's UNet .*has the unknown middle.res3.conv1.weight\."),
+        (
+            "misshapen",
+            r"annotated tutorial's UNet .*has in another shape down.0.res.conv2.bias \(5,\) instead of \(\d+,\)",
+        ),
+    ],
+)
+def test_annotated_keys_that_do_not_fit(how, message):
+    with pytest.raises(ValueError, match=message):
+        from_annotated(change(annotated_unet()[0], how))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("conv_in.bias"), "taken for a UNet2DModel, misses conv_in.bias"),
+        (lambda w: w.update({"spare": torch.zeros(1)}), "taken for a UNet2DModel, has the unknown spare"),
+        (
+            lambda w: w.update({"conv_in.bias": torch.zeros(3)}),
+            r"in another shape conv_in.bias \(3,\) instead of \(8,\)",
+        ),
+    ],
+)
+def test_stock_keys_that_do_not_fit(stock, tmp_path, change, message):
+    file = tmp_path / "stock" / "unet" / f"{WEIGHTS}.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(tmp_path / "stock")
+
+
+class Spy:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickles_with_code_are_refused(tmp_path):
+    torch.save({"image_proj.weight": Spy(tmp_path / "written")}, tmp_path / "unet.pt")
+    with pytest.raises(ValueError, match=r"unet\.pt is refused: it holds more than tensors"):
+        read_state_dict(tmp_path / "unet.pt")
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_truncated_files_are_named(tmp_path, suffix):
+    file = tmp_path / f"unet.{suffix}"
+    weights = annotated_unet()[0]
+    torch.save(weights, file) if suffix == "pt" else save_file(weights, file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=rf"unet\.{suffix} is broken"):
+        load_pipeline(file)
+
+
+def test_truncated_weights_in_a_folder_are_named(stock, tmp_path):
+    file = tmp_path / "stock" / "unet" / f"{WEIGHTS}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(OSError, match=f"{WEIGHTS}.safetensors"):
+        load_pipeline(tmp_path / "stock")
+
+
+def test_other_pipelines_are_named(tmp_path):
+    index = {"_class_name": "LDMPipeline", "_diffusers_version": "0.42.1"}
+    index |= {part: ["diffusers", kind] for part, kind in (("vqvae", "VQModel"), ("unet", "UNet2DModel"))}
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "DDIMScheduler"]}))
+    with pytest.raises(ValueError, match=r"is a LDMPipeline of vqvae \(VQModel\), unet .*; expected a DDPM pipeline"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("nothing", "model_index.json"), ("words.pt", "words.pt"), ("other.safetensors", "no `image_proj.weight`")],
+)
+def test_command_says_what_is_wrong_in_one_line(tmp_path, source, message):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "words.pt").write_text("no tensors")
+    save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(tmp_path / source), str(tmp_path / "out")])
+    assert message in stopped.value.code
+    assert "\n" not in stopped.value.code
+    assert not (tmp_path / "out").exists()
