@@ -146,8 +146,6 @@ def test_strangers_need_diffusers_only(hub, published):
     draw(load(here / "saved"), "stranger's directory")
     draw(load("alice/secret"), "stranger's private")
     draw(load("alice/digits", variant="fp16", torch_dtype=torch.float16), "stranger's half")
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    assert type(load("alice/digits", scheduler=scheduler).scheduler) is DDIMScheduler
 
     pipeline.save_pretrained(here / "saved by a stranger")
     draw(load(here / "saved by a stranger"), "stranger's own")
