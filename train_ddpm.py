@@ -29,6 +29,7 @@ from ddpm_hf.training import (
     make_lr_scheduler,
     make_optimizer,
     simple_loss,
+    timestep_weights,
 )
 
 
@@ -77,9 +78,8 @@ def main():
     model, optimizer = accelerator.prepare(unet, optimizer)
     ema = MovingAverage(unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay) if config.use_ema else None
     pipeline = DDPMPipelineCustom(unet, scheduler)
-    plan = BatchPlan(
-        pixels, config.train_batch_size, config.ddpm_num_steps, config.seed, config.random_flip, accelerator.device
-    )
+    weights = timestep_weights(scheduler, config)
+    plan = BatchPlan(pixels, config.train_batch_size, weights, config.seed, config.random_flip, accelerator.device)
     x_0, _, _ = plan.micro_batch(0)
     assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
     assert x_0.abs().max() <= 1

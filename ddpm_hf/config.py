@@ -50,9 +50,12 @@ class TrainingConfig:
     model: dict = _option({}, "Model", "Configuration of the U-Net.")
     model_config_name_or_path: str | None = _option(None, "Model", "JSON file, folder or repository with another configuration of the U-Net.")
 
-    ddpm_num_steps: int = _option(1000, "Diffusion", "T, the number of noising steps.", minimum=1)
+    ddpm_num_steps: int = _option(1000, "Diffusion", "T, the number of noising steps.", minimum=2)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _option("linear", "Diffusion", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = _option("epsilon", "Diffusion", "What the network predicts: the noise (the paper), x_0, or v.")
+    timestep_sampling: Literal["uniform", "lognormal"] = _option("uniform", "Diffusion", "Timesteps to train: all alike (the paper), or such that the noise level is log-normal.")
+    lognormal_mean: float = _option(0.5, "Diffusion", "Mean of the logarithm of the noise level sqrt(1 / alpha_bar - 1).")
+    lognormal_std: float = _option(1.0, "Diffusion", "Standard deviation of that logarithm.", minimum=1e-6)
     variance_type: Literal["fixed_small", "fixed_large"] = _option("fixed_small", "Diffusion", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.")
     clip_sample: bool = _option(True, "Diffusion", "Clip predictions of x_0 to [-1, 1] while sampling.")
 

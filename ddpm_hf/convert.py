@@ -93,7 +93,8 @@ def from_unet2d(unet2d: UNet2DModel) -> DDPMUNetModel:
         if ".to_q." in key:
             value = torch.cat([theirs[key.replace(".to_q.", f".to_{part}.")] for part in "qkv"])
             key = key.replace(".to_q.", ".to_qkv.")
-        key = re.sub(r"\.(down|up)samplers\.0\.", ".resample.", key).replace(".to_out.0.", ".to_out.")
+        key = key.replace(".downsamplers.0.", ".resample.").replace(".upsamplers.0.conv.", ".resample.")
+        key = key.replace(".to_out.0.", ".to_out.")
         if not re.search(r"\.(to_k|to_v|time_emb_proj)\.", key):
             ours[key] = value
     for p in PARAMETERS:
@@ -127,7 +128,7 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
     theirs = {}
     for key, value in ours.items():
         key = key.replace(".to_out.", ".to_out.0.")
-        key = re.sub(r"^(down|up)(_blocks\.\d+)\.resample\.", r"\1\2.\1samplers.0.", key)
+        key = key.replace(".resample.", ".downsamplers.0." if key.startswith("down") else ".upsamplers.0.conv.")
         if ".to_qkv." in key:
             for part, rows in zip("qkv", value.chunk(3)):
                 theirs[key.replace(".to_qkv.", f".to_{part}.")] = rows.clone()

@@ -186,7 +186,7 @@ class BatchPlan:
     Args:
         pixels (`numpy.ndarray`): `(N, H, W, C)` uint8.
         batch_size (`int`): Images in a micro-batch.
-        num_timesteps (`int`): T.
+        timestep_weights (`torch.Tensor`, `(T,)`): How often each timestep is drawn, in proportion.
         seed (`int`): The run's seed.
         random_flip (`bool`): Whether images are mirrored left to right with probability 1/2.
         device (`torch.device`): Where the batches are made.
@@ -194,7 +194,7 @@ class BatchPlan:
 
     pixels: np.ndarray
     batch_size: int
-    num_timesteps: int
+    timestep_weights: torch.Tensor
     seed: int
     random_flip: bool
     device: torch.device
@@ -203,7 +203,7 @@ class BatchPlan:
         """Micro-batch g.
 
         Returns:
-            `tuple`: x_0 `(B, C, H, W)` float32 in [-1, 1]; t `(B,)` int64, uniform over [0, T); eps ~ N(0, I) like x_0.
+            `tuple`: x_0 `(B, C, H, W)` float32 in [-1, 1]; t `(B,)` int64 in [0, T); eps ~ N(0, I) like x_0.
         """
         images = torch.from_numpy(self.pixels[self._indices(g)]).to(self.device)  # (B, H, W, C) uint8
         x_0 = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, C, H, W)
@@ -212,7 +212,7 @@ class BatchPlan:
         if self.random_flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, **random) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
-        t = torch.randint(self.num_timesteps, (len(x_0),), **random)
+        t = self.timestep_weights.to(self.device).multinomial(len(x_0), replacement=True, generator=generator)
         eps = torch.randn(x_0.shape, **random)
         return x_0, t, eps
 

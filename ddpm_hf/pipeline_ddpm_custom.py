@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_utils import (
     DiffusionPipeline,
     ImagePipelineOutput,
@@ -83,6 +83,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
+        is_edm = hasattr(self.scheduler, "precondition_outputs")
+        predict = self._predict_for_edm if is_edm else self._predict
 
         # 1. x_T ~ N(0, I), scaled to where this scheduler starts.
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
@@ -90,8 +92,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         # 2. For t = T, ..., 1: predict the noise in x_t, and draw x_{t-1}.
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_output = self.unet(self.scheduler.scale_model_input(x, t), t).sample
-            x = self.scheduler.step(model_output, t, x, **step_kwargs).prev_sample
+            x = self.scheduler.step(predict(x, t), t, x, **step_kwargs).prev_sample
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, i, t, {"sample": x}) or {}).get("sample", x)
 
@@ -104,6 +105,35 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _predict(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.unet(self.scheduler.scale_model_input(x, t), t).sample
+
+    def _predict_for_edm(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The network's prediction as schedulers of EDM's preconditioning (arXiv 2206.00364, eq. 7) expect it.
+
+        Their x is x_0 + sigma eps, and they take an output for the F of `D = c_skip x + c_out F`, where D is x without
+        its noise. So this asks the network for D, at the t where x_t is x but for a factor, and solves for F.
+        """
+        scheduler = self.scheduler
+        scheduler.scale_model_input(x, t)  # for its count of the steps alone
+        sigma = scheduler.sigmas[scheduler.step_index].double()
+        alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
+        log_sigmas = ((1 - alpha_bar) / alpha_bar).log() / 2  # of each t, ascending
+        above = torch.searchsorted(log_sigmas, sigma.log()).clamp(1, len(log_sigmas) - 1)
+        low, high = log_sigmas[above - 1], log_sigmas[above]
+        t = (above - 1 + (sigma.log() - low) / (high - low)).clamp(0, len(log_sigmas) - 1).float()
+
+        sigma = sigma.to(x)
+        root_alpha_bar = (1 + sigma**2).rsqrt()
+        model_output = self.unet(root_alpha_bar * x, t).sample
+        if scheduler.config.prediction_type == "v_prediction":
+            D = root_alpha_bar**2 * x - sigma * root_alpha_bar * model_output
+        else:
+            D = x - sigma * model_output
+        c_skip_x = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
+        c_out = scheduler.precondition_outputs(0, 1, sigma)
+        return (D - c_skip_x) / c_out
 
     def _check_inputs(self, batch_size, generator, output_type) -> tuple[int, int, int, int]:
         """Raise a ValueError for arguments that do not fit; return the shape of the samples."""
@@ -136,6 +166,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # The components' configurations are written by now; a U-Net of diffusers notes the folder that it came from.
+        for file in Path(save_directory).glob("*/config.json"):
+            config = json.loads(file.read_text())
+            if config.pop("_name_or_path", None):
+                file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def to_json_string(self) -> str:
         """The contents of model_index.json: classes by the files that define them, and no path of this machine."""
@@ -166,8 +201,14 @@ class DDPMPipelineCustom(DiffusionPipeline):
         if INSTALLED_PACKAGE and kwargs.get("custom_pipeline") is None:
             config = json.loads(Path(hf_hub_download(pretrained_model_name, cls.config_name, **options)).read_text())
             if isinstance(config["_class_name"], list) and config["_class_name"][0] in SHIPPED_MODULES:
-                patterns = ["*.json", "*.safetensors"]
-                return snapshot_download(pretrained_model_name, allow_patterns=patterns, **options)
+                variant = kwargs.get("variant")
+                weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+                return snapshot_download(
+                    pretrained_model_name,
+                    allow_patterns=["*.json", weights],
+                    ignore_patterns=None if variant else "*.*.safetensors",  # the weights of variants
+                    **options,
+                )
         return super().download(pretrained_model_name, **kwargs)
 
 

@@ -7,6 +7,7 @@ This file is self-contained: a Hub repository ships it beside the weights, so it
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -213,6 +214,22 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         self._previous_timesteps = torch.cat((torch.tensor([-1]), ascending))[below].to(device)
         self.num_inference_steps = len(timesteps)
         self.timesteps = timesteps.to(device)
+        self._warn_of_bad_combinations()
+
+    def _warn_of_bad_combinations(self):
+        if self.config.variance_type.startswith("fixed_large") and self.num_inference_steps < min(100, len(self)):
+            warnings.warn(
+                "With `variance_type='fixed_large'`, fewer than 100 steps leave noise in the samples (table 4 of arXiv "
+                "2010.02502). Take more steps, or `variance_type='fixed_small'`, or another scheduler: "
+                "DDIMScheduler.from_config(scheduler.config).",
+                stacklevel=3,
+            )
+        if self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon":
+            warnings.warn(
+                "With `rescale_betas_zero_snr=True`, x_T holds no signal, so x_0 cannot be told from x_T and its noise "
+                "(arXiv 2305.08891, section 3.2). Train with `prediction_type='v_prediction'`, or do not rescale.",
+                stacklevel=3,
+            )
 
     def previous_timestep(self, timestep: torch.Tensor | int) -> torch.Tensor:
         """The next smaller timestep of the chosen ones; -1, the clean data, if there is none.

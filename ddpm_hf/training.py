@@ -46,6 +46,28 @@ def simple_loss(
     return F.mse_loss(prediction.float(), target)
 
 
+def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
+    """How often each timestep is trained, in proportion.
+
+    `"uniform"` is the paper's choice (Algorithm 1). `"lognormal"` makes the logarithm of the noise level normal, as in
+    Karras et al. 2022 (arXiv 2206.00364, table 1), with `sigma_t = sqrt(1 / alpha_bar_t - 1)`: then a short training is
+    spent where it pays, and not on images that are almost clean or almost pure noise.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): alpha_bar.
+        config ([`TrainingConfig`]): `timestep_sampling`, `lognormal_mean` and `lognormal_std` are read.
+
+    Returns:
+        `torch.Tensor`: `(T,)` float64, not normalised.
+    """
+    alpha_bar = scheduler.alphas_cumprod.double()
+    if config.timestep_sampling == "uniform":
+        return torch.ones_like(alpha_bar)
+    log_sigma = (1 / alpha_bar - 1).log() / 2
+    z = (log_sigma - config.lognormal_mean) / config.lognormal_std
+    return torch.exp(-(z**2) / 2) * torch.gradient(log_sigma)[0]  # the density of log_sigma, turned into one of t
+
+
 def make_optimizer(unet: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the parameters that learn, in its fused form, which is the fastest on a CPU and on a GPU."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]

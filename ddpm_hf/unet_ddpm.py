@@ -105,8 +105,8 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, self.pad) if any(self.pad) else x)
 
 
-class Upsample(nn.Module):
-    """Doubles height and width by nearest-neighbour upsampling and a 3x3 convolution.
+class Upsample(nn.Conv2d):
+    """Doubles height and width by nearest-neighbour upsampling and a 3x3 convolution, whose weights this holds.
 
     Evaluated as one 4x4 stride-2 transposed convolution, which is exact and takes 2.25 times fewer operations: along an
     axis, the taps (w0, w1, w2) of an even output pixel 2m meet x[m-1], x[m], x[m] and those of an odd one x[m], x[m],
@@ -114,14 +114,13 @@ class Upsample(nn.Module):
     """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        w = self.conv.weight.transpose(0, 1)  # (in, out, 3, 3)
+        w = self.weight.transpose(0, 1)  # (in, out, 3, 3)
         w = torch.stack((w[:, :, 2], w[:, :, 1] + w[:, :, 2], w[:, :, 0] + w[:, :, 1], w[:, :, 0]), dim=2)
         w = torch.stack((w[..., 2], w[..., 1] + w[..., 2], w[..., 0] + w[..., 1], w[..., 0]), dim=3)  # (in, out, 4, 4)
-        return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, w, self.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):

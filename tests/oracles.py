@@ -24,14 +24,14 @@ def annotated_diffusion() -> dict:
 
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
-    """The exact eps_theta for data N(mean, std^2): E[eps | x_t], in closed form.
+    """The exact eps_theta (or v_theta) for data N(mean, std^2): E[eps | x_t], in closed form.
 
     x_t = sqrt(a) x_0 + sqrt(1 - a) eps is N(sqrt(a) mean, a std^2 + 1 - a), with a = alpha_bar_t, so the regression of
     eps on x_t is sqrt(1 - a) (x_t - sqrt(a) mean) / (a std^2 + 1 - a).
     """
 
     @register_to_config
-    def __init__(self, mean: float = 0.3, std: float = 0.2, sample_size: int = 16, in_channels: int = 1):
+    def __init__(self, mean=0.3, std=0.2, sample_size=16, in_channels=1, prediction_type="epsilon"):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1))  # gives the model a device and a type
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -47,4 +47,6 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         a = a.view(-1, 1, 1, 1).to(sample.dtype)
         mean, std = self.config.mean, self.config.std
         eps = (1 - a).sqrt() * (sample - a.sqrt() * mean) / (a * std**2 + 1 - a)
-        return SimpleNamespace(sample=eps) if return_dict else (eps,)
+        v = (eps - (1 - a).sqrt() * sample) / a.sqrt()  # sqrt(a) eps - sqrt(1 - a) x_0, by the x_0 of this eps
+        output = v if self.config.prediction_type == "v_prediction" else eps
+        return SimpleNamespace(sample=output) if return_dict else (output,)

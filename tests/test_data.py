@@ -108,7 +108,7 @@ def test_bad_folders(tmp_path, prepare, message):
 
 def make_plan(count=10, batch_size=4, seed=0, random_flip=False):
     pixels = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1) * np.array([[[1], [0]]], dtype=np.uint8)
-    return BatchPlan(pixels, batch_size, 1000, seed, random_flip, torch.device("cpu"))
+    return BatchPlan(pixels, batch_size, torch.ones(1000), seed, random_flip, torch.device("cpu"))
 
 
 def images_of(plan, g):
@@ -136,7 +136,7 @@ def test_a_micro_batch_is_a_function_of_seed_and_number():
 
 def test_distributions():
     pixels = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 1), dtype=np.uint8)
-    plan = BatchPlan(pixels, 2000, 10, 0, True, torch.device("cpu"))
+    plan = BatchPlan(pixels, 2000, torch.ones(10), 0, True, torch.device("cpu"))
     x_0, t, eps = plan.micro_batch(0)
     assert x_0.shape == eps.shape == (2000, 1, 4, 4)
     assert x_0.min() == -1
@@ -144,7 +144,9 @@ def test_distributions():
     assert eps.mean().item() == pytest.approx(0, abs=0.03)
     assert eps.std().item() == pytest.approx(1, abs=0.03)
     assert torch.bincount(t, minlength=10).min() > 140
-    plain = BatchPlan(pixels, 2000, 10, 0, False, torch.device("cpu")).micro_batch(0)[0]
+    weighted = BatchPlan(pixels, 2000, torch.tensor([0.0, 1.0, 3.0]), 0, True, torch.device("cpu")).micro_batch(0)[1]
+    assert (torch.bincount(weighted) / 2000).tolist() == pytest.approx([0, 0.25, 0.75], abs=0.03)
+    plain = BatchPlan(pixels, 2000, torch.ones(10), 0, False, torch.device("cpu")).micro_batch(0)[0]
     mirrored = (x_0 != plain).flatten(1).any(1)
     assert torch.equal(x_0[mirrored], plain[mirrored].flip(-1))
     assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.05)

@@ -37,7 +37,7 @@ WITHOUT_PACKAGE = "sys.modules['ddpm_hf'] = None  # an import of it fails"
 def run(here, code, package=True, **environment):
     preamble = PREAMBLE.format(here=str(here), block=WITH_PACKAGE if package else WITHOUT_PACKAGE)
     process = subprocess.run(
-        [sys.executable, "-W", "error:::ddpm_hf", "-c", preamble + textwrap.dedent(code)],
+        [sys.executable, "-c", preamble + textwrap.dedent(code)],
         env={**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **environment},
         capture_output=True,
         text=True,

@@ -2,13 +2,16 @@
 
 import inspect
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from oracles import GaussianDenoiser
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.convert import to_unet2d
 
 
 def generators(first, last):
@@ -52,14 +55,68 @@ def test_exact_denoiser_gives_the_data_back(variance_type):
     assert images.std().item() == pytest.approx(0.2, abs=0.01)
 
 
-@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
-def test_schedulers_that_scale_their_input(scheduler_class):
-    """Euler starts at init_noise_sigma and scales the model's input, and DDIM does not: both give the data back."""
-    scheduler = scheduler_class.from_config(DDPMLinearScheduler(clip_sample=False).config)
-    pipeline = quiet(DDPMPipelineCustom(GaussianDenoiser(0.3, 0.2), scheduler))
-    images = pipeline(64, torch.Generator().manual_seed(0), 50, output_type="pt").images * 2 - 1
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
+def test_every_scheduler_gives_the_data_back(name, prediction_type):
+    """They scale their input, start elsewhere, take two steps in one, or ask between the timesteps: 50 steps each."""
+    ours = DDPMLinearScheduler(clip_sample=False, prediction_type=prediction_type)
+    scheduler = getattr(diffusers, name).from_config(ours.config)
+    unet = GaussianDenoiser(0.3, 0.2, prediction_type=prediction_type)
+    images = quiet(DDPMPipelineCustom(unet, scheduler))(64, torch.Generator().manual_seed(0), 50, "pt").images * 2 - 1
     assert images.mean().item() == pytest.approx(0.3, abs=0.02)
     assert images.std().item() == pytest.approx(0.2, abs=0.06)
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
+def test_every_scheduler_is_saved_and_loaded(make_pipeline, tmp_path, name):
+    """Also what it takes over from our scheduler's configuration: the pictures are the same to the last bit."""
+    pipeline = make_pipeline(T=1000)
+    kind = getattr(diffusers, name)
+    pipeline.save_pretrained(tmp_path / "ours")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path / "other")
+    loaded = DDPMPipelineCustom.from_pretrained(tmp_path / "other")
+    switched = DDPMPipelineCustom.from_pretrained(tmp_path / "ours")
+    switched.scheduler = kind.from_config(switched.scheduler.config)
+
+    images = []
+    for p in (pipeline, loaded, switched):
+        assert type(p.scheduler) is kind
+        torch.manual_seed(0)  # some take no generator
+        images.append(quiet(p)(2, torch.Generator().manual_seed(0), 12, "np").images)
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
+
+
+@pytest.mark.parametrize("stock_pipeline", [DDPMPipeline, DDIMPipeline])
+@pytest.mark.parametrize("stock_unet", [False, True])
+def test_parts_in_stock_pipelines(make_pipeline, tmp_path, stock_pipeline, stock_unet):
+    """Our scheduler, and our U-Net, draw what diffusers' own draw in diffusers' own pipelines."""
+    ours = make_pipeline(channels=3, T=50)
+    theirs = to_unet2d(ours.unet).eval()
+    images = []
+    for unet, scheduler in (
+        (theirs if stock_unet else ours.unet, ours.scheduler),
+        (theirs, DDPMScheduler(num_train_timesteps=50)),
+    ):
+        pipeline = quiet(stock_pipeline(unet, scheduler))
+        images.append(pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=10, output_type="np").images)
+    np.testing.assert_allclose(images[0], images[1], rtol=0, atol=1e-5)
+
+
+def test_stock_unet_in_our_pipeline_leaves_no_path(make_pipeline, tmp_path):
+    UNet2DModel(
+        sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    ).save_pretrained(tmp_path / "stock")  # fmt: skip
+    unet = UNet2DModel.from_pretrained(tmp_path / "stock")
+    pipeline = quiet(DDPMPipelineCustom(unet, DDPMLinearScheduler(num_train_timesteps=5)))
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = quiet(DDPMPipelineCustom.from_pretrained(tmp_path / "saved"))
+    a, b = (p(2, torch.Generator().manual_seed(0), output_type="np").images for p in (pipeline, loaded))
+    np.testing.assert_array_equal(a, b)
+    for file in (tmp_path / "saved").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text()
 
 
 def test_equals_stock_pipeline(make_pipeline):
@@ -151,13 +208,6 @@ def test_saves_and_loads_bit_equal(make_pipeline, tmp_path):
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
         assert str(tmp_path).encode() not in (tmp_path / "a" / file).read_bytes()
-
-
-def test_other_schedulers_are_saved_and_loaded(make_pipeline, tmp_path):
-    pipeline = make_pipeline()
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.save_pretrained(tmp_path)
-    assert type(DDPMPipelineCustom.from_pretrained(tmp_path).scheduler) is DDIMScheduler
 
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------

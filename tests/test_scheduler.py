@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from diffusers import DDPMScheduler
 from oracles import annotated_diffusion
 
 from ddpm_hf import DDPMLinearScheduler
+
+# Parity and finiteness are tested for the combinations that warn, too.
+combinations_that_warn = pytest.mark.filterwarnings("ignore:With `(variance_type|rescale)")
 
 SPACINGS = ("linspace", "leading", "trailing")
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
@@ -54,6 +59,7 @@ def test_add_noise_and_velocity_equal_stock():
     assert torch.equal(ours.get_velocity(x_0, eps, t), stock.get_velocity(x_0, eps, t))
 
 
+@combinations_that_warn
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
@@ -187,6 +193,7 @@ def test_no_noise_at_the_last_step():
 # ---- Our own promises -----------------------------------------------------------------------------------------------
 
 
+@combinations_that_warn
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize(
     "kwargs",
@@ -314,3 +321,39 @@ def test_variance_of_the_whole_chain():
         x = scheduler.step((1 - a).sqrt() * x, t, x, generator=generator).prev_sample
     assert x.std().item() == pytest.approx(1, abs=0.05)
     assert math.isfinite(x.mean().item())
+
+
+# ---- Warnings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        ({"variance_type": "fixed_large"}, "fewer than 100 steps.*fixed_small.*DDIMScheduler"),
+        ({"rescale_betas_zero_snr": True}, "v_prediction"),
+    ],
+)
+def test_bad_combinations_warn_once(config, remedy):
+    scheduler = DDPMLinearScheduler(**config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for steps in (50, 20, 50):
+            scheduler.set_timesteps(steps)
+    assert len(caught) == 1
+    assert re.search(remedy, str(caught[0].message))
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({}, 10),
+        ({"variance_type": "fixed_large"}, 100),
+        ({"variance_type": "fixed_large", "num_train_timesteps": 20}, 20),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, 10),
+    ],
+)
+def test_good_combinations_do_not_warn(config, steps):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DDPMLinearScheduler(**config).set_timesteps(steps)

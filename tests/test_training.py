@@ -7,7 +7,14 @@ from oracles import GaussianDenoiser
 
 from ddpm_hf import DDPMLinearScheduler
 from ddpm_hf.config import parse_command_line
-from ddpm_hf.training import MovingAverage, choose_mixed_precision, make_lr_scheduler, make_optimizer, simple_loss
+from ddpm_hf.training import (
+    MovingAverage,
+    choose_mixed_precision,
+    make_lr_scheduler,
+    make_optimizer,
+    simple_loss,
+    timestep_weights,
+)
 
 
 def test_loss_of_the_exact_denoiser():
@@ -100,3 +107,25 @@ def test_mixed_precision_auto(monkeypatch):
     for fast, wanted in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
         assert choose_mixed_precision("auto") == wanted
+
+
+# ---- Timesteps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (-1.0, 0.5)])
+def test_lognormal_timesteps_make_the_noise_level_lognormal(mean, std):
+    """Mean and standard deviation of the logarithm of the noise level, under the weights."""
+    flags = ["--timestep_sampling", "lognormal", "--lognormal_mean", str(mean), "--lognormal_std", str(std)]
+    scheduler = DDPMLinearScheduler()
+    weights = timestep_weights(scheduler, parse_command_line(flags)[0])
+    weights /= weights.sum()
+    log_sigma = 0.5 * (1 / scheduler.alphas_cumprod.double() - 1).log()
+    got_mean = (weights * log_sigma).sum()
+    assert got_mean.item() == pytest.approx(mean, abs=0.02)
+    assert (weights * (log_sigma - got_mean) ** 2).sum().sqrt().item() == pytest.approx(std, abs=0.02)
+
+
+def test_timesteps_are_uniform_in_the_paper():
+    weights = timestep_weights(DDPMLinearScheduler(), parse_command_line(["--preset", "cifar10"])[0])
+    assert (weights == 1).all()
+    assert len(weights) == 1000

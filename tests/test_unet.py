@@ -159,11 +159,11 @@ def test_conversion_round_trip_is_bit_equal():
 def test_upsampling_equals_nearest_and_convolution():
     upsample = Upsample(3).double()
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    wanted = upsample.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    wanted = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), upsample.weight, upsample.bias, padding=1)
     got = upsample(x)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     weights = torch.randn_like(got)
-    for parameter in (x, upsample.conv.weight, upsample.conv.bias):
+    for parameter in (x, upsample.weight, upsample.bias):
         a, b = (torch.autograd.grad((y * weights).sum(), parameter, retain_graph=True)[0] for y in (got, wanted))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
@@ -264,6 +264,47 @@ def test_saves_and_loads_bit_equal(tmp_path, variant):
     assert torch.equal(unet(x, 10).sample, loaded(x, 10).sample)
     assert str(tmp_path) not in loaded.to_json_string()
     assert [f.suffix for f in tmp_path.iterdir() if f.name != "config.json"] == [".safetensors"]
+
+
+# ---- Devices and compilation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device_map": "auto"},
+        {"device_map": {"": "cpu"}},
+        {"device_map": "auto", "max_memory": {"cpu": "10KB"}},  # weights stay on the disk
+        {"device_map": "auto", "max_memory": {"cpu": "20KB"}},  # some of them
+    ],
+)
+def test_device_map(tmp_path, options):
+    unet = tiny(zero_init=False).eval()
+    unet.save_pretrained(tmp_path / "unet")
+    loaded = DDPMUNetModel.from_pretrained(tmp_path / "unet", offload_folder=tmp_path / "weights", **options)
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(loaded(x, 3).sample, unet(x, 3).sample, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights(tmp_path, dtype):
+    unet = tiny(zero_init=False).eval()
+    unet.save_pretrained(tmp_path)
+    x = torch.randn(2, 1, 8, 8)
+    half = DDPMUNetModel.from_pretrained(tmp_path, torch_dtype=dtype)(x.to(dtype), 3).sample
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), unet(x, 3).sample, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break():
+    unet = tiny(zero_init=False).eval()
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor(3)
+    wanted = unet(x, t).sample
+    keys = list(unet.state_dict())
+    unet.compile(fullgraph=True)
+    torch.testing.assert_close(unet(x, t).sample, wanted, rtol=0, atol=1e-5)
+    assert list(unet.state_dict()) == keys
 
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------
