@@ -42,12 +42,12 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(base_channels, embedding_dim)
         self.linear_2 = nn.Linear(embedding_dim, embedding_dim)
 
-    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         i = torch.arange(self.half_dim, dtype=torch.float32, device=timestep.device)
         frequencies = torch.exp(-math.log(10000) * i / (self.half_dim - self.freq_shift))
         angles = timestep.float()[:, None] * frequencies  # (B, base_channels / 2)
         waves = (angles.cos(), angles.sin()) if self.flip_sin_to_cos else (angles.sin(), angles.cos())
-        embedding = torch.cat(waves, dim=-1).to(self.linear_1.weight.dtype)  # (B, base_channels)
+        embedding = torch.cat(waves, dim=-1).to(dtype)  # (B, base_channels)
         return self.linear_2(F.silu(self.linear_1(embedding)))  # (B, embedding_dim)
 
 
@@ -313,7 +313,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             timestep = timestep.to(sample.device, non_blocking=True).reshape(-1)
         else:
             timestep = torch.full((1,), timestep, device=sample.device)
-        embedding = self.time_embedding(timestep)
+        embedding = self.time_embedding(timestep, sample.dtype)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(class_labels)
         times = self.time_projection(F.silu(embedding))[:, :, None, None].split(self.time_widths, dim=1)

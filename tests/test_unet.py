@@ -296,6 +296,18 @@ def test_half_precision_weights(tmp_path, dtype):
     torch.testing.assert_close(half.float(), unet(x, 3).sample, rtol=0.02, atol=0.02)
 
 
+def test_layerwise_casting():
+    """Weights of 8 bits, brought to the type of the sample layer by layer."""
+    unet = tiny(zero_init=False).eval()
+    x = torch.randn(2, 1, 8, 8)
+    wanted = unet(x, 3).sample
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    got = unet(x, 3).sample
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0.2)
+    assert not torch.equal(got, wanted)
+
+
 @pytest.mark.slow
 def test_compiles_without_a_graph_break():
     unet = tiny(zero_init=False).eval()
