@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -19,18 +20,24 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.data import BatchPlan, common_mode, load_dataset, load_pixels
-from ddpm_hf.run_folder import RunFolder
+from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
 from ddpm_hf.training import (
+    LossMeter,
     MovingAverage,
+    RunState,
     choose_mixed_precision,
+    denoising_loss,
     keep_freed_memory,
+    loss_weights,
     make_lr_scheduler,
     make_optimizer,
-    simple_loss,
     timestep_weights,
 )
+
+MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
 
 
 def main():
@@ -66,7 +73,13 @@ def main():
             print(describe(config, unet, len(dataset), images_per_step), flush=True)
         if dry_run:
             return
-        folder = RunFolder(config, unet.get_memory_footprint()) if is_main else None
+        checkpoint, saved = open_checkpoint(config, len(dataset), is_main)
+        if saved and saved["step"] >= config.max_train_steps:
+            if is_main:
+                print(f"{config.output_dir} is trained: {saved['step']:,} steps. A higher --max_train_steps goes on.")
+            return
+        step = saved["step"] if saved else 0
+        folder = RunFolder(config, unet.get_memory_footprint(), step) if is_main else None
         with accelerator.main_process_first():
             pixels = load_pixels(dataset, mode, config)
 
@@ -75,78 +88,138 @@ def main():
         unet.enable_gradient_checkpointing()
     optimizer = make_optimizer(unet, config)
     lr_scheduler = make_lr_scheduler(optimizer, config)
-    model, optimizer = accelerator.prepare(unet, optimizer)
     ema = MovingAverage(unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay) if config.use_ema else None
+    meter = LossMeter(config.ddpm_num_steps, accelerator.device)
+    model, prepared_optimizer = accelerator.prepare(unet, optimizer)
+    state = RunState(unet, optimizer, lr_scheduler, ema, accelerator.scaler, meter)
+    if checkpoint:
+        state.load(load_tensors(checkpoint), saved, is_main)
     pipeline = DDPMPipelineCustom(unet, scheduler)
-    weights = timestep_weights(scheduler, config)
-    plan = BatchPlan(pixels, config.train_batch_size, weights, config.seed, config.random_flip, accelerator.device)
+    weights = loss_weights(scheduler, config).to(accelerator.device)
+    often = timestep_weights(scheduler, config)
+    plan = BatchPlan(pixels, config.train_batch_size, often, config.seed, config.random_flip, accelerator.device)
     x_0, _, _ = plan.micro_batch(0)
     assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
     assert x_0.abs().max() <= 1
 
-    interrupted = note_ctrl_c()
-    started = window_start = time.perf_counter()
-    losses = []
-    progress = tqdm(total=config.max_train_steps, desc="Training", unit="step", disable=not is_main)
-    for step in range(1, config.max_train_steps + 1):
-        for a in range(config.gradient_accumulation_steps):
+    signals = note_signals()
+    started = time.perf_counter()
+    window = state.step, started  # where the count of images/s begins
+    first_step, skipped_in_a_row = state.step, 0
+    progress = tqdm(total=config.max_train_steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
+    while state.step < config.max_train_steps:
+        for _ in range(config.gradient_accumulation_steps):
             # Micro-batch g of the run: its images, timesteps, noise and dropout depend on nothing but the seed and g.
-            g = (step - 1) * config.gradient_accumulation_steps + a
-            g = g * accelerator.num_processes + accelerator.process_index
+            g = state.micro_batches + accelerator.process_index
             x_0, t, eps = plan.micro_batch(g)
             torch.manual_seed(plan.seed_of("dropout", g))
+            state.micro_batches += accelerator.num_processes
 
-            # Take a gradient step on |eps - eps_theta(x_t, t)|^2.
+            # Take a gradient step on |eps - eps_theta(x_t, t)|^2, unless it is not finite.
             with accelerator.accumulate(model):
-                loss = simple_loss(model.train(), scheduler, x_0, t, eps)
-                accelerator.backward(loss)
+                losses = denoising_loss(model.train(), scheduler, x_0, t, eps)
+                accelerator.backward((weights[t] * losses).mean())
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
+                    finite = bool(grad_norm.isfinite())  # alike on all processes
+                if not accelerator.sync_gradients or finite or accelerator.scaler:
+                    prepared_optimizer.step()
+                prepared_optimizer.zero_grad()
+            meter.add(losses, t)
+        state.step += 1
         learning_rate = lr_scheduler.get_last_lr()[0]
         lr_scheduler.step()
-        if ema is not None:
-            ema.update(step)
+        if finite and ema is not None:
+            ema.update(state.step)
+        state.skipped += not finite
+        skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+        if skipped_in_a_row == MOST_SKIPPED_UPDATES:
+            sys.exit(diverged(config, state.step))
         progress.update()
-        last = step == config.max_train_steps or bool(interrupted)
+        interrupted = on_any_process(bool(signals), accelerator)
+        last = state.step == config.max_train_steps
 
         # Note the mean loss since the last note, and how fast it goes.
-        if last or step % config.logging_steps == 0:
-            mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            images = len(losses) * config.train_batch_size * accelerator.num_processes
-            rate = images / (time.perf_counter() - window_start)
-            progress.set_postfix_str(f"loss={mean_loss:.4f}, {rate:.0f} images/s")
+        if last or state.step % config.logging_steps == 0:
+            numbers = meter.read(accelerator)
+            rate = (state.step - window[0]) * images_per_step / (time.perf_counter() - window[1])
+            progress.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.0f} images/s")
             if is_main:
-                epoch = round(step * images_per_step / len(dataset), 4)
-                numbers = dict(loss=mean_loss, grad_norm=float(grad_norm), learning_rate=learning_rate)
-                folder.log(step=step, epoch=epoch, **numbers, images_per_second=round(rate, 1))
-            losses, window_start = [], time.perf_counter()
+                epoch = round(state.micro_batches * config.train_batch_size / len(dataset), 4)
+                norm = grad_norm.item() if finite else None
+                numbers = dict(**numbers, grad_norm=norm, learning_rate=learning_rate, skipped_updates=state.skipped)
+                folder.log(step=state.step, epoch=epoch, **numbers, images_per_second=round(rate, 1))
+            window = state.step, time.perf_counter()
 
         # Draw samples and save the pipeline, both with the averaged weights.
-        draw = last or step % config.save_images_steps == 0
-        save = step % config.save_model_steps == 0 and not last
+        draw = last or state.step % config.save_images_steps == 0
+        save = interrupted or state.step % config.save_model_steps == 0
         if draw or save:
             with ema.applied() if ema else nullcontext():
                 if draw:
                     images = draw_samples(pipeline, config, plan, accelerator)
                 if is_main and draw:
-                    folder.save_samples(step, images)
-                if is_main and save:
-                    folder.save_pipeline(pipeline)
+                    folder.save_samples(state.step, images)
                 if is_main and last:
                     with one_line_errors():
                         folder.save_last_pipeline(pipeline)
-            window_start = time.perf_counter()
-        if last:
+                elif is_main and save:
+                    folder.save_pipeline(pipeline)
+            window = state.step, time.perf_counter()
+
+        # Save all that the same command needs to go on from here, while all is well.
+        if last or interrupted or (state.step % config.checkpointing_steps == 0 and finite):
+            numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": len(dataset)}
+            if is_main:
+                folder.save_checkpoint(state.step, state.tensors(), numbers)
+            window = state.step, time.perf_counter()
+        if interrupted:
             break
     progress.close()
     if is_main:
-        print(farewell(config, step, time.perf_counter() - started))
+        print(farewell(config, state.step - first_step, state.step, time.perf_counter() - started))
     accelerator.end_training()
-    if interrupted:
+    if signal.SIGINT in signals:
         sys.exit(128 + signal.SIGINT)
+
+
+def open_checkpoint(config, images: int, is_main: bool) -> tuple[Path | None, dict | None]:
+    """The checkpoint to go on from, and its numbers, if there is one; a ValueError if it is of another run."""
+    if config.overwrite_output_dir:
+        return None, None
+    path, problems = find_checkpoint(Path(config.output_dir) / CHECKPOINTS, config.resume_from_checkpoint)
+    if is_main:
+        print("\n".join(problems), end="\n" if problems else "")
+    if path is None:
+        return None, None
+    saved = load_state(path)
+    differences = config.differences(saved["config"])
+    if saved["images"] != images:
+        differences.append(f"images {saved['images']:,} -> {images:,}")
+    if differences:
+        raise ValueError(
+            f"{path} is of a run with other options: {'; '.join(differences)}. Repeat the options of that run, name "
+            "another --output_dir, or pass --overwrite_output_dir to train anew."
+        )
+    if is_main:
+        print(f"Going on from {path}.", flush=True)
+    return path, saved
+
+
+def diverged(config, step: int) -> str:
+    good = list_checkpoints(Path(config.output_dir) / CHECKPOINTS)
+    where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    return (
+        f"train_ddpm.py: error: up to step {step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; "
+        f"{where}. Try a lower --learning_rate, or --mixed_precision no."
+    )
+
+
+def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether the flag is set on some process, so that all of them stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))
 
 
 def draw_samples(pipeline: DDPMPipelineCustom, config, plan: BatchPlan, accelerator: Accelerator) -> list:
@@ -171,28 +244,33 @@ def describe(config, unet: DDPMUNetModel, images: int, images_per_step: int) -> 
     )
 
 
-def farewell(config, step: int, seconds: float) -> str:
+def farewell(config, steps: int, step: int, seconds: float) -> str:
     """Where everything is, and how to go on."""
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
-    early = "" if step == config.max_train_steps else f" of {config.max_train_steps:,} (stopped by Ctrl-C)"
+    early = (
+        ""
+        if step == config.max_train_steps
+        else f"Stopped at step {step:,} of {config.max_train_steps:,}; the same command goes on. "
+    )
     return (
-        f"Trained {step:,} steps{early} in {seconds / 60:.1f} minutes. The model, samples/, loss.png and metrics.jsonl "
+        f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
         f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
         f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
     )
 
 
-def note_ctrl_c() -> list:
-    """A list that is empty until Ctrl-C is pressed, which then ends training after the step; a second one kills."""
-    presses = []
+def note_signals() -> list[int]:
+    """A list that is empty until Ctrl-C, SIGTERM or SIGUSR1 (the clusters' warnings) asks the run to save and end."""
+    received = []
 
-    def press(number, frame):
-        presses.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.write("Ctrl-C: saving after this step ...")
+    def note(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+        tqdm.write(f"{signal.Signals(number).name}: saving after this step ...")
 
-    signal.signal(signal.SIGINT, press)
-    return presses
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, note)
+    return received
 
 
 @contextmanager

@@ -1,13 +1,22 @@
 """Saving that a crash or a full disk cannot spoil: everything is written aside, synced, and renamed into place."""
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
+MANIFEST = "manifest.json"  # what makes a folder a checkpoint
+STATE = "state.json"
+
+
+# ---- The pipeline --------------------------------------------------------------------------------------------------
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
@@ -55,6 +64,135 @@ def _undo_half_replaced(folder: Path, replaced: Path):
                 shutil.rmtree(folder / name)
             os.replace(replaced / name, folder / name)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+# ---- Checkpoints of a run ------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
+    """Save what a run has learned, as `step-000500` with files of tensors, state.json, and a manifest of their hashes.
+
+    Args:
+        folder (`Path`): The run's checkpoints; made if missing.
+        step (`int`): The optimizer steps taken.
+        tensors (`dict`): File name, without suffix -> name -> tensor.
+        state (`dict`): Everything else, of the types that JSON has.
+
+    Raises:
+        OSError: If writing fails. The other checkpoints are then untouched.
+    """
+    unfinished, finished = folder / f".unfinished-step-{step:06d}", folder / f"step-{step:06d}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for name, named in tensors.items():
+            save_file({key: value.contiguous() for key, value in named.items()}, unfinished / f"{name}.safetensors")
+        (unfinished / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        files = sorted(unfinished.iterdir())
+        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in (*files, unfinished / MANIFEST, unfinished):
+            _sync(path)
+        shutil.rmtree(finished, ignore_errors=True)
+        os.rename(unfinished, finished)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"cannot save the checkpoint {finished}: {error}") from error
+
+
+def prune_checkpoints(folder: Path, total_limit: int | None):
+    """Delete the oldest checkpoints but `total_limit`, and what crashes left unfinished."""
+    for path in folder.glob(".unfinished-*"):
+        shutil.rmtree(path)
+    for path in list_checkpoints(folder)[: -total_limit if total_limit else 0]:
+        shutil.rmtree(path)
+
+
+def find_checkpoint(folder: Path, wanted: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from.
+
+    Args:
+        folder (`Path`): The run's checkpoints.
+        wanted (`str`): `"latest"`, or the name of one.
+
+    Returns:
+        `tuple`: The newest whole checkpoint, or the wanted one, or None if there is none at all; and what is wrong with
+        newer ones.
+
+    Raises:
+        ValueError: If the wanted one is missing or broken, or there are some and all are broken.
+    """
+    checkpoints = list_checkpoints(folder)
+    if wanted != "latest":
+        path = folder / Path(wanted).name
+        if path not in checkpoints:
+            found = ", ".join(checkpoint.name for checkpoint in checkpoints) or "none"
+            raise ValueError(f"--resume_from_checkpoint {wanted}: there is no {path}; found {found}.")
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"--resume_from_checkpoint {wanted} is broken: {error}.") from error
+        return path, []
+    problems = []
+    for path in reversed(checkpoints):
+        try:
+            verify_checkpoint(path)
+            return path, problems
+        except ValueError as error:
+            problems.append(f"Checkpoint {path.name} is broken and passed over: {error}.")
+    if problems:
+        raise ValueError(f"{' '.join(problems)} None is whole; pass --overwrite_output_dir to train anew.")
+    return None, []
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def verify_checkpoint(path: Path):
+    """Compare the files of a checkpoint with its manifest.
+
+    Raises:
+        ValueError: If one is missing or changed; the message names it.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / MANIFEST} cannot be read: {error}") from error
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.exists():
+            raise ValueError(f"{file} is missing")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise ValueError(f"{file} is not what was saved")
+
+
+def load_tensors(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint, as [`save_checkpoint`] was given them."""
+    return {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+
+
+def load_state(path: Path) -> dict:
+    """The state of a checkpoint, as [`save_checkpoint`] was given it."""
+    return json.loads((path / STATE).read_text())
+
+
+def replace_text(path: Path, text: str):
+    """Write a small file, the old or the new at every moment."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_text(text)
+    _sync(unfinished)
+    os.replace(unfinished, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _sync(path: Path):

@@ -8,7 +8,6 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
@@ -33,7 +32,8 @@ class TrainingConfig:
     # fmt: off
     preset: str = _option("mnist-mini", "Run", "Where the defaults come from: a column of the table of presets.")
     output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default ddpm-PRESET.")
-    overwrite_output_dir: bool = _option(False, "Run", "Train anew although the folder already holds a model.")
+    overwrite_output_dir: bool = _option(False, "Run", "Train anew, and throw away what the folder holds of an earlier run.")
+    resume_from_checkpoint: str = _option("latest", "Run", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.")
     seed: int = _option(0, "Run", "The run is a function of its options and this number.", minimum=0)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "Run", "auto: bf16 where the hardware is fast at it, else no.")
 
@@ -56,6 +56,8 @@ class TrainingConfig:
     timestep_sampling: Literal["uniform", "lognormal"] = _option("uniform", "Diffusion", "Timesteps to train: all alike (the paper), or such that the noise level is log-normal.")
     lognormal_mean: float = _option(0.5, "Diffusion", "Mean of the logarithm of the noise level sqrt(1 / alpha_bar - 1).")
     lognormal_std: float = _option(1.0, "Diffusion", "Standard deviation of that logarithm.", minimum=1e-6)
+    loss_weighting: Literal["simple", "min_snr"] = _option("simple", "Diffusion", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).")
+    snr_gamma: float = _option(5.0, "Diffusion", "See loss_weighting.", minimum=1e-6)
     variance_type: Literal["fixed_small", "fixed_large"] = _option("fixed_small", "Diffusion", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.")
     clip_sample: bool = _option(True, "Diffusion", "Clip predictions of x_0 to [-1, 1] while sampling.")
 
@@ -83,6 +85,8 @@ class TrainingConfig:
     save_images_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_images_steps.", minimum=1)
     save_model_steps: int = _option(1000, "Output", "Optimizer steps between two saves of the pipeline.", minimum=1)
     save_model_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_model_steps.", minimum=1)
+    checkpointing_steps: int = _option(500, "Output", "Optimizer steps between two checkpoints, from which the same command goes on.", minimum=1)
+    checkpoints_total_limit: int = _option(2, "Output", "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
     ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples in a grid.", minimum=1)
@@ -114,9 +118,33 @@ class TrainingConfig:
         if self.save_model_epochs is not None:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
 
-    def save(self, path: str | Path):
-        """Write the options as JSON."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+    def differences(self, saved: dict) -> list[str]:
+        """The options that decide about the weights and are not as in a saved run, each as one line of text."""
+        mine = json.loads(self.to_json())
+        return [
+            f"--{option.name} {saved.get(option.name)} -> {mine[option.name]}"
+            for option in dataclasses.fields(self)
+            if option.metadata["group"] != "Output"
+            and option.name not in MAY_CHANGE
+            and saved.get(option.name) != mine[option.name]
+        ]
+
+    def to_json(self) -> str:
+        """All options, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+# Options that a run may be resumed with other values of, beside those of the group "Output".
+MAY_CHANGE = (
+    "preset",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "cache_dir",
+    "model_config_name_or_path",
+    "num_epochs",
+    "max_train_steps",
+)
 
 
 def _check_range(option: dataclasses.Field, value):
@@ -169,6 +197,7 @@ _PRESETS = {
     "use_ema":                  (True,      True,           True,          True,              False),
     "save_images_steps":        (500,       1000,           5000,          5000,              1000),
     "save_model_steps":         (1000,      5000,           10_000,        10_000,            10_000),
+    "checkpointing_steps":      (500,       1000,           5000,          5000,              5000),
     "eval_batch_size":          (64,        64,             16,            64,                16),
     "ddpm_num_inference_steps": (100,       1000,           1000,          1000,              1000),
 }

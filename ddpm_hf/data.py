@@ -219,7 +219,7 @@ class BatchPlan:
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed for one purpose at one place of the run, independent of all others."""
         text = f"{self.seed}/{purpose}/{number}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def _indices(self, g: int) -> np.ndarray:
         position = np.arange(g * self.batch_size, (g + 1) * self.batch_size)

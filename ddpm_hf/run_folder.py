@@ -1,17 +1,20 @@
 """What a run leaves behind: the pipeline (which is the Hub repository), samples, metrics, the curve of the loss."""
 
 import json
+import math
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import INDEX, save_pipeline
+from ddpm_hf.checkpoint import INDEX, prune_checkpoints, replace_text, save_checkpoint, save_pipeline
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pictures import image_grid, loss_curve
+
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -22,31 +25,39 @@ class RunFolder:
 
     Args:
         config ([`TrainingConfig`]): Its `output_dir` is the folder, made if missing; config.json will hold all of it.
-        model_bytes (`int`): Size of the model, for which there has to be space.
+        model_bytes (`int`): Size of the model; there has to be space for the pipeline and the checkpoints.
+        step (`int`): The step that the run goes on from; what was noted after it is forgotten. 0 for a new run.
 
     Raises:
-        ValueError: If the folder already holds a model, without `overwrite_output_dir`.
-        OSError: If it cannot be written, or the disk has too little space for the model and its successor.
+        ValueError: If a new run finds a model in the folder, without `overwrite_output_dir`.
+        OSError: If it cannot be written, or the disk has too little space.
     """
 
-    def __init__(self, config: TrainingConfig, model_bytes: int):
+    def __init__(self, config: TrainingConfig, model_bytes: int, step: int = 0):
         self.path = Path(config.output_dir)
-        self.metrics = []
-        if (self.path / INDEX).exists() and not config.overwrite_output_dir:
+        self.checkpoints_total_limit = config.checkpoints_total_limit
+        if (self.path / INDEX).exists() and not step and not config.overwrite_output_dir:
             raise ValueError(
-                f"--output_dir {self.path} already holds a trained model; name another folder, or pass "
-                "--overwrite_output_dir to replace it."
+                f"--output_dir {self.path} holds a trained model and no checkpoint to go on from; name another folder, "
+                "or pass --overwrite_output_dir to replace it."
             )
         try:
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            (self.path / "metrics.jsonl").write_text("")
-            config.save(self.path / "config.json")
+            if not step:
+                shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+            self.metrics = _read_metrics(self.path / "metrics.jsonl", step)
+            lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
+            replace_text(self.path / "metrics.jsonl", lines)
+            replace_text(self.path / "config.json", config.to_json())
         except OSError as error:
             raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
-        free, needed = shutil.disk_usage(self.path).free / 1e6, 2 * model_bytes / 1e6
+        # A checkpoint is four models: weights, average, and two moments; the pipeline is one. Each and its successor.
+        free = shutil.disk_usage(self.path).free / 1e6
+        needed = (2 + 4 * (config.checkpoints_total_limit + 1)) * model_bytes / 1e6
         if free < needed:
             raise OSError(
-                f"--output_dir {self.path}: saving the model needs {needed:.0f} MB, and {free:.0f} MB are free."
+                f"--output_dir {self.path}: the model and its checkpoints need {needed:.0f} MB, and {free:.0f} MB are "
+                "free."
             )
 
     def log(self, **numbers: float):
@@ -59,9 +70,8 @@ class RunFolder:
         """Write samples/step-000500.png, and loss.png as it stands."""
         with _going_on("save the samples"):
             image_grid(images).save(self.path / "samples" / f"step-{step:06d}.png")
-            loss_curve([m["step"] for m in self.metrics], [m["loss"] for m in self.metrics]).save(
-                self.path / "loss.png"
-            )
+            steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
+            loss_curve(steps, losses).save(self.path / "loss.png")
 
     def save_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline while training goes on."""
@@ -75,6 +85,21 @@ class RunFolder:
             OSError: If that fails.
         """
         save_pipeline(pipeline, self.path)
+
+    def save_checkpoint(self, step: int, tensors: dict, state: dict):
+        """Save a checkpoint, and then delete those over the limit."""
+        with _going_on("save a checkpoint"):
+            save_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
+            prune_checkpoints(self.path / CHECKPOINTS, self.checkpoints_total_limit)
+
+
+def _read_metrics(path: Path, last_step: int) -> list[dict]:
+    """The lines up to a step. A process that was killed may have left half a line at the end."""
+    metrics = []
+    for line in path.read_text().splitlines() if last_step and path.exists() else []:
+        with suppress(ValueError):
+            metrics.append(json.loads(line))
+    return [numbers for numbers in metrics if numbers["step"] <= last_step]
 
 
 @contextmanager

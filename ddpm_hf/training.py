@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from diffusers.optimization import get_scheduler
 
@@ -13,16 +14,16 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 
-def simple_loss(
+def denoising_loss(
     unet: torch.nn.Module,
     scheduler: DDPMLinearScheduler,
     x_0: torch.Tensor,
     t: torch.Tensor,
     eps: torch.Tensor,
 ) -> torch.Tensor:
-    """L_simple (eq. 14): the mean of `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`.
+    """L_simple (eq. 14) of each image: `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`.
 
-    If the network predicts x_0 or v, that takes the place of eps.
+    The mean over channels and pixels is taken. If the network predicts x_0 or v, that takes the place of eps.
 
     Args:
         unet (`torch.nn.Module`): eps_theta.
@@ -32,7 +33,7 @@ def simple_loss(
         eps (`torch.Tensor`, like x_0): Noise from N(0, I).
 
     Returns:
-        `torch.Tensor`: A scalar.
+        `torch.Tensor`: `(batch,)` float32.
     """
     x_t = scheduler.add_noise(x_0, eps, t)
     prediction = unet(x_t, t, return_dict=False)[0]
@@ -43,7 +44,29 @@ def simple_loss(
             target = x_0
         case "v_prediction":
             target = scheduler.get_velocity(x_0, eps, t)
-    return F.mse_loss(prediction.float(), target)
+    return F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+
+
+def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
+    """What the loss at each timestep is multiplied with.
+
+    `"simple"` is the paper's choice, 1. `"min_snr"` (Hang et al. 2023, arXiv 2303.09556) weighs the error of x_0 with
+    `min(SNR_t, gamma)`, where `SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, whatever the network predicts.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): alpha_bar, and what the network predicts.
+        config ([`TrainingConfig`]): `loss_weighting` and `snr_gamma` are read.
+
+    Returns:
+        `torch.Tensor`: `(T,)` float32.
+    """
+    alpha_bar = scheduler.alphas_cumprod
+    if config.loss_weighting == "simple":
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    # |x_0 - x_0'|^2 is |eps - eps'|^2 / SNR, and |v - v'|^2 / (SNR + 1).
+    error_of_x_0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[scheduler.config.prediction_type]
+    return snr.clamp(max=config.snr_gamma) / error_of_x_0
 
 
 def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
@@ -87,6 +110,34 @@ def make_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig):
     return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
 
 
+class LossMeter:
+    """Mean loss since the last note, over all timesteps and by quartile of them: t in [0, T/4), ..., [3T/4, T).
+
+    Losses that are not finite are left out. All stays on the device until it is read.
+    """
+
+    def __init__(self, num_timesteps: int, device: torch.device):
+        self.num_timesteps = num_timesteps
+        self.table = torch.zeros(2, 4, device=device)  # sums and counts
+
+    def add(self, losses: torch.Tensor, t: torch.Tensor):
+        """Add the losses `(batch,)` at timesteps t `(batch,)`."""
+        quartile = t * 4 // self.num_timesteps
+        finite = losses.isfinite()
+        self.table[0].index_add_(0, quartile, losses.detach().where(finite, 0))
+        self.table[1].index_add_(0, quartile, finite.float())
+
+    def read(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """`loss`, and `loss_q1` to `loss_q4`, over all processes; None where there was none. Starts afresh."""
+        sums, counts = accelerator.reduce(self.table, "sum").tolist()
+        self.table.zero_()
+        means = [total / count if count else None for total, count in zip(sums, counts)]
+        return {
+            "loss": sum(sums) / sum(counts) if any(counts) else None,
+            **{f"loss_q{i}": mean for i, mean in enumerate(means, 1)},
+        }
+
+
 class MovingAverage:
     """Exponential moving average of a model's parameters, with a warm-up of the decay.
 
@@ -108,6 +159,13 @@ class MovingAverage:
         decay = min(self.max_decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
         torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {str(i): average for i, average in enumerate(self.average)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]):
+        for i, average in enumerate(self.average):
+            average.copy_(state[str(i)])
+
     @contextmanager
     def applied(self):
         """Let the model hold the average for a while. The parameters themselves are set aside, not copied."""
@@ -120,6 +178,73 @@ class MovingAverage:
     def _swap(self):
         for parameter, average in zip(self.parameters, self.average):
             parameter.data, average.data = average.data, parameter.data
+
+
+class RunState:
+    """Everything that a run has learned and where it stands: what a checkpoint holds.
+
+    Args:
+        unet, optimizer, lr_scheduler, ema, scaler: The parts; `ema` and `scaler` may be None.
+        meter ([`LossMeter`]): The losses since the last note.
+
+    Attributes:
+        step (`int`): Optimizer steps taken.
+        micro_batches (`int`): Micro-batches used up, by all processes: the next one's number in the batch plan.
+        skipped (`int`): Updates left out because they were not finite.
+    """
+
+    def __init__(self, unet, optimizer, lr_scheduler, ema: MovingAverage | None, scaler, meter: LossMeter):
+        self.unet, self.optimizer, self.lr_scheduler, self.ema = unet, optimizer, lr_scheduler, ema
+        self.scaler, self.meter = scaler, meter
+        self.step = self.micro_batches = self.skipped = 0
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The files of a checkpoint."""
+        moments = {
+            f"{i}.{name}": value
+            for i, named in self.optimizer.state_dict()["state"].items()
+            for name, value in named.items()
+        }
+        averages = {"ema": self.ema.state_dict()} if self.ema else {}
+        return {"model": self.unet.state_dict(), "optimizer": moments, **averages}
+
+    def numbers(self, accelerator: Accelerator) -> dict:
+        """What else a checkpoint holds. All processes have to call it."""
+        return {
+            "step": self.step,
+            "micro_batches": self.micro_batches,
+            "skipped": self.skipped,
+            "losses": accelerator.reduce(self.meter.table, "sum").tolist(),
+            "scaler": self.scaler and self.scaler.state_dict(),
+        }
+
+    def load(self, tensors: dict[str, dict[str, torch.Tensor]], numbers: dict, is_main: bool):
+        """Take over what a checkpoint holds; the losses on the main process only, for all."""
+        self.unet.load_state_dict(tensors["model"])
+        if self.ema:
+            self.ema.load_state_dict(tensors["ema"])
+        parameters = self.optimizer.param_groups[0]["params"]
+        moments = {}
+        for key, value in tensors["optimizer"].items():
+            i, name = key.split(".")
+            if value.ndim:  # the fused optimizer expects the memory layout of the parameter
+                value = torch.empty_like(parameters[int(i)], dtype=value.dtype).copy_(value)
+            moments.setdefault(int(i), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        # The schedule is a function of the step.
+        schedule = self.lr_scheduler
+        schedule.last_epoch = numbers["step"]
+        schedule._last_lr = [
+            lr * course(schedule.last_epoch) for lr, course in zip(schedule.base_lrs, schedule.lr_lambdas)
+        ]
+        for group, learning_rate in zip(self.optimizer.param_groups, schedule.get_last_lr()):
+            group["lr"] = learning_rate
+        if self.scaler:
+            self.scaler.load_state_dict(numbers["scaler"])
+        if is_main:
+            self.meter.table.copy_(torch.tensor(numbers["losses"]))
+        self.step, self.micro_batches, self.skipped = (numbers[key] for key in ("step", "micro_batches", "skipped"))
 
 
 def choose_mixed_precision(choice: str) -> str:

@@ -1,5 +1,17 @@
+"""What several test files need: a fixed seed, and runs of train_ddpm.py."""
+
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+
+from ddpm_hf import DDPMUNetModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train_ddpm
 
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
@@ -8,3 +20,43 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Run train_ddpm.py in this process, on the embedded digits, with a tiny network; returns the run's folder."""
+    model = DDPMUNetModel(
+        block_out_channels=(8, 8),
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        dropout=0.1,
+        add_attention=False,
+    )
+    model.save_config(tmp_path / "model")
+    small = {
+        "model_config_name_or_path": tmp_path / "model",
+        "cache_dir": tmp_path / "cache",
+        "max_train_steps": 4,
+        "train_batch_size": 4,
+        "logging_steps": 1,
+        "lr_warmup_steps": 2,
+        "ddpm_num_inference_steps": 3,
+        "eval_batch_size": 3,
+    }
+
+    def run(name="run", *switches, **options):
+        options = {**small, "output_dir": tmp_path / name, **options}
+        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *flags, *switches])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            train_ddpm.main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return Path(options["output_dir"])
+
+    return run

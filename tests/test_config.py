@@ -80,7 +80,7 @@ def test_model_config_from_a_file(tmp_path):
     ).save_config(tmp_path)
     config, _ = parse_command_line(["--model_config_name_or_path", str(tmp_path)])
     assert config.model["block_out_channels"] == [32, 64]
-    config.save(tmp_path / "run.json")
+    (tmp_path / "run.json").write_text(config.to_json())
     assert json.loads((tmp_path / "run.json").read_text())["model"]["block_out_channels"] == [32, 64]
 
 

@@ -99,13 +99,13 @@ def test_training_goes_on_when_writing_fails(tmp_path, capsys):
 
 def test_bad_folders(tmp_path):
     save_pipeline(FakePipeline("old"), tmp_path / "run")
-    with pytest.raises(ValueError, match="already holds a trained model"):
+    with pytest.raises(ValueError, match="holds a trained model and no checkpoint"):
         make_run(tmp_path)
     make_run(tmp_path, "--overwrite_output_dir")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         make_run(tmp_path, "--output_dir", str(tmp_path / "file" / "run"))
-    with pytest.raises(OSError, match="needs 2000000000 MB"):
+    with pytest.raises(OSError, match="need 14000000000 MB"):
         make_run(tmp_path, "--overwrite_output_dir", model_bytes=10**15)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,66 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
+from runs import equal, metrics
 
-from ddpm_hf import DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf import DDPMPipelineCustom
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-import train_ddpm  # noqa: E402
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch):
-    """Run train_ddpm.py in this process, on the embedded digits, with a tiny network; returns the run's folder."""
-    model = DDPMUNetModel(
-        block_out_channels=(8, 8),
-        down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        dropout=0.1,
-        add_attention=False,
-    )
-    model.save_config(tmp_path / "model")
-    small = {
-        "model_config_name_or_path": tmp_path / "model",
-        "cache_dir": tmp_path / "cache",
-        "max_train_steps": 4,
-        "train_batch_size": 4,
-        "logging_steps": 1,
-        "lr_warmup_steps": 2,
-        "ddpm_num_inference_steps": 3,
-        "eval_batch_size": 3,
-    }
-
-    def run(name="run", *switches, **options):
-        options = {**small, "output_dir": tmp_path / name, **options}
-        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *flags, *switches])
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            train_ddpm.main()
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
-            AcceleratorState._reset_state(reset_partial_state=True)
-        return Path(options["output_dir"])
-
-    return run
-
-
-def weights(folder):
-    return DDPMUNetModel.from_pretrained(folder, subfolder="unet").state_dict()
-
-
-def equal(a, b):
-    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_a_pipeline_samples_and_numbers(train, capsys):
@@ -140,8 +87,9 @@ def test_bad_input_ends_in_one_line(train, options, message):
 
 
 def test_a_trained_model_is_not_overwritten_by_accident(train):
-    train()
-    with pytest.raises(SystemExit, match="already holds a trained model"):
+    folder = train()
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(SystemExit, match="holds a trained model and no checkpoint"):
         train()
     train("run", "--overwrite_output_dir")
 
@@ -169,7 +117,7 @@ def test_accelerate_launch_and_ctrl_c(tmp_path):
     child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
     os.kill(child, signal.SIGINT)
     text = process.communicate(timeout=300)[0]
-    assert "stopped by Ctrl-C" in text
+    assert "Stopped at step" in text
     images = DDPMPipelineCustom.from_pretrained(tmp_path / "run")(2, num_inference_steps=2).images
     assert len(images) == 2
 

@@ -1,18 +1,23 @@
 """The objective, the moving average, and the course of the learning rate."""
 
+import math
+
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from oracles import GaussianDenoiser
 
 from ddpm_hf import DDPMLinearScheduler
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.training import (
+    LossMeter,
     MovingAverage,
     choose_mixed_precision,
+    denoising_loss,
+    loss_weights,
     make_lr_scheduler,
     make_optimizer,
-    simple_loss,
     timestep_weights,
 )
 
@@ -25,7 +30,7 @@ def test_loss_of_the_exact_denoiser():
     for t in (0, 100, 500, 999):
         a = scheduler.alphas_cumprod[t].item()
         least = a * 0.2**2 / (a * 0.2**2 + 1 - a)
-        loss = simple_loss(unet, scheduler, x_0, torch.full((20_000,), t), eps)
+        loss = denoising_loss(unet, scheduler, x_0, torch.full((20_000,), t), eps).mean()
         assert loss.item() == pytest.approx(least, rel=0.05)
 
 
@@ -36,8 +41,33 @@ def test_loss_has_the_target_of_the_prediction_type(prediction_type):
     x_0, eps = torch.randn(2, 4, 1, 8, 8)
     t = torch.tensor([0, 10, 500, 999])
     targets = {"epsilon": eps, "sample": x_0, "v_prediction": DDPMScheduler().get_velocity(x_0, eps, t)}
-    loss = simple_loss(lambda x, t, return_dict: (torch.zeros_like(x),), scheduler, x_0, t, eps)
-    torch.testing.assert_close(loss, targets[prediction_type].square().mean())
+    loss = denoising_loss(lambda x, t, return_dict: (torch.zeros_like(x),), scheduler, x_0, t, eps)
+    torch.testing.assert_close(loss, targets[prediction_type].square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_min_snr_weighs_the_error_of_x_0(prediction_type):
+    """Whatever the network predicts, the weighted loss is min(SNR, gamma) times the mean square error of its x_0."""
+    config, _ = parse_command_line(["--loss_weighting", "min_snr", "--snr_gamma", "3"])
+    scheduler = DDPMLinearScheduler(prediction_type=prediction_type)
+    weights = loss_weights(scheduler, config)
+    x_0, eps, output = torch.randn(3, 5, 1, 8, 8)
+    t = torch.tensor([0, 100, 250, 500, 900])
+    loss = weights[t] * denoising_loss(lambda x, t, return_dict: (output,), scheduler, x_0, t, eps)
+    predicted = scheduler.predict_x_0(output, t, scheduler.add_noise(x_0, eps, t))
+    snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
+    wanted = snr.clamp(max=3) * (predicted - x_0).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-5)
+    assert (loss_weights(scheduler, parse_command_line([])[0]) == 1).all()
+
+
+def test_meter_takes_means_by_quartile():
+    meter = LossMeter(100, torch.device("cpu"))
+    meter.add(torch.tensor([1.0, 3.0, 5.0, math.inf]), torch.tensor([0, 24, 25, 30]))
+    meter.add(torch.tensor([7.0, math.nan]), torch.tensor([99, 0]))
+    numbers = meter.read(Accelerator(cpu=True))
+    assert numbers == {"loss": 4.0, "loss_q1": 2.0, "loss_q2": 5.0, "loss_q3": None, "loss_q4": 7.0}
+    assert meter.read(Accelerator(cpu=True))["loss"] is None
 
 
 def test_moving_average_in_closed_form():
