@@ -8,6 +8,7 @@ accelerate launch train_ddpm.py --preset cifar10 --dry_run           see the opt
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -51,6 +52,9 @@ def main():
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
         )
         is_main = accelerator.is_main_process
+        # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
+        if is_main and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+            print("This is one process; to train in several on CPUs: torchrun --nproc_per_node N train_ddpm.py ...")
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
@@ -73,7 +77,7 @@ def main():
             print(describe(config, unet, len(dataset), images_per_step), flush=True)
         if dry_run:
             return
-        checkpoint, saved = open_checkpoint(config, len(dataset), is_main)
+        checkpoint, saved = open_checkpoint(config, len(dataset), images_per_step, is_main)
         if saved and saved["step"] >= config.max_train_steps:
             if is_main:
                 print(f"{config.output_dir} is trained: {saved['step']:,} steps. A higher --max_train_steps goes on.")
@@ -170,6 +174,7 @@ def main():
         # Save all that the same command needs to go on from here, while all is well.
         if last or interrupted or (state.step % config.checkpointing_steps == 0 and finite):
             numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": len(dataset)}
+            numbers["images_per_step"] = images_per_step
             if is_main:
                 folder.save_checkpoint(state.step, state.tensors(), numbers)
             window = state.step, time.perf_counter()
@@ -183,7 +188,7 @@ def main():
         sys.exit(128 + signal.SIGINT)
 
 
-def open_checkpoint(config, images: int, is_main: bool) -> tuple[Path | None, dict | None]:
+def open_checkpoint(config, images: int, images_per_step: int, is_main: bool) -> tuple[Path | None, dict | None]:
     """The checkpoint to go on from, and its numbers, if there is one; a ValueError if it is of another run."""
     if config.overwrite_output_dir:
         return None, None
@@ -203,6 +208,8 @@ def open_checkpoint(config, images: int, is_main: bool) -> tuple[Path | None, di
         )
     if is_main:
         print(f"Going on from {path}.", flush=True)
+        if saved["images_per_step"] != images_per_step:
+            print(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.", flush=True)
     return path, saved
 
 

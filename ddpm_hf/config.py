@@ -144,6 +144,7 @@ MAY_CHANGE = (
     "model_config_name_or_path",
     "num_epochs",
     "max_train_steps",
+    "gradient_accumulation_steps",
 )
 
 

@@ -23,8 +23,8 @@ def _seed():
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
-    """Run train_ddpm.py in this process, on the embedded digits, with a tiny network; returns the run's folder."""
+def small(tmp_path):
+    """Flags of runs that take seconds: the embedded digits, a tiny network with dropout."""
     model = DDPMUNetModel(
         block_out_channels=(8, 8),
         down_block_types=["DownBlock2D"] * 2,
@@ -35,7 +35,7 @@ def train(tmp_path, monkeypatch):
         add_attention=False,
     )
     model.save_config(tmp_path / "model")
-    small = {
+    defaults = {
         "model_config_name_or_path": tmp_path / "model",
         "cache_dir": tmp_path / "cache",
         "max_train_steps": 4,
@@ -46,10 +46,19 @@ def train(tmp_path, monkeypatch):
         "eval_batch_size": 3,
     }
 
+    def flags(name, *switches, **options):
+        options = {**defaults, "output_dir": tmp_path / name, **options}
+        return [text for key, value in options.items() for text in (f"--{key}", str(value))] + list(switches)
+
+    return flags
+
+
+@pytest.fixture
+def train(small, tmp_path, monkeypatch):
+    """Run train_ddpm.py in this process, with `small` flags; returns the run's folder."""
+
     def run(name="run", *switches, **options):
-        options = {**small, "output_dir": tmp_path / name, **options}
-        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *flags, *switches])
+        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *small(name, *switches, **options)])
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         try:
             train_ddpm.main()
@@ -57,6 +66,6 @@ def train(tmp_path, monkeypatch):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             AcceleratorState._reset_state(reset_partial_state=True)
-        return Path(options["output_dir"])
+        return Path(options.get("output_dir", tmp_path / name))
 
     return run

@@ -227,16 +227,14 @@ train_ddpm.main()
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(train, tmp_path, monkeypatch):
+def test_killed_at_any_moment(train, small, tmp_path):
     """SIGKILL after a step, a file, a sync or a rename, again and again, until the run is through."""
     options = {"max_train_steps": 6, "checkpointing_steps": 2, "logging_steps": 1, "save_model_steps": 3}
     whole = train("whole", **options)
-    command = sys.argv[1:]  # as the fixture left it
-    command[command.index("--output_dir") + 1] = str(tmp_path / "killed")
-    deaths = 0
+    flags, deaths = small("killed", **options), 0
     for die_at in (3, 7, 9, 13, 16, 21, 24, 27, 31, 36, 41, 47, 10_000):
         code = DRIVER.format(root=str(ROOT), die_at=die_at)
-        process = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
+        process = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=tmp_path)
         assert process.returncode in (0, -signal.SIGKILL), process.stderr
         deaths += process.returncode != 0
         assert find_checkpoint(tmp_path / "killed" / "checkpoints", "latest")[1] == []  # none is broken

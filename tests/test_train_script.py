@@ -132,5 +132,7 @@ def test_annotated_experiment_on_a_folder_like_celeba(tmp_path):
     flags = ["--preset", "annotated", "--max_train_steps", "2", "--train_data_dir", str(tmp_path / "celeba")]
     small = ["--output_dir", str(tmp_path / "run"), "--ddpm_num_inference_steps", "2", "--eval_batch_size", "2"]
     subprocess.run([*launcher, *flags, *small], cwd=ROOT, check=True)
-    images = DDPMPipelineCustom.from_pretrained(tmp_path / "run")(2, num_inference_steps=2).images
+    pipeline = DDPMPipelineCustom.from_pretrained(tmp_path / "run")
+    with pytest.warns(UserWarning, match="fixed_large"):
+        images = pipeline(2, num_inference_steps=2).images
     assert [(i.mode, i.size) for i in images] == [("RGB", (32, 32))] * 2
