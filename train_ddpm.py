@@ -181,8 +181,12 @@ def main():
         if interrupted:
             break
     progress.close()
+    accelerator.wait_for_everyone()
     if is_main:
         print(farewell(config, state.step - first_step, state.step, time.perf_counter() - started))
+    # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
+    del model
+    accelerator.free_memory()
     accelerator.end_training()
     if signal.SIGINT in signals:
         sys.exit(128 + signal.SIGINT)

@@ -191,7 +191,7 @@ _PRESETS = {
     "max_train_steps":          (2000,      20_000,         500_000,       800_000,           None),
     "num_epochs":               (100,       100,            100,           100,               1000),
     "optimizer":                ("adamw",   "adam",         "adam",        "adam",            "adam"),
-    "learning_rate":            (2e-3,      5e-4,           2e-5,          2e-4,              2e-5),
+    "learning_rate":            (2e-3,      5e-4,           1e-4,          2e-4,              2e-5),
     "lr_scheduler":             ("cosine",  "cosine",       "constant_with_warmup", "constant_with_warmup", "constant"),
     "lr_warmup_steps":          (100,       500,            5000,          5000,              0),
     "max_grad_norm":            (1.0,       1.0,            1.0,           1.0,               0.0),

@@ -1,14 +1,19 @@
 """Training in two processes, on CPUs, over gloo."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from runs import metrics
 from safetensors.torch import load_file
+
+from ddpm_hf.checkpoint import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +51,38 @@ def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
     assert "Going on from" in done.stdout, done.stderr
     train("mixed", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     assert_close_runs(whole, tmp_path / "mixed")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(small, tmp_path):
+    """Started as a cluster does, without a launcher; and the run goes on."""
+    flags = small("run", max_train_steps=100_000, lr_scheduler="constant", save_images_steps=100_000)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, str(ROOT / "train_ddpm.py"), *flags]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    file = tmp_path / "run" / "metrics.jsonl"
+    while not (file.exists() and len(file.read_text().splitlines()) > 3):
+        time.sleep(0.5)
+        assert processes[0].poll() is None, processes[0].stdout.read()
+    processes[1].send_signal(signal.SIGUSR1)
+    printed = [process.communicate(timeout=60)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "Stopped at step" in printed[0]
+    step = metrics(tmp_path / "run")[-1]["step"]
+    assert find_checkpoint(tmp_path / "run" / "checkpoints", "latest")[0].name == f"step-{step:06d}"
+
+    flags[flags.index("--max_train_steps") + 1] = str(step + 3)
+    assert "Going on from" in launch(2, flags).stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, step + 4))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.mark.slow
