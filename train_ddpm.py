@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,14 +24,20 @@ from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.data import BatchPlan, common_mode, load_dataset, load_pixels
+from ddpm_hf.machine import (
+    choose_mixed_precision,
+    keep_freed_memory,
+    note_signals,
+    on_any_process,
+    one_line_errors,
+    use_all_cores,
+)
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
 from ddpm_hf.training import (
     LossMeter,
     MovingAverage,
     RunState,
-    choose_mixed_precision,
     denoising_loss,
-    keep_freed_memory,
     loss_weights,
     make_lr_scheduler,
     make_optimizer,
@@ -43,6 +49,7 @@ MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
 
 def main():
     config, dry_run = parse_command_line()
+    use_all_cores()
     keep_freed_memory()
 
     # Whatever can be wrong with the options is found here, before any work is done.
@@ -226,13 +233,6 @@ def diverged(config, step: int) -> str:
     )
 
 
-def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether the flag is set on some process, so that all of them stop after the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))
-
-
 def draw_samples(pipeline: DDPMPipelineCustom, config, plan: BatchPlan, accelerator: Accelerator) -> list:
     """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
@@ -251,7 +251,8 @@ def describe(config, unet: DDPMUNetModel, images: int, images_per_step: int) -> 
     steps, epochs = config.max_train_steps, config.max_train_steps * images_per_step / images
     return (
         f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {images:,} images, "
-        f"{steps:,} steps of {images_per_step} images ({epochs:.1f} epochs), mixed precision {config.mixed_precision}."
+        f"{steps:,} steps of {images_per_step} images ({epochs:.1f} epochs), mixed precision {config.mixed_precision}, "
+        f"{torch.get_num_threads()} CPU threads."
     )
 
 
@@ -268,29 +269,6 @@ def farewell(config, steps: int, step: int, seconds: float) -> str:
         f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
         f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
     )
-
-
-def note_signals() -> list[int]:
-    """A list that is empty until Ctrl-C, SIGTERM or SIGUSR1 (the clusters' warnings) asks the run to save and end."""
-    received = []
-
-    def note(number, frame):
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
-        tqdm.write(f"{signal.Signals(number).name}: saving after this step ...")
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, note)
-    return received
-
-
-@contextmanager
-def one_line_errors():
-    """End the process with one line, instead of a traceback, on what is wrong with the options or the disk."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"train_ddpm.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """What a training step is made of: the objective (eq. 14), the optimizer, and the moving average of the weights."""
 
-import ctypes
-import platform
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 from diffusers.optimization import get_scheduler
 
 from ddpm_hf.config import TrainingConfig
@@ -245,21 +242,3 @@ class RunState:
         if is_main:
             self.meter.table.copy_(torch.tensor(numbers["losses"]))
         self.step, self.micro_batches, self.skipped = (numbers[key] for key in ("step", "micro_batches", "skipped"))
-
-
-def choose_mixed_precision(choice: str) -> str:
-    """Resolve `"auto"`: bf16 on GPUs that support it and on CPUs with matrix units for it (AMX), else no."""
-    if choice != "auto":
-        return choice
-    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "no"
-
-
-def keep_freed_memory():
-    """Let glibc keep freed memory for the next step, instead of faulting it in again: 1.2 times faster on a CPU."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,6 @@ from ddpm_hf.config import parse_command_line
 from ddpm_hf.training import (
     LossMeter,
     MovingAverage,
-    choose_mixed_precision,
     denoising_loss,
     loss_weights,
     make_lr_scheduler,
@@ -129,14 +128,6 @@ def test_optimizer_follows_the_options(flags, kind):
     assert optimizer.defaults["betas"] == (0.8, config.adam_beta2)
     assert optimizer.defaults["weight_decay"] == 0.1
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
-
-
-def test_mixed_precision_auto(monkeypatch):
-    assert choose_mixed_precision("fp16") == "fp16"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for fast, wanted in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
-        assert choose_mixed_precision("auto") == wanted
 
 
 # ---- Timesteps ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""What a run asks of the machine: threads, memory, precision, and word of the signals that end it."""
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from tqdm.auto import tqdm
+
+
+def choose_mixed_precision(choice: str) -> str:
+    """Resolve `"auto"`: bf16 on GPUs that support it and on CPUs with matrix units for it (AMX), else no."""
+    if choice != "auto":
+        return choice
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "no"
+
+
+def use_all_cores():
+    """Share the cores out over this machine's processes, where `accelerate launch` left each its default, one thread.
+
+    It sets OMP_NUM_THREADS to 1 when nobody says otherwise; any other value is the user's wish.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def keep_freed_memory():
+    """Let glibc keep freed memory for the next step, instead of faulting it in again: 1.2 times faster on a CPU."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def note_signals() -> list[int]:
+    """A list that is empty until Ctrl-C, SIGTERM or SIGUSR1 (the clusters' warnings) asks the run to save and end."""
+    received = []
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+        tqdm.write(f"{signal.Signals(number).name}: saving after this step ...")
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, note)
+    return received
+
+
+def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether the flag is set on some process, so that all of them stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))
+
+
+@contextmanager
+def one_line_errors():
+    """End the process with one line, instead of a traceback, on what is wrong with the options or the disk."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_ddpm.py: error: {error}")

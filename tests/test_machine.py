@@ -1,0 +1,37 @@
+"""What a run asks of the machine."""
+
+import os
+
+import pytest
+import torch
+
+from ddpm_hf.machine import choose_mixed_precision, use_all_cores
+
+
+def test_mixed_precision_auto(monkeypatch):
+    assert choose_mixed_precision("fp16") == "fp16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for fast, wanted in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
+        assert choose_mixed_precision("auto") == wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, 6),  # the default of `accelerate launch`
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 3),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "4"}, None),
+        ({"OMP_NUM_THREADS": "1"}, None),
+    ],
+)
+def test_one_thread_is_not_all_that_a_launched_run_gets(environment, threads, monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6), raising=False)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    use_all_cores()
+    assert asked == ([threads] if threads else [])
