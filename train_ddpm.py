@@ -21,9 +21,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.batch_plan import BatchPlan, ShuffledImages, seed_of
 from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
-from ddpm_hf.data import BatchPlan, common_mode, load_dataset, load_pixels
+from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
     choose_mixed_precision,
     keep_freed_memory,
@@ -33,6 +35,8 @@ from ddpm_hf.machine import (
     use_all_cores,
 )
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
+from ddpm_hf.streaming import StreamedImages
+from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
 from ddpm_hf.training import (
     LossMeter,
     MovingAverage,
@@ -56,7 +60,9 @@ def main():
     with one_line_errors():
         config.mixed_precision = choose_mixed_precision(config.mixed_precision)
         accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            **tracking_options(config),
         )
         is_main = accelerator.is_main_process
         # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
@@ -77,22 +83,29 @@ def main():
             clip_sample=config.clip_sample,
         )
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        config.count_steps(steps_per_epoch=len(dataset) / images_per_step)
+        count = None if config.streaming else len(dataset)
+        config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
         if is_main and dry_run:
             print(json.dumps(dataclasses.asdict(config), indent=2))
         if is_main:
-            print(describe(config, unet, len(dataset), images_per_step), flush=True)
+            print(describe(config, unet, count, images_per_step), flush=True)
         if dry_run:
             return
-        checkpoint, saved = open_checkpoint(config, len(dataset), images_per_step, is_main)
+        checkpoint, saved = open_checkpoint(config, count, images_per_step, is_main)
         if saved and saved["step"] >= config.max_train_steps:
             if is_main:
                 print(f"{config.output_dir} is trained: {saved['step']:,} steps. A higher --max_train_steps goes on.")
             return
         step = saved["step"] if saved else 0
         folder = RunFolder(config, unet.get_memory_footprint(), step) if is_main else None
-        with accelerator.main_process_first():
-            pixels = load_pixels(dataset, mode, config)
+        if config.streaming:
+            images = StreamedImages(dataset, mode, config, saved and saved["stream"])
+        else:
+            with accelerator.main_process_first():
+                images = ShuffledImages(load_images(dataset, mode, config), config.seed)
+        if is_main:
+            folder.note_unreadable(images.unreadable)
+        start_trackers(accelerator, config)
 
     # Model, optimizer, and the average of the weights, which samples are drawn with.
     if config.gradient_checkpointing:
@@ -108,8 +121,8 @@ def main():
     pipeline = DDPMPipelineCustom(unet, scheduler)
     weights = loss_weights(scheduler, config).to(accelerator.device)
     often = timestep_weights(scheduler, config)
-    plan = BatchPlan(pixels, config.train_batch_size, often, config.seed, config.random_flip, accelerator.device)
-    x_0, _, _ = plan.micro_batch(0)
+    plan = BatchPlan(images, config.train_batch_size, often, config.seed, config.random_flip, accelerator.device)
+    x_0, _, _ = plan.micro_batch(state.micro_batches + accelerator.process_index)
     assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
     assert x_0.abs().max() <= 1
 
@@ -123,7 +136,7 @@ def main():
             # Micro-batch g of the run: its images, timesteps, noise and dropout depend on nothing but the seed and g.
             g = state.micro_batches + accelerator.process_index
             x_0, t, eps = plan.micro_batch(g)
-            torch.manual_seed(plan.seed_of("dropout", g))
+            torch.manual_seed(seed_of(config.seed, "dropout", g))
             state.micro_batches += accelerator.num_processes
 
             # Take a gradient step on |eps - eps_theta(x_t, t)|^2, unless it is not finite.
@@ -155,11 +168,12 @@ def main():
             numbers = meter.read(accelerator)
             rate = (state.step - window[0]) * images_per_step / (time.perf_counter() - window[1])
             progress.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.0f} images/s")
+            numbers["epoch"] = count and round(state.micro_batches * config.train_batch_size / count, 4)
+            numbers["grad_norm"] = grad_norm.item() if finite else None
+            numbers.update(learning_rate=learning_rate, skipped_updates=state.skipped, images_per_second=round(rate, 1))
+            track_numbers(accelerator, numbers, state.step)
             if is_main:
-                epoch = round(state.micro_batches * config.train_batch_size / len(dataset), 4)
-                norm = grad_norm.item() if finite else None
-                numbers = dict(**numbers, grad_norm=norm, learning_rate=learning_rate, skipped_updates=state.skipped)
-                folder.log(step=state.step, epoch=epoch, **numbers, images_per_second=round(rate, 1))
+                folder.log(step=state.step, **numbers)
             window = state.step, time.perf_counter()
 
         # Draw samples and save the pipeline, both with the averaged weights.
@@ -168,9 +182,10 @@ def main():
         if draw or save:
             with ema.applied() if ema else nullcontext():
                 if draw:
-                    images = draw_samples(pipeline, config, plan, accelerator)
+                    samples = draw_samples(pipeline, config, accelerator)
+                    track_samples(accelerator, samples, state.step)
                 if is_main and draw:
-                    folder.save_samples(state.step, images)
+                    folder.save_samples(state.step, samples)
                 if is_main and last:
                     with one_line_errors():
                         folder.save_last_pipeline(pipeline)
@@ -180,9 +195,10 @@ def main():
 
         # Save all that the same command needs to go on from here, while all is well.
         if last or interrupted or (state.step % config.checkpointing_steps == 0 and finite):
-            numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": len(dataset)}
-            numbers["images_per_step"] = images_per_step
+            numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": count}
+            numbers.update(images_per_step=images_per_step, stream=images.state())
             if is_main:
+                folder.note_unreadable(images.unreadable)
                 folder.save_checkpoint(state.step, state.tensors(), numbers)
             window = state.step, time.perf_counter()
         if interrupted:
@@ -199,7 +215,7 @@ def main():
         sys.exit(128 + signal.SIGINT)
 
 
-def open_checkpoint(config, images: int, images_per_step: int, is_main: bool) -> tuple[Path | None, dict | None]:
+def open_checkpoint(config, images: int | None, images_per_step: int, is_main: bool) -> tuple[Path | None, dict | None]:
     """The checkpoint to go on from, and its numbers, if there is one; a ValueError if it is of another run."""
     if config.overwrite_output_dir:
         return None, None
@@ -211,7 +227,7 @@ def open_checkpoint(config, images: int, images_per_step: int, is_main: bool) ->
     saved = load_state(path)
     differences = config.differences(saved["config"])
     if saved["images"] != images:
-        differences.append(f"images {saved['images']:,} -> {images:,}")
+        differences.append(f"images {saved['images']} -> {images}")
     if differences:
         raise ValueError(
             f"{path} is of a run with other options: {'; '.join(differences)}. Repeat the options of that run, name "
@@ -233,10 +249,10 @@ def diverged(config, step: int) -> str:
     )
 
 
-def draw_samples(pipeline: DDPMPipelineCustom, config, plan: BatchPlan, accelerator: Accelerator) -> list:
+def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator) -> list:
     """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
-    generators = [torch.Generator(accelerator.device).manual_seed(plan.seed_of("sample", i)) for i in mine]
+    generators = [torch.Generator(accelerator.device).manual_seed(seed_of(config.seed, "sample", i)) for i in mine]
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
     images = []
@@ -246,12 +262,13 @@ def draw_samples(pipeline: DDPMPipelineCustom, config, plan: BatchPlan, accelera
     return [image for _, image in sorted(gather_object(list(zip(mine, images))), key=lambda pair: pair[0])]
 
 
-def describe(config, unet: DDPMUNetModel, images: int, images_per_step: int) -> str:
+def describe(config, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
     """The sizes of the run, in one line."""
-    steps, epochs = config.max_train_steps, config.max_train_steps * images_per_step / images
+    steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
+    data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
     return (
-        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {images:,} images, "
-        f"{steps:,} steps of {images_per_step} images ({epochs:.1f} epochs), mixed precision {config.mixed_precision}, "
+        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
+        f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
         f"{torch.get_num_threads()} CPU threads."
     )
 

@@ -43,8 +43,13 @@ class TrainingConfig:
     train_data_dir: str | None = _option(None, "Data", "Folder of pictures, searched recursively, instead of a data set.")
     image_column: str | None = _option(None, "Data", "Column of the images; by default the first of that type.")
     cache_dir: str | None = _option(None, "Data", "Where downloads and decoded images are kept; by default the cache of `datasets`.")
+    streaming: bool = _option(False, "Data", "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
+    streaming_buffer_size: int = _option(10_000, "Data", "Images that are held in memory and shuffled, when streaming.", minimum=1)
+    max_unreadable: float = _option(0.01, "Data", "Share of images that may be left out, because they cannot be read.", minimum=0, maximum=1)
     resolution: int = _option(28, "Data", "Height and width of the training images in pixels.", minimum=1)
     image_fit: Literal["crop", "pad"] = _option("crop", "Data", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.")
+    center_crop: bool = _option(True, "Data", "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
+    celeba_crop: bool = _option(False, "Data", "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.")
     random_flip: bool = _option(False, "Data", "Mirror each image left to right with probability 1/2.")
 
     model: dict = _option({}, "Model", "Configuration of the U-Net.")
@@ -87,6 +92,8 @@ class TrainingConfig:
     save_model_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_model_steps.", minimum=1)
     checkpointing_steps: int = _option(500, "Output", "Optimizer steps between two checkpoints, from which the same command goes on.", minimum=1)
     checkpoints_total_limit: int = _option(2, "Output", "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
+    logger: Literal["none", "tensorboard", "wandb", "all"] = _option("none", "Output", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
+    logging_dir: str = _option("logs", "Output", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
     ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples in a grid.", minimum=1)
@@ -98,6 +105,11 @@ class TrainingConfig:
             _check_range(option, getattr(self, option.name))
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
+        epochs = (self.save_images_epochs, self.save_model_epochs)
+        if self.streaming and (not self.dataset_name or self.max_train_steps is None or any(epochs)):
+            raise ValueError(
+                "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps, and no epochs."
+            )
         if self.ddpm_num_inference_steps > self.ddpm_num_steps:
             self.ddpm_num_inference_steps = self.ddpm_num_steps
         halvings = len(self.model.get("block_out_channels", ())) - 1
@@ -141,6 +153,7 @@ MAY_CHANGE = (
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "cache_dir",
+    "max_unreadable",
     "model_config_name_or_path",
     "num_epochs",
     "max_train_steps",
@@ -183,6 +196,7 @@ _PRESETS = {
     "dataset_name":             (None,      "ylecun/mnist", _CELEBA_FACES, "uoft-cs/cifar10", _CELEBA_FACES),
     "resolution":               (28,        32,             64,            32,                32),
     "image_fit":                ("crop",    "pad",          "crop",        "crop",            "crop"),
+    "celeba_crop":              (False,     False,          True,          False,             False),
     "random_flip":              (False,     False,          True,          True,              False),
     "model":                    (_MINI,     _MNIST,         _CELEBA,       _CIFAR10,          _ANNOTATED),
     "prediction_type":          ("v_prediction", "epsilon",   "epsilon",     "epsilon",         "epsilon"),

@@ -15,6 +15,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pictures import image_grid, loss_curve
 
 CHECKPOINTS = "checkpoints"
+UNREADABLE = "unreadable_images.jsonl"
 
 
 class RunFolder:
@@ -45,6 +46,7 @@ class RunFolder:
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
             if not step:
                 shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+                (self.path / UNREADABLE).unlink(missing_ok=True)
             self.metrics = _read_metrics(self.path / "metrics.jsonl", step)
             lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
             replace_text(self.path / "metrics.jsonl", lines)
@@ -65,6 +67,17 @@ class RunFolder:
         self.metrics.append(numbers)
         with _going_on("append to metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(numbers) + "\n")
+
+    def note_unreadable(self, unreadable: list[dict]):
+        """Add the images that were left out to unreadable_images.jsonl, each once."""
+        path = self.path / UNREADABLE
+        with _going_on(f"write {path.name}"):
+            known = set(path.read_text().splitlines()) if path.exists() else set()
+            new = [line for line in dict.fromkeys(map(json.dumps, unreadable)) if line not in known]
+            if new:
+                with open(path, "a") as file:
+                    file.writelines(line + "\n" for line in new)
+                tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
 
     def save_samples(self, step: int, images: list[Image.Image]):
         """Write samples/step-000500.png, and loss.png as it stands."""

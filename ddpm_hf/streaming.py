@@ -1,0 +1,104 @@
+"""Training images that are read as they come, for data sets larger than the disk; a run over them resumes exactly."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+
+from ddpm_hf.batch_plan import seed_of
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.image_cache import decode_rows, refuse_unreadable
+
+CHUNK = 256  # rows decoded at once
+
+
+class StreamedImages:
+    """An endless row of the images of a data set: in every epoch, its files in another order, in shuffled blocks.
+
+    A block of `streaming_buffer_size` images is in memory, in an order that its number and the seed decide, and the
+    next one is read meanwhile. The place where a block begins in the data set is all that a checkpoint has to hold.
+
+    Args:
+        dataset (`datasets.IterableDataset`): One column `image` of undecoded images, from [`load_dataset`].
+        mode (`str`): "L" or "RGB".
+        config ([`TrainingConfig`]): The options of the group "Data", and the seed.
+        state (`dict`, *optional*): A [`state`] to go on from.
+
+    Attributes:
+        unreadable (`list[dict]`): `image` and `reason` of those left out so far.
+
+    Raises:
+        ValueError: If too many images of the first block cannot be read, or one is smaller than the resolution.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
+        self.dataset, self.mode, self.config = dataset, mode, config
+        self.size = config.streaming_buffer_size
+        self.unreadable = []
+        self.decoders, self.reader = ThreadPoolExecutor(), ThreadPoolExecutor(1)
+        state = state or {"block": 0, "begins": {"epoch": 0, "file": 0, "row": 0}}
+        self.rows = self._rows(state["begins"])
+        self.block = state["block"] - 1
+        self.coming = self.reader.submit(self._read_block)
+        self._advance()
+
+    def take(self, positions: Iterable[int]) -> list[np.ndarray]:
+        """The images at these places of the row, none of which may lie in a block before those taken earlier."""
+        images = []
+        for position in positions:
+            block, place = divmod(position, self.size)
+            while self.block < block:
+                self._advance()
+            assert self.block == block, "a stream does not go back"
+            images.append(self.pixels[self.order[place]])
+        return images
+
+    def state(self) -> dict:
+        """The number of the block in memory, and where in the data set it begins, as JSON."""
+        return {"block": self.block, "begins": self.begins}
+
+    def _advance(self):
+        """Take the block that was read ahead, and start to read the one after it."""
+        self.pixels, self.begins, unreadable = self.coming.result()
+        self.block += 1
+        if self.block == 0:
+            refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
+        self.unreadable += unreadable
+        self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.block)).permutation(self.size)
+        self.coming = self.reader.submit(self._read_block)
+
+    def _read_block(self) -> tuple[list[np.ndarray], dict, list[dict]]:
+        """The next images, where they begin, and which between them cannot be read."""
+        pixels, begins, unreadable = [], None, []
+        while len(pixels) < self.size:
+            rows = []
+            for place, image in self.rows:
+                begins = begins or place
+                rows.append(image)
+                if len(rows) == min(CHUNK, self.size - len(pixels)):
+                    break
+            for decoded in decode_rows(self.decoders, rows, 0, self.mode, self.config):
+                (unreadable if isinstance(decoded, dict) else pixels).append(decoded)
+            if len(unreadable) > self.size:
+                raise ValueError(
+                    f"--dataset_name {self.config.dataset_name}: {len(unreadable):,} images cannot be read."
+                )
+        return pixels, begins, unreadable
+
+    def _rows(self, begin: dict) -> Iterator[tuple[dict, dict]]:
+        """The images from a place on, without end, each with its place."""
+        count = self.dataset.num_shards
+        epoch, first_file, first_row = begin["epoch"], begin["file"], begin["row"]
+        while True:
+            empty = True
+            order = np.random.default_rng(seed_of(self.config.seed, "files", epoch)).permutation(count).tolist()
+            for file in range(first_file, count):
+                shard = self.dataset.shard(num_shards=count, index=order[file])
+                for row, item in enumerate(shard.skip(first_row), first_row):
+                    empty = False
+                    yield {"epoch": epoch, "file": file, "row": row}, item["image"]
+                first_row = 0
+            if empty:
+                raise ValueError(f"--dataset_name {self.config.dataset_name} holds no images.")
+            epoch, first_file = epoch + 1, 0

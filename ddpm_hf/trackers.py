@@ -1,0 +1,47 @@
+"""Losses and samples in TensorBoard and Weights & Biases, through accelerate."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
+from PIL import Image
+
+from ddpm_hf.config import TrainingConfig
+
+
+def tracking_options(config: TrainingConfig) -> dict:
+    """Arguments of an [`~accelerate.Accelerator`] that logs as `logger` says; `"all"` are those that are installed.
+
+    Raises:
+        ValueError: If the logger that was asked for is not installed; accelerate would only warn.
+    """
+    installed = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    if not installed.get(config.logger, True):
+        raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}.")
+    loggers = [name for name, there in installed.items() if there] if config.logger == "all" else [config.logger]
+    folders = ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir))
+    return {"log_with": None if config.logger == "none" else loggers, "project_config": folders}
+
+
+def start_trackers(accelerator: Accelerator, config: TrainingConfig):
+    """Begin to log, with all options."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    accelerator.init_trackers("ddpm_hf", {**options, "model": json.dumps(config.model)})
+
+
+def track_numbers(accelerator: Accelerator, numbers: dict, step: int):
+    """Log the numbers that there are."""
+    accelerator.log({name: value for name, value in numbers.items() if value is not None}, step=step)
+
+
+def track_samples(accelerator: Accelerator, images: list[Image.Image], step: int):
+    """Log samples as pictures."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
+            tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+        else:
+            tracker.log_images({"samples": images}, step=step)

@@ -1,0 +1,22 @@
+"""Numbers and pictures in TensorBoard, read back by its own reader."""
+
+import pytest
+
+
+def test_tensorboard_holds_options_losses_and_samples(train):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = train(logger="tensorboard", save_images_steps=2)
+    files = [path for path in (folder / "logs").rglob("*tfevents*") if path.parent.name == "ddpm_hf"]
+    events = reader.EventAccumulator(str(files[0]))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("samples")][-1] == 4
+    options = next((folder / "logs").rglob("hparams.yml")).read_text()
+    assert "learning_rate: 0.008" in options
+
+
+def test_a_logger_that_is_not_installed(train, monkeypatch, tmp_path):
+    monkeypatch.setattr("ddpm_hf.trackers.is_wandb_available", lambda: False)
+    with pytest.raises(SystemExit, match="--logger wandb is not installed: pip install wandb"):
+        train(logger="wandb")
+    assert not (tmp_path / "run").exists()
