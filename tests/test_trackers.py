@@ -1,13 +1,13 @@
 """Numbers and pictures in TensorBoard, read back by its own reader."""
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def test_tensorboard_holds_options_losses_and_samples(train):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = train(logger="tensorboard", save_images_steps=2)
     files = [path for path in (folder / "logs").rglob("*tfevents*") if path.parent.name == "ddpm_hf"]
-    events = reader.EventAccumulator(str(files[0]))
+    events = EventAccumulator(str(files[0]))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.step for event in events.Images("samples")][-1] == 4
