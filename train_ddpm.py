@@ -32,6 +32,7 @@ from ddpm_hf.machine import (
     note_signals,
     on_any_process,
     one_line_errors,
+    refuse_sharding,
     use_all_cores,
 )
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
@@ -64,6 +65,7 @@ def main():
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             **tracking_options(config),
         )
+        refuse_sharding(accelerator)
         is_main = accelerator.is_main_process
         # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
         if is_main and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
@@ -103,6 +105,7 @@ def main():
         else:
             with accelerator.main_process_first():
                 images = ShuffledImages(load_images(dataset, mode, config), config.seed)
+        del dataset  # its memory-mapped files would count as this process's memory
         if is_main:
             folder.note_unreadable(images.unreadable)
         start_trackers(accelerator, config)

@@ -67,12 +67,14 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
         raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
 
 
-def common_mode(dataset: datasets.Dataset | datasets.IterableDataset, look_at: int = 1000) -> str:
-    """ "L" if images all over the data set are greyscale, which their headers tell, else "RGB"."""
+def common_mode(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
+    """ "L" if images from all over the data set are greyscale, which their headers tell, else "RGB"."""
     if isinstance(dataset, datasets.IterableDataset):
-        rows = dataset.take(look_at)
+        rows = dataset.take(1000)
     else:
-        rows = dataset.select(np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int))
+        # Ten runs of a hundred: a thousand single rows would draw much more of the memory-mapped file into memory.
+        starts = np.linspace(0, max(len(dataset) - 100, 0), 10).astype(int)
+        rows = dataset.select(sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))}))
     for row in rows:
         with suppress(UnreadableImage):
             if not is_greyscale(row["image"]):

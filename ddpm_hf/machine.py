@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from tqdm.auto import tqdm
 
 
@@ -30,6 +30,16 @@ def use_all_cores():
     if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def refuse_sharding(accelerator: Accelerator):
+    """Raise a ValueError if the model would be sharded, whose checkpoints and average are not written that way."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"the accelerate configuration asks for {kind.value}, and each process here holds the whole model: choose "
+            "multi-GPU (`accelerate launch --multi_gpu`), and --gradient_checkpointing if memory is short."
+        )
 
 
 def keep_freed_memory():
