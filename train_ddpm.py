@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf import DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.batch_plan import BatchPlan, ShuffledImages, seed_of
 from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
@@ -28,6 +28,7 @@ from ddpm_hf.data import common_mode, load_dataset
 from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
     choose_mixed_precision,
+    join_processes_on_cpus,
     keep_freed_memory,
     note_signals,
     on_any_process,
@@ -36,6 +37,7 @@ from ddpm_hf.machine import (
     use_all_cores,
 )
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
+from ddpm_hf.sampling import draw_images
 from ddpm_hf.streaming import StreamedImages
 from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
 from ddpm_hf.training import (
@@ -45,6 +47,7 @@ from ddpm_hf.training import (
     denoising_loss,
     loss_weights,
     make_lr_scheduler,
+    make_model,
     make_optimizer,
     timestep_weights,
 )
@@ -54,6 +57,7 @@ MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
 
 def main():
     config, dry_run = parse_command_line()
+    join_processes_on_cpus()
     use_all_cores()
     keep_freed_memory()
 
@@ -73,17 +77,7 @@ def main():
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
-        torch.manual_seed(config.seed)  # for the initial weights
-        unet = DDPMUNetModel(
-            **config.model, sample_size=config.resolution, in_channels=len(mode), out_channels=len(mode)
-        )
-        scheduler = DDPMLinearScheduler(
-            num_train_timesteps=config.ddpm_num_steps,
-            beta_schedule=config.ddpm_beta_schedule,
-            prediction_type=config.prediction_type,
-            variance_type=config.variance_type,
-            clip_sample=config.clip_sample,
-        )
+        unet, scheduler = make_model(config, channels=len(mode))
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         count = None if config.streaming else len(dataset)
         config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
@@ -255,14 +249,11 @@ def diverged(config, step: int) -> str:
 def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator) -> list:
     """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
-    generators = [torch.Generator(accelerator.device).manual_seed(seed_of(config.seed, "sample", i)) for i in mine]
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    images = []
-    if generators:
-        with accelerator.autocast():
-            images = pipeline(len(mine), generators, config.ddpm_num_inference_steps).images
-    return [image for _, image in sorted(gather_object(list(zip(mine, images))), key=lambda pair: pair[0])]
+    with accelerator.autocast():
+        images = list(draw_images(pipeline, mine, config.seed, config.ddpm_num_inference_steps, batch_size=len(mine)))
+    return [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
 
 
 def describe(config, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:

@@ -109,12 +109,13 @@ def prune_checkpoints(folder: Path, total_limit: int | None):
         shutil.rmtree(path)
 
 
-def find_checkpoint(folder: Path, wanted: str) -> tuple[Path | None, list[str]]:
+def find_checkpoint(folder: Path, wanted: str, flag: str = "--resume_from_checkpoint") -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from.
 
     Args:
         folder (`Path`): The run's checkpoints.
         wanted (`str`): `"latest"`, or the name of one.
+        flag (`str`): The option that wants it, for the errors.
 
     Returns:
         `tuple`: The newest whole checkpoint, or the wanted one, or None if there is none at all; and what is wrong with
@@ -128,11 +129,11 @@ def find_checkpoint(folder: Path, wanted: str) -> tuple[Path | None, list[str]]:
         path = folder / Path(wanted).name
         if path not in checkpoints:
             found = ", ".join(checkpoint.name for checkpoint in checkpoints) or "none"
-            raise ValueError(f"--resume_from_checkpoint {wanted}: there is no {path}; found {found}.")
+            raise ValueError(f"{flag} {wanted}: there is no {path}; found {found}.")
         try:
             verify_checkpoint(path)
         except ValueError as error:
-            raise ValueError(f"--resume_from_checkpoint {wanted} is broken: {error}.") from error
+            raise ValueError(f"{flag} {wanted} is broken: {error}.") from error
         return path, []
     problems = []
     for path in reversed(checkpoints):

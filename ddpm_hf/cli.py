@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
+from ddpm_hf.sampling import SCHEDULERS, fill_folder, open_model, save_grid
 
 
 def main(argv: list[str] | None = None):
@@ -15,6 +17,7 @@ def main(argv: list[str] | None = None):
     """
     parser = argparse.ArgumentParser(prog="ddpm-hf", allow_abbrev=False)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_sample(subcommands)
     _add_convert(subcommands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
@@ -22,6 +25,39 @@ def main(argv: list[str] | None = None):
         run(**arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"ddpm-hf: error: {' '.join(str(error).split())}")
+
+
+def _add_sample(subcommands):
+    parser = subcommands.add_parser(
+        "sample",
+        help="draw images",
+        description="Draw a grid of images, or a folder of any number; the same command goes on with a folder. "
+        "Under `torchrun -m ddpm_hf.cli sample` processes share a folder's work.",
+    )
+    parser.add_argument("source", help="folder of a run or a pipeline, or Hub id")
+    parser.add_argument("--output", type=Path, help="picture of the grid, or folder; default: samples.png, or samples")
+    parser.add_argument("--num_images", type=int, help="fill a folder with so many images, instead of drawing a grid")
+    parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once; those of the grid")
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps; default: all T")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another than the saved one")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
+    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.set_defaults(run=_sample)
+
+
+def _sample(source, output, num_images, batch_size, num_inference_steps, scheduler, seed, checkpoint, revision):
+    for name, number in (("num_images", num_images), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} {number}: expected at least 1.")
+    pipeline = open_model(source, checkpoint, scheduler, revision)
+    if num_images is None:
+        output = output or Path("samples.png")
+        save_grid(pipeline, output, batch_size, seed, num_inference_steps)
+    else:
+        output = output or Path("samples")
+        fill_folder(pipeline, output, num_images, batch_size, seed, num_inference_steps, checkpoint or source)
+    print(f"{output} holds {num_images or batch_size} images.")
 
 
 def _add_convert(subcommands):
@@ -47,3 +83,7 @@ def _convert(source: str, output_dir: str, to: str, sample_size: int, revision: 
     pipeline = load_pipeline(source, sample_size, revision=revision)
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
     print(f"Converted {source} to {to} in {output_dir}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from tqdm.auto import tqdm
 
@@ -30,6 +30,18 @@ def use_all_cores():
     if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def join_processes_on_cpus():
+    """Let processes on CPUs know of each other, which accelerate does only when it is told to."""
+    if "RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def this_process() -> PartialState:
+    """Which of the processes this is, and its device."""
+    join_processes_on_cpus()
+    return PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
 
 
 def refuse_sharding(accelerator: Accelerator):

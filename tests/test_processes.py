@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 def launch(processes, flags):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(ROOT / "train_ddpm.py"), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -60,7 +60,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(small, tmp_path):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in ("0", "1"):
-        environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+        environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
         command = [sys.executable, str(ROOT / "train_ddpm.py"), *flags]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     file = tmp_path / "run" / "metrics.jsonl"

@@ -1,0 +1,163 @@
+"""Samples of a model that is there: one grid, or a folder of any number of them that goes on where it was left."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import diffusers
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ddpm_hf.batch_plan import seed_of
+from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors, replace_text
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.convert import load_pipeline
+from ddpm_hf.machine import this_process
+from ddpm_hf.pictures import image_grid
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.run_folder import CHECKPOINTS
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.training import make_model
+
+SCHEDULERS = {
+    "ddpm": DDPMLinearScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "pndm": diffusers.PNDMScheduler,
+}
+SETTINGS = "sampling.json"  # in a folder of samples: what they were drawn with
+
+
+def draw_images(
+    pipeline: DDPMPipelineCustom, indices: Iterable[int], seed: int, num_inference_steps: int | None, batch_size: int
+) -> Iterator[tuple[int, Image.Image]]:
+    """Draw images, each of which depends on nothing but the model, the steps, the seed and its index.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model, on its device.
+        indices (`Iterable[int]`): Which images.
+        seed (`int`): See above.
+        num_inference_steps (`int`, *optional*): Denoising steps; by default T.
+        batch_size (`int`): Images to draw at once.
+
+    Yields:
+        `tuple`: The index, and the image.
+    """
+    indices = iter(indices)
+    while batch := list(islice(indices, batch_size)):
+        generators = [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in batch]
+        yield from zip(batch, pipeline(len(batch), generators, num_inference_steps).images)
+
+
+def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:
+    """The pipeline of a run, a folder, a repository, or one of a run's checkpoints.
+
+    Args:
+        source (`str`): The folder of a run or of a pipeline, or a Hub id.
+        checkpoint (`str`, *optional*): The name of a checkpoint of the run, such as step-000500, or "latest".
+        scheduler (`str`, *optional*): A key of `SCHEDULERS`, to replace the saved one.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+
+    Returns:
+        [`DDPMPipelineCustom`]: On the device of this process.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or the source is no DDPM.
+        OSError: If it cannot be read.
+    """
+    pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
+    if scheduler:
+        pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+    return pipeline.to(this_process().device)
+
+
+def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
+    path, problems = find_checkpoint(run / CHECKPOINTS, name, flag="--checkpoint")
+    print("\n".join(problems), end="\n" if problems else "")
+    if path is None:
+        raise ValueError(f"--checkpoint {name}: there are none in {run / CHECKPOINTS}.")
+    config, tensors = TrainingConfig(**load_state(path)["config"]), load_tensors(path)
+    unet, scheduler = make_model(config, channels=tensors["model"]["conv_in.weight"].shape[1])
+    unet.load_state_dict(tensors["model"])
+    if config.use_ema:
+        for i, parameter in enumerate(unet.parameters()):
+            parameter.data.copy_(tensors["ema"][str(i)])
+    return DDPMPipelineCustom(unet.eval(), scheduler)
+
+
+def save_grid(pipeline: DDPMPipelineCustom, path: Path, batch_size: int, seed: int, num_inference_steps: int | None):
+    """Draw `batch_size` images and save them as one picture.
+
+    Raises:
+        ValueError: If the file name's suffix is of no picture.
+        OSError: If it cannot be written.
+    """
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = draw_images(pipeline, range(batch_size), seed, num_inference_steps, batch_size)
+    image_grid([image for _, image in images]).save(path)
+
+
+def fill_folder(
+    pipeline: DDPMPipelineCustom,
+    folder: Path,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    num_inference_steps: int | None,
+    source: str,
+):
+    """Draw images 0 to `num_images` - 1 into a folder, shared out over the processes, but those that are there already.
+
+    Args:
+        pipeline, num_inference_steps, seed, batch_size: See [`draw_images`].
+        folder (`Path`): Will hold 000000.png, 000001.png, ..., and what they were drawn with.
+        num_images (`int`): How many there should be.
+        source (`str`): The name of the model, for the record.
+
+    Raises:
+        ValueError: If the folder's images were drawn with other settings.
+        OSError: If it cannot be written.
+    """
+    state = this_process()
+    settings = {
+        "source": source,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": type(pipeline.scheduler).__name__,
+    }
+    with state.main_process_first():
+        _claim(folder, settings)
+    mine = range(state.process_index, num_images, state.num_processes)
+    missing = [i for i in mine if not (folder / f"{i:06d}.png").exists()]
+    pipeline.set_progress_bar_config(disable=True)
+    with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process) as bar:
+        for i, image in draw_images(pipeline, missing, seed, num_inference_steps, batch_size):
+            unfinished = folder / f".unfinished-{i:06d}.png"
+            image.save(unfinished)
+            os.replace(unfinished, folder / f"{i:06d}.png")
+            bar.update()
+    state.wait_for_everyone()
+
+
+def _claim(folder: Path, settings: dict):
+    """Note the settings in an empty folder, or compare them with those noted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if path.exists():
+        others = json.loads(path.read_text())
+        differences = [
+            f"{key} {others.get(key)} -> {value}" for key, value in settings.items() if others.get(key) != value
+        ]
+        if differences:
+            raise ValueError(f"--output {folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
+    else:
+        replace_text(path, json.dumps(settings, indent=2) + "\n")

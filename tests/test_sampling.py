@@ -1,0 +1,139 @@
+"""`ddpm-hf sample`: grids, folders, checkpoints, schedulers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import weights
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.batch_plan import seed_of
+from ddpm_hf.cli import main
+from ddpm_hf.sampling import SCHEDULERS, draw_images, open_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(train):
+    return train(checkpointing_steps=2)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def sample(*flags):
+    main(["sample", *map(str, flags), "--num_inference_steps", "3"])
+
+
+def test_the_grid_is_that_of_the_run(run, tmp_path):
+    """The run drew its last grid with these settings, and so it can be drawn again, bit for bit."""
+    sample(run, "--batch_size", 3, "--output", tmp_path / "grid.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "grid.png"), pixels(run / "samples" / "step-000004.png"))
+    sample(run, "--batch_size", 3, "--seed", 1, "--output", tmp_path / "other.png")
+    assert not np.array_equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "grid.png"))
+
+
+def test_a_folder_goes_on_where_it_was_left(run, tmp_path):
+    """Image i is the same whatever the batch, and those that are there are not drawn again."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    sample(run, "--num_images", 5, "--batch_size", 5, "--output", whole)
+    sample(run, "--num_images", 2, "--batch_size", 1, "--output", parts)
+    before = os.stat(parts / "000000.png").st_mtime_ns
+    (parts / "000001.png").unlink()
+    sample(run, "--num_images", 5, "--batch_size", 2, "--output", parts)
+    names = [f"{i:06d}.png" for i in range(5)]
+    assert sorted(path.name for path in parts.iterdir()) == [*names, "sampling.json"]
+    for name in names:
+        # The last bit of a convolution depends on the batch, and may change the rounding of a pixel.
+        assert np.abs(pixels(whole / name).astype(int) - pixels(parts / name)).max() <= 1
+    assert os.stat(parts / "000000.png").st_mtime_ns == before
+    with pytest.raises(SystemExit, match="holds images drawn otherwise: seed 0 -> 1; name another"):
+        sample(run, "--num_images", 5, "--seed", 1, "--output", parts)
+
+
+@pytest.mark.parametrize("switches", [(), ("--no_use_ema",)])
+def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
+    folder = train("run", *switches, save_model_steps=2, checkpointing_steps=2)
+    last = open_model(str(folder), "latest", None, None)
+    for name, tensor in weights(folder).items():
+        assert (last.unet.state_dict()[name] == tensor).all()
+    saved = DDPMPipelineCustom.from_pretrained(folder)
+    for part in ("unet", "scheduler"):
+        for key, value in getattr(last, part).config.items():
+            assert getattr(saved, part).config[key] == value
+    earlier = open_model(str(folder), "step-000002", None, None)
+    assert any((a != b).any() for a, b in zip(earlier.unet.parameters(), last.unet.parameters()))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_by_name(run, tmp_path, name):
+    main(
+        [
+            "sample",
+            str(run),
+            "--scheduler",
+            name,
+            "--batch_size",
+            "2",
+            "--num_inference_steps",
+            "10",
+            "--output",
+            str(tmp_path / "grid.png"),
+        ]
+    )
+    assert pixels(tmp_path / "grid.png").shape == (28, 56)
+
+
+def test_images_depend_on_seed_and_index_alone(tmp_path):
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+        norm_num_groups=4,
+        zero_init=False,
+    )
+    pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = dict(draw_images(pipeline, [7, 2, 5], 0, 4, 2))
+    assert list(drawn) == [7, 2, 5]
+    (alone,) = draw_images(pipeline, [5], 0, 4, 1)
+    assert np.abs(np.asarray(alone[1]).astype(int) - np.asarray(drawn[5])).max() <= 1
+    assert len({seed_of(0, "sample", i) for i in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_images", "0"], "--num_images 0: expected at least 1"),
+        (["--checkpoint", "step-7"], "--checkpoint step-7: there is no .*; found step-000002, step-000004"),
+        (["--output", "out.txt"], "--output out.txt: expected the name of a picture"),
+        (["--num_inference_steps", "2000"], "2000"),
+    ],
+)
+def test_bad_input_ends_in_one_line(run, flags, message):
+    with pytest.raises(SystemExit, match=message) as stop:
+        main(["sample", str(run), *flags])
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_folder(run, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ddpm_hf.cli", "sample"]
+    flags = ["--num_images", "5", "--batch_size", "2", "--num_inference_steps", "3", "--output", tmp_path / "both"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, run, *map(str, flags)], cwd=ROOT, env=environment, check=True)
+    sample(run, "--num_images", 5, "--batch_size", 2, "--output", tmp_path / "alone")
+    for i in range(5):
+        a, b = (pixels(tmp_path / name / f"{i:06d}.png").astype(int) for name in ("both", "alone"))
+        assert np.abs(a - b).max() <= 1
+    assert json.loads((tmp_path / "both" / "sampling.json").read_text())["seed"] == 0
