@@ -164,7 +164,7 @@ def main():
         if last or state.step % config.logging_steps == 0:
             numbers = meter.read(accelerator)
             rate = (state.step - window[0]) * images_per_step / (time.perf_counter() - window[1])
-            progress.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.0f} images/s")
+            progress.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s")
             numbers["epoch"] = count and round(state.micro_batches * config.train_batch_size / count, 4)
             numbers["grad_norm"] = grad_norm.item() if finite else None
             numbers.update(learning_rate=learning_rate, skipped_updates=state.skipped, images_per_second=round(rate, 1))
