@@ -115,6 +115,8 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, fo
                     index.extend((start, *decoded.shape[:2]))
                     start += decoded.size
             progress.update(len(rows))
+        pixels.flush()
+        os.fsync(pixels.fileno())
     np.save(folder / "index.npy", np.array(index, dtype=np.int64).reshape(-1, 3))
 
 
