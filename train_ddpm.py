@@ -25,6 +25,7 @@ from ddpm_hf.batch_plan import BatchPlan, ShuffledImages, seed_of
 from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.hub import check_before_training, share_run
 from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
     choose_mixed_precision,
@@ -85,12 +86,14 @@ def main():
             print(json.dumps(dataclasses.asdict(config), indent=2))
         if is_main:
             print(describe(config, unet, count, images_per_step), flush=True)
+            check_before_training(config)
         if dry_run:
             return
         checkpoint, saved = open_checkpoint(config, count, images_per_step, is_main)
         if saved and saved["step"] >= config.max_train_steps:
             if is_main:
                 print(f"{config.output_dir} is trained: {saved['step']:,} steps. A higher --max_train_steps goes on.")
+                share_run(config, finished=True)
             return
         step = saved["step"] if saved else 0
         folder = RunFolder(config, unet.get_memory_footprint(), step) if is_main else None
@@ -102,6 +105,7 @@ def main():
         del dataset  # its memory-mapped files would count as this process's memory
         if is_main:
             folder.note_unreadable(images.unreadable)
+            folder.note_run(accelerator, unet, count, images_per_step)
         start_trackers(accelerator, config)
 
     # Model, optimizer, and the average of the weights, which samples are drawn with.
@@ -202,12 +206,13 @@ def main():
             break
     progress.close()
     accelerator.wait_for_everyone()
-    if is_main:
-        print(farewell(config, state.step - first_step, state.step, time.perf_counter() - started))
     # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
     del model
     accelerator.free_memory()
     accelerator.end_training()
+    if is_main:
+        print(farewell(config, state.step - first_step, state.step, time.perf_counter() - started))
+        share_run(config, finished=last)
     if signal.SIGINT in signals:
         sys.exit(128 + signal.SIGINT)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
+from ddpm_hf.hub import default_repo_id, push_run
 from ddpm_hf.sampling import SCHEDULERS, fill_folder, open_model, save_grid
 
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None):
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(subcommands)
     _add_convert(subcommands)
+    _add_push(subcommands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -83,6 +85,23 @@ def _convert(source: str, output_dir: str, to: str, sample_size: int, revision: 
     pipeline = load_pipeline(source, sample_size, revision=revision)
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
     print(f"Converted {source} to {to} in {output_dir}.")
+
+
+def _add_push(subcommands):
+    parser = subcommands.add_parser(
+        "push",
+        help="share a trained model on the Hub",
+        description="Upload the pipeline of a run with its model card, in one commit.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of train_ddpm.py or of ddpm-hf convert")
+    parser.add_argument("--hub_model_id", help="repository; by default that of the run, else named like the folder")
+    parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private, if it is made")
+    parser.add_argument("--hub_token", help="a token that can write; by default that of HF_TOKEN or `hf auth login`")
+    parser.set_defaults(run=_push)
+
+
+def _push(folder: str, hub_model_id: str | None, hub_private_repo: bool, hub_token: str | None):
+    print(f"Pushed to {push_run(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
 from ddpm_hf.unet_ddpm import DDPMUNetModel
@@ -97,7 +98,14 @@ class TrainingConfig:
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
     ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples in a grid.", minimum=1)
+
+    push_to_hub: bool = _option(False, "Hub", "Upload the trained pipeline with its card, after training.")
+    hub_model_id: str | None = _option(None, "Hub", "Repository to upload to, made if missing; by default your own, named like the output folder.")
+    hub_private_repo: bool = _option(False, "Hub", "Make the repository private, if it is made.")
     # fmt: on
+
+    # No field, so that it is in nothing that is made of the options: config.json, checkpoints, trackers, --dry_run.
+    hub_token: ClassVar[str | None] = None
 
     def __post_init__(self):
         self.output_dir = self.output_dir or f"ddpm-{self.preset}"
@@ -136,7 +144,7 @@ class TrainingConfig:
         return [
             f"--{option.name} {saved.get(option.name)} -> {mine[option.name]}"
             for option in dataclasses.fields(self)
-            if option.metadata["group"] != "Output"
+            if option.metadata["group"] not in ("Output", "Hub")
             and option.name not in MAY_CHANGE
             and saved.get(option.name) != mine[option.name]
         ]
@@ -146,7 +154,7 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-# Options that a run may be resumed with other values of, beside those of the group "Output".
+# Options that a run may be resumed with other values of, beside those of the groups "Output" and "Hub".
 MAY_CHANGE = (
     "preset",
     "output_dir",
@@ -239,7 +247,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     """
     parser = _make_parser()
     flags = vars(parser.parse_args(argv))
-    dry_run = flags.pop("dry_run", False)
+    dry_run, token = flags.pop("dry_run", False), flags.pop("hub_token", None)
     options = dict(PRESETS[flags.get("preset", "mnist-mini")])
     if "train_data_dir" in flags:
         del options["dataset_name"]
@@ -248,9 +256,11 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     try:
         if "model_config_name_or_path" in flags:
             options["model"] = _load_model_config(flags["model_config_name_or_path"])
-        return TrainingConfig(**{**options, **flags}), dry_run
+        config = TrainingConfig(**{**options, **flags})
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    config.hub_token = token
+    return config, dry_run
 
 
 def _load_model_config(name_or_path: str) -> dict:
@@ -280,6 +290,11 @@ def _make_parser() -> "_Parser":
             groups[name] = parser.add_argument_group(name)
         if option.name != "model":
             _add_flag(groups[name], option, hints[option.name])
+    groups["Hub"].add_argument(
+        "--hub_token",
+        metavar="STR",
+        help="A token that can write; by default that of HF_TOKEN or `hf auth login`, which other users cannot see.",
+    )
     groups["Run"].add_argument("--dry_run", action="store_true", help="Print the options and the sizes, and stop.")
     return parser
 
@@ -311,4 +326,5 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
         near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
         hint = f" (did you mean {near[0]}?)" if near and message.startswith("unrecognized") else ""
+        message = re.sub(r"\bhf_\w+", "hf_***", message)  # a token after a mistyped flag
         self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")

@@ -5,12 +5,16 @@ import os
 import platform
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import diffusers
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from tqdm.auto import tqdm
+
+import ddpm_hf
 
 
 def choose_mixed_precision(choice: str) -> str:
@@ -52,6 +56,23 @@ def refuse_sharding(accelerator: Accelerator):
             f"the accelerate configuration asks for {kind.value}, and each process here holds the whole model: choose "
             "multi-GPU (`accelerate launch --multi_gpu`), and --gradient_checkpointing if memory is short."
         )
+
+
+def describe_machine(accelerator: Accelerator) -> dict:
+    """The hardware and the versions of a run, for run.json."""
+    if accelerator.device.type == "cuda":
+        hardware = torch.cuda.get_device_name(accelerator.device)
+    else:
+        hardware = f"{_processor_name()}, {torch.get_num_threads()} CPU threads"
+    versions = {"ddpm_hf": ddpm_hf.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
+    return {"hardware": hardware, "processes": accelerator.num_processes, "versions": versions}
+
+
+def _processor_name() -> str:
+    with suppress(OSError, StopIteration):  # Linux tells it here, and on x86 only
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def keep_freed_memory():

@@ -1,19 +1,54 @@
-"""Pictures of a run, drawn with Pillow: grids of samples, and the curve of the loss."""
+"""Pictures of a run: grids of samples, the way from noise to samples, and the curve of the loss."""
 
 import math
 
 import numpy as np
+import torch
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 
-def image_grid(images: list[Image.Image]) -> Image.Image:
-    """Images of one size and mode in a grid as square as their number allows, row by row."""
-    columns = math.ceil(math.sqrt(len(images)))
+def image_grid(images: list[Image.Image], columns: int | None = None) -> Image.Image:
+    """Images of one size and mode in a grid, row by row; by default as square as their number allows."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
     grid = Image.new(images[0].mode, (columns * width, math.ceil(len(images) / columns) * height))
     for i, image in enumerate(images):
         grid.paste(image, (i % columns * width, i // columns * height))
     return grid
+
+
+@torch.no_grad()
+def denoising_strip(pipeline: DiffusionPipeline, steps: int, rows: int = 4, columns: int = 10, seed: int = 0) -> Image:
+    """What the network takes x_t for, at some of the steps from noise to sample: its predictions of x_0 (eq. 15).
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): With a [`DDPMLinearScheduler`]. Its network is left in evaluation mode.
+        steps (`int`): Denoising steps.
+        rows (`int`): Samples, each with a row of its own.
+        columns (`int`): Steps shown, as evenly as may be; the last column is the sample itself.
+        seed (`int`): Of the noise.
+
+    Returns:
+        `PIL.Image.Image`: A grid of `rows` x `columns`; of fewer columns if there are fewer steps.
+    """
+    shown = set(np.linspace(0, steps - 1, columns).round().astype(int))
+    predictions = []
+
+    def keep_prediction(pipeline, step, timestep, tensors):
+        x = tensors["sample"]  # x_t of the next timestep; after the last, x_0 itself
+        if step in shown and step + 1 < steps:
+            t = pipeline.scheduler.timesteps[step + 1]
+            x = pipeline.scheduler.predict_x_0(pipeline.unet(x, t).sample, t, x)
+        if step in shown:
+            predictions.append((x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy())  # (rows, H, W, C)
+        return {}
+
+    pipeline.unet.eval()
+    generator = torch.Generator(pipeline.device).manual_seed(seed)
+    pipeline(rows, generator, steps, callback_on_step_end=keep_prediction)
+    images = np.stack(predictions, axis=1)  # (rows, columns, H, W, C)
+    return image_grid(pipeline.numpy_to_pil(images.reshape(-1, *images.shape[2:])), columns=len(predictions))
 
 
 def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (800, 480)) -> Image.Image:

@@ -6,13 +6,15 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.checkpoint import INDEX, prune_checkpoints, replace_text, save_checkpoint, save_pipeline
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.pictures import image_grid, loss_curve
+from ddpm_hf.machine import describe_machine
+from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
 
 CHECKPOINTS = "checkpoints"
 UNREADABLE = "unreadable_images.jsonl"
@@ -37,6 +39,7 @@ class RunFolder:
     def __init__(self, config: TrainingConfig, model_bytes: int, step: int = 0):
         self.path = Path(config.output_dir)
         self.checkpoints_total_limit = config.checkpoints_total_limit
+        self.inference_steps, self.seed = config.ddpm_num_inference_steps, config.seed
         if (self.path / INDEX).exists() and not step and not config.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir {self.path} holds a trained model and no checkpoint to go on from; name another folder, "
@@ -68,6 +71,13 @@ class RunFolder:
         with _going_on("append to metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(numbers) + "\n")
 
+    def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int):
+        """Write run.json: what the options do not say about the run, for its model card."""
+        facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        facts.update(describe_machine(accelerator))
+        with _going_on("write run.json"):
+            replace_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+
     def note_unreadable(self, unreadable: list[dict]):
         """Add the images that were left out to unreadable_images.jsonl, each once."""
         path = self.path / UNREADABLE
@@ -92,12 +102,14 @@ class RunFolder:
             save_pipeline(pipeline, self.path)
 
     def save_last_pipeline(self, pipeline: DiffusionPipeline):
-        """Save the pipeline at the end.
+        """Save the pipeline at the end, and the picture of how it draws.
 
         Raises:
-            OSError: If that fails.
+            OSError: If the pipeline cannot be saved.
         """
         save_pipeline(pipeline, self.path)
+        with _going_on("save denoising.png"):
+            denoising_strip(pipeline, self.inference_steps, seed=self.seed).save(self.path / "denoising.png")
 
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
         """Save a checkpoint, and then delete those over the limit."""

@@ -1,0 +1,219 @@
+"""Sharing a run on the Hub: one commit of the pipeline and its card, through every error that passes by itself."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+
+from ddpm_hf.checkpoint import INDEX, replace_text
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.model_card import CARD, merge_cards, pictures_in, render_card, write_card
+from ddpm_hf.retry import PASSING_ERRORS, one_line, persist
+
+# What is pushed of a run, beside the pictures that the card shows; nothing else.
+PUSHED = (
+    *(CARD, INDEX, "pipeline_ddpm_custom.py"),
+    *("unet/*.json", "unet/*.py", "unet/*.safetensors"),
+    *("scheduler/*.json", "scheduler/*.py"),
+)
+CARD_AS_PUSHED = ".card-as-pushed.md"  # tells what was written by hand here from what was on the Hub
+CARD_SET_ASIDE = "README.local.md"
+
+
+# ---- Before training ------------------------------------------------------------------------------------------------
+
+
+def find_token(token: str | None = None) -> str:
+    """The token that was passed, or the one of the environment or of `hf auth login`.
+
+    Raises:
+        ValueError: If there is none, or it holds what no token does, such as a line break.
+    """
+    token = (token or get_token() or "").strip()
+    if not token:
+        raise ValueError("no token for the Hub: set HF_TOKEN, log in with `hf auth login`, or pass --hub_token.")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("--hub_token holds blanks, line breaks or letters beyond ASCII, which no token does.")
+    return token
+
+
+def check_push(repo_id: str, token: str | None = None) -> str:
+    """Find out whether a push can succeed, so that it does not fail after the training.
+
+    Args:
+        repo_id (`str`): `user/name`, `organisation/name`, or a name of the user's own.
+        token (`str`, *optional*): See [`find_token`].
+
+    Returns:
+        `str`: The repository with its owner.
+
+    Raises:
+        ValueError: If the name is none, the token is missing, unknown or may not write, the owner is someone else, or
+            the name is taken by a repository that the token may not write to.
+        OSError: If the Hub cannot be asked.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--hub_model_id {repo_id}: {error}") from error
+    api = HfApi(token=find_token(token))
+    try:
+        me = persist(api.whoami)
+        owner, _, _ = repo_id.rpartition("/")
+        repo_id = repo_id if owner else f"{me['name']}/{repo_id}"
+        _check_owner(me, repo_id)
+        persist(lambda: api.auth_check(repo_id, write=True))
+    except RepositoryNotFoundError:
+        pass  # it will be made
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            raise ValueError("--hub_token: the Hub does not accept this token, or it has expired.") from error
+        if status == 403:
+            raise ValueError(
+                f"--hub_model_id {repo_id} is taken by a repository that {me['name']} may not write to; choose another "
+                "name."
+            ) from error
+        raise OSError(f"the Hub cannot be asked about {repo_id}: {one_line(error)}") from error
+    except PASSING_ERRORS as error:
+        raise OSError(f"the Hub cannot be asked about {repo_id}: {one_line(error)}") from error
+    return repo_id
+
+
+def _check_owner(me: dict, repo_id: str):
+    """Raise a ValueError unless the user `me`, as the Hub describes it, may write to repositories of that owner."""
+    user, owner = me["name"], repo_id.split("/")[0]
+    roles = {user: "write", **{group["name"]: group.get("roleInOrg") for group in me.get("orgs", [])}}
+    if owner not in roles:
+        may = ", ".join(name for name, role in roles.items() if role != "read")
+        raise ValueError(f"--hub_model_id {repo_id}: {user} may not write to repositories of {owner}, only of {may}.")
+    if roles[owner] == "read":
+        raise ValueError(
+            f"--hub_model_id {repo_id}: {user} may only read in {owner}; its administrators can change that."
+        )
+    token = me.get("auth", {}).get("accessToken", {})
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    writable = {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writable & {owner, repo_id}):
+        raise ValueError(
+            f"--hub_token: this token of {user} may not write to {repo_id}; make one that may, at "
+            f"{HfApi().endpoint}/settings/tokens."
+        )
+
+
+# ---- The push -------------------------------------------------------------------------------------------------------
+
+
+def push_run(
+    folder: str | Path,
+    repo_id: str,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str = "Upload the trained pipeline",
+) -> str:
+    """Upload a run's pipeline, card and the pictures of the card in one commit; none if nothing has changed.
+
+    What was written into the card by hand is kept, here and on the Hub. Files that reached the Hub before a push broke
+    off are not sent again.
+
+    Args:
+        folder (`str` or `Path`): The run, or any folder with a pipeline.
+        repo_id (`str`): See [`check_push`]; made if missing.
+        token (`str`, *optional*): See [`find_token`].
+        private (`bool`): Whether to make it private, if it is made.
+        commit_message (`str`): Title of the commit.
+
+    Returns:
+        `str`: The address of the repository.
+
+    Raises:
+        ValueError: If the folder holds no pipeline, or see [`check_push`].
+        OSError: If the Hub does not take it, after all tries.
+    """
+    folder = Path(folder)
+    render_card(folder)  # says what is missing, before the Hub is asked
+    token = find_token(token)
+    repo_id = check_push(repo_id, token)
+    api = HfApi(token=token)
+    try:
+        persist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+        card = _card_to_push(folder, repo_id, persist(lambda: _card_on_hub(repo_id, token)))
+        replace_text(folder / CARD, card)
+        # Made anew for every try: they remember what the Hub told them, and a commit may have come through unanswered.
+        persist(lambda: api.create_commit(repo_id, _files(folder, card), commit_message=commit_message))
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        raise OSError(f"cannot push {folder} to {repo_id}: {one_line(error)}") from error
+    replace_text(folder / CARD_AS_PUSHED, card)
+    return f"{api.endpoint}/{repo_id}"
+
+
+def default_repo_id(folder: str | Path) -> str:
+    """The `hub_model_id` of a run, or the name of its folder."""
+    options = Path(folder, "config.json")
+    chosen = json.loads(options.read_text()).get("hub_model_id") if options.exists() else None
+    return chosen or Path(folder).resolve().name
+
+
+def _files(folder: Path, card: str) -> list[CommitOperationAdd]:
+    found = sorted(path.relative_to(folder).as_posix() for pattern in PUSHED for path in folder.glob(pattern))
+    return [
+        CommitOperationAdd(name, str(folder / name)) for name in dict.fromkeys([*found, *pictures_in(card, folder)])
+    ]
+
+
+def _card_on_hub(repo_id: str, token: str) -> str:
+    """The card as it is on the Hub, or nothing. Not from the cache, which may hold an older one."""
+    try:
+        response = get_session().get(hf_hub_url(repo_id, CARD), headers=build_hf_headers(token=token))
+        hf_raise_for_status(response)
+    except EntryNotFoundError:
+        return ""
+    return response.content.decode()
+
+
+def _card_to_push(folder: Path, repo_id: str, remote: str) -> str:
+    """The card with what was written into it by hand, here or on the Hub since the last push.
+
+    If there is something new in both, the Hub's is pushed, and the one of the folder set aside, for a person to see to.
+    """
+    fresh = render_card(folder, repo_id)
+    here, last = (
+        path.read_text(encoding="utf-8") if path.exists() else "" for path in (folder / CARD, folder / CARD_AS_PUSHED)
+    )
+    here, last, remote = (merge_cards(fresh, card) for card in (here, last, remote))
+    if remote in (last, here):
+        return here
+    if here != last:
+        replace_text(folder / CARD_SET_ASIDE, here)
+        print(f"{CARD} was edited here and on the Hub: the Hub's is kept, and this one is now {CARD_SET_ASIDE}.")
+    return remote
+
+
+# ---- What train_ddpm.py does with it --------------------------------------------------------------------------------
+
+
+def check_before_training(config: TrainingConfig):
+    """If the run is to be pushed, find out whether it can be, and complete `hub_model_id`; see [`check_push`]."""
+    if config.push_to_hub:
+        repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
+        config.hub_model_id = check_push(repo_id, config.hub_token)
+
+
+def share_run(config: TrainingConfig, finished: bool):
+    """Write the card, and push the run if it is finished and to be pushed.
+
+    The model is on the disk by now, so whatever goes wrong here is said in one line, with the command that repeats it.
+    """
+    folder, repo_id = config.output_dir, config.hub_model_id
+    try:
+        write_card(folder)
+        if config.push_to_hub and finished:
+            print(f"Pushed to {push_run(folder, repo_id, config.hub_token, config.hub_private_repo)}.")
+    except Exception as error:
+        later = f"ddpm-hf push {shlex.quote(str(folder))} --hub_model_id {repo_id or 'USER/NAME'}"
+        private = " --hub_private_repo" * config.hub_private_repo
+        print(f"Not shared: {one_line(error)}. The model is in {folder}; share it later with: {later}{private}")

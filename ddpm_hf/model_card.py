@@ -1,0 +1,253 @@
+"""The model card: README.md of a run's folder, and of its repository on the Hub.
+
+It is rendered from what the run left behind. Between the marks `<!-- ddpm_hf:begin NAME -->` and `<!-- ddpm_hf:end -->`
+the text is rendered anew each time; all other text is whoever's who wrote it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCardData
+
+from ddpm_hf.checkpoint import INDEX, replace_text
+from ddpm_hf.data_facts import describe_preprocessing, facts_of
+
+CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TASK = "unconditional-image-generation"
+
+# The options that say most about a run, as the table of the card shows them. None of them is a path.
+SETTINGS = (
+    "preset", "ddpm_num_steps", "ddpm_beta_schedule", "prediction_type", "timestep_sampling", "loss_weighting",
+    "variance_type", "clip_sample", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "optimizer",
+    "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
+    "max_grad_norm", "use_ema", "ema_max_decay", "ema_power", "mixed_precision", "seed",
+)  # fmt: skip
+
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"<!-- ddpm_hf:begin (\w+) -->.*?<!-- ddpm_hf:end -->", re.DOTALL)
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.png)\)")
+_OF_DIFFUSERS = "This model card has been automatically generated."  # what `push_to_hub` of diffusers writes
+
+
+# ---- Rendering -----------------------------------------------------------------------------------------------------
+
+
+def write_card(folder: str | Path, repo_id: str | None = None):
+    """Write the card of a run, and keep what was written into it by hand.
+
+    Args:
+        folder (`str` or `Path`): The run, or any folder with a pipeline.
+        repo_id (`str`, *optional*): What the snippets load; by default the `hub_model_id` of the run.
+
+    Raises:
+        ValueError: If the folder holds no pipeline, or the metadata of the old card is no YAML.
+        OSError: If the card cannot be written.
+    """
+    path = Path(folder, CARD)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    replace_text(path, merge_cards(render_card(folder, repo_id), old))
+
+
+def render_card(folder: str | Path, repo_id: str | None = None) -> str:
+    """The card of a run, without anything from an older one.
+
+    Args:
+        folder (`str` or `Path`): The run. Only the pipeline has to be there; of the rest, the card says what it finds.
+        repo_id (`str`, *optional*): See [`write_card`].
+
+    Raises:
+        ValueError: If the folder holds no pipeline.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / INDEX).exists():
+        raise ValueError(f"{folder} holds no trained pipeline: there is no {INDEX}.")
+    config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
+    unet = _read_json(folder / "unet" / "config.json")
+    metrics = _read_lines(folder / "metrics.jsonl")
+    evaluation = _read_json(folder / "evaluation.json")
+    repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
+    name, data = repo_id.split("/")[-1], facts_of(config)
+
+    samples = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))[-1:]
+    size = unet["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    steps = config.get("ddpm_num_inference_steps") or _read_json(folder / "scheduler" / "scheduler_config.json").get(
+        "num_train_timesteps", 1000
+    )
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=_metadata(name, data, samples, evaluation),
+        name=name,
+        repo_id=repo_id,
+        kind={1: "greyscale", 3: "colour"}.get(unet["in_channels"], f"{unet['in_channels']}-channel"),
+        height=height,
+        width=width,
+        steps=steps,
+        data=data,
+        preprocessing=describe_preprocessing(config) if config else "not recorded.",
+        samples=samples and samples[0],
+        samples_caption=_samples_caption(config, samples),
+        denoising=_existing(folder, "denoising.png"),
+        loss_curve=_existing(folder, "loss.png"),
+        training=_training(config, run, metrics),
+        settings=[(key, _shown(config[key])) for key in SETTINGS if key in config],
+        metrics=[_metric_row(metric) for metric in evaluation.get("metrics", [])],
+    )
+
+
+def merge_cards(fresh: str, old: str) -> str:
+    """An older card with the marked blocks and the metadata of a fresh one.
+
+    A block whose marks were deleted stays deleted. Metadata that the fresh card does not set is kept, also tags, and a
+    licence where the fresh card knows none.
+
+    Raises:
+        ValueError: If the older metadata is no YAML of keys and values.
+    """
+    if not old.strip() or _OF_DIFFUSERS in old:
+        return fresh
+    ours, fresh_text = _split(fresh)
+    theirs, text = _split(old)
+    blocks = {match[1]: match[0] for match in _BLOCK.finditer(fresh_text)}
+    text = _BLOCK.sub(lambda match: blocks.get(match[1], match[0]), text)
+    if ours["license"] == "unknown":
+        ours["license"] = theirs.get("license", "unknown")
+    tags = list(dict.fromkeys([*ours["tags"], *_as_list(theirs.get("tags"))]))
+    return f"---\n{_dump({**ours, 'tags': tags, **_without(theirs, ours)})}\n---\n{text}"
+
+
+def pictures_in(card: str, folder: str | Path) -> list[str]:
+    """The PNG pictures within a folder that a card shows, by their relative paths."""
+    folder = Path(folder).resolve()
+    found = dict.fromkeys(_PICTURE.findall(card))
+    return [name for name in found if (folder / name).is_file() and (folder / name).resolve().is_relative_to(folder)]
+
+
+# ---- Metadata ------------------------------------------------------------------------------------------------------
+
+
+def _metadata(name: str, data, samples: list[str], evaluation: dict) -> str:
+    metadata = {
+        "library_name": "diffusers",
+        "pipeline_tag": TASK,
+        **data.model_licence,
+        "tags": ["ddpm", "diffusers", TASK, "pytorch"],
+    }
+    if data.hub_id:
+        metadata["datasets"] = [data.hub_id]
+    if samples:
+        metadata["widget"] = [{"text": "samples", "output": {"url": samples[0]}}]
+    if evaluation.get("metrics"):
+        metadata["model-index"] = [{"name": name, "results": [_result(evaluation, data)]}]
+    return _dump(metadata)
+
+
+def _result(evaluation: dict, data) -> dict:
+    """The metrics in the form of the Hub's model-index."""
+    dataset = evaluation.get("dataset", {})
+    return {
+        "task": {"type": TASK, "name": "Unconditional image generation"},
+        "dataset": {
+            "type": dataset.get("type") or data.hub_id or "unknown",
+            "name": dataset.get("name") or data.name,
+            "split": dataset.get("split") or "train",
+        },
+        "metrics": [
+            {"type": metric["type"], "name": metric.get("name"), "value": metric["value"], "args": metric.get("args")}
+            for metric in evaluation["metrics"]
+        ],
+    }
+
+
+def _dump(metadata: dict) -> str:
+    """As YAML, the way that huggingface_hub and so diffusers write it: what they save again is the same text."""
+    return ModelCardData(**metadata, ignore_metadata_errors=True).to_yaml()
+
+
+def _split(card: str) -> tuple[dict, str]:
+    match = _FRONT_MATTER.match(card)
+    if not match:
+        return {}, card
+    try:
+        metadata = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata at the top of {CARD} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"the metadata at the top of {CARD} has to be keys and values.")
+    return metadata, card[match.end() :]
+
+
+def _without(metadata: dict, keys: dict) -> dict:
+    return {key: value for key, value in metadata.items() if key not in keys}
+
+
+def _as_list(value) -> list:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+# ---- Sentences and rows --------------------------------------------------------------------------------------------
+
+
+def _samples_caption(config: dict, samples: list[str]) -> str:
+    if not samples:
+        return ""
+    step = int(Path(samples[0]).stem.removeprefix("step-"))
+    weights = "the averaged weights" if config.get("use_ema") else "the weights"
+    steps, seed = config.get("ddpm_num_inference_steps"), config.get("seed")
+    return f"Samples, not selected: {weights} after {step:,} optimizer steps, {steps} denoising steps, seed {seed}."
+
+
+def _training(config: dict, run: dict, metrics: list[dict]) -> str:
+    """Sizes, hardware and time, as far as they were recorded."""
+    if not metrics:
+        return "How the model was trained is not recorded."
+    last = metrics[-1]
+    sentences = [f"Trained for {last['step']:,} optimizer steps"]
+    if run:
+        images = f"{run['images']:,} pictures" if run["images"] else "a stream of pictures"
+        sentences[0] += f" of {run['images_per_step']:,} images each, on {images}"
+        sentences.append(f"The U-Net has {run['parameters'] / 1e6:.2f} M parameters")
+        hours = _training_seconds(metrics, run["images_per_step"]) / 3600
+        took = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+        processes = f"{run['processes']} processes on " if run["processes"] > 1 else ""
+        sentences.append(f"Hardware: {processes}{run['hardware']}; training took {took}, without drawing samples")
+        sentences.append("Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+    if last.get("loss") is not None:
+        sentences.append(f"The last mean loss was {last['loss']:.4f}")
+    if last.get("skipped_updates"):
+        sentences.append(f"{last['skipped_updates']} updates were not finite and were skipped")
+    return ". ".join(sentences) + "."
+
+
+def _training_seconds(metrics: list[dict], images_per_step: int) -> float:
+    """The time in optimizer steps, also of a run in several sessions, from the speed that each line noted."""
+    steps = [0, *(line["step"] for line in metrics)]
+    speeds = [line.get("images_per_second") for line in metrics]
+    return sum((b - a) * images_per_step / speed for a, b, speed in zip(steps, steps[1:], speeds) if speed)
+
+
+def _metric_row(metric: dict) -> dict:
+    how = ", ".join(f"{key} {value}" for key, value in (metric.get("args") or {}).items())
+    return {"name": metric.get("name") or metric["type"], "value": f"{metric['value']:.4g}", "how": how}
+
+
+def _shown(value) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _existing(folder: Path, name: str) -> str | None:
+    return name if (folder / name).exists() else None
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

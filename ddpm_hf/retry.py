@@ -1,0 +1,75 @@
+"""Requests to the Hub, sent again while what is wrong with them passes by itself."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import get_session, parse_ratelimit_headers
+from tqdm.auto import tqdm
+
+TRIES = 8
+FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds; doubled each time, unless the Hub asks for another
+SILENCE = 120.0  # seconds without a byte, after which a connection is given up
+
+# Beside all of 5xx: a timeout, two conflicts with another commit that is under way, too many requests.
+PASSING_STATUS = (408, 409, 412, 429)
+PASSING_ERRORS = (
+    *(httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError),
+    json.JSONDecodeError,  # huggingface_hub reads the answer about a card before it looks at the status
+    RuntimeError,  # of hf_xet, when an upload breaks off
+)
+
+Answer = TypeVar("Answer")
+
+
+def persist(request: Callable[[], Answer]) -> Answer:
+    """Send a request, and again after a growing pause, while the Hub is busy or the connection breaks.
+
+    Args:
+        request (callable): Sends it and returns the answer. It has to be harmless to repeat.
+
+    Raises:
+        Exception: The request's own, if it is final, or the last try failed too.
+    """
+    for attempt in range(1, TRIES + 1):
+        try:
+            get_session().timeout = SILENCE  # the client's own is for ever
+            return request()
+        except (HfHubHTTPError, *PASSING_ERRORS) as error:
+            if attempt == TRIES or not _passes(error):
+                raise
+            seconds = min(_wish(error) or FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+            tqdm.write(f"The Hub: {one_line(error)}. Trying again in {seconds:.0f} s ({attempt} of {TRIES}).")
+        time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line, without the period at its end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".")
+
+
+def _passes(error: Exception) -> bool:
+    if not isinstance(error, HfHubHTTPError):
+        return True
+    return error.response.status_code in PASSING_STATUS or error.response.status_code >= 500
+
+
+def _wish(error: Exception) -> float | None:
+    """The seconds that the Hub asks to wait for, if it does."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    headers = error.response.headers
+    wish, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers)
+    if re.fullmatch(r"\d+(\.\d+)?", wish):
+        return float(wish)
+    with suppress(ValueError):  # nothing, or no date
+        return max(parsedate_to_datetime(wish).timestamp() - time.time(), 0)
+    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
