@@ -105,8 +105,8 @@ def describe_preprocessing(config: dict) -> str:
     if config["image_fit"] == "pad":
         steps.append(f"centred on black, {resolution}x{resolution}, without resizing")
     else:
-        cut = "their centre" if config["center_crop"] else "another random square each time"
-        steps.append(f"short side resized to {resolution} pixels (bicubic, antialiased), long side cut to {cut}")
+        cut = "its centre" if config["center_crop"] else "another random square each time"
+        steps.append(f"short side resized to {resolution} pixels (bicubic, antialiased), the long one cut to {cut}")
     if config["random_flip"]:
         steps.append("mirrored left to right with probability 1/2")
     return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."

@@ -63,7 +63,7 @@ def describe_machine(accelerator: Accelerator) -> dict:
     if accelerator.device.type == "cuda":
         hardware = torch.cuda.get_device_name(accelerator.device)
     else:
-        hardware = f"{_processor_name()}, {torch.get_num_threads()} CPU threads"
+        hardware = f"{_processor_name()}, CPU threads: {torch.get_num_threads()}"
     versions = {"ddpm_hf": ddpm_hf.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
     return {"hardware": hardware, "processes": accelerator.num_processes, "versions": versions}
 

@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface: repositories in memory, with commits, LFS, tokens and private repositories.
+"""A Hub on the loopback interface: repositories in memory, with commits, LFS, tokens, organisations and faults.
 
 It speaks the part of the Hub's protocol that huggingface_hub 2 uses to create, upload, list and download. Clients have
 to be started with `LoopbackHub.environment`, since they read the Hub's address when they are imported.
@@ -8,11 +8,15 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import ModelCard
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
 
@@ -32,6 +36,25 @@ class File:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class User:
+    """Who a token belongs to, and what it may do: "read", "write", or "fineGrained" to write to the `scopes`."""
+
+    name: str
+    role: str = "write"
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests that match, instead of an answer."""
+
+    request: str  # a pattern of "POST /api/repos/create" and the like
+    status: int | None  # None: the connection is reset
+    times: int
+    headers: dict[str, str]
 
 
 @dataclass
@@ -66,11 +89,15 @@ class LoopbackHub:
     """Use as a context manager.
 
     Args:
-        users (`dict[str, str]`): Token -> user name. A user may write to the repositories under the own name.
+        users (`dict[str, str | User]`): Token -> user. One may write to the repositories under the own name.
+        organisations (`dict[str, dict[str, str]]`): Organisation -> user name -> "read", "contributor" (may write to no
+            repository that is there), "write" or "admin".
     """
 
-    def __init__(self, users: dict[str, str]):
-        self.users = users
+    def __init__(self, users: dict[str, str | User], organisations: dict[str, dict[str, str]] | None = None):
+        self.users = {token: user if isinstance(user, User) else User(user) for token, user in users.items()}
+        self.organisations = organisations or {}
+        self.faults: list[Fault] = []
         self.repositories: dict[str, Repository] = {}
         self.uploads: dict[str, bytes] = {}  # LFS objects by sha256
         self.requests: list[str] = []
@@ -95,9 +122,21 @@ class LoopbackHub:
         variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache)}
         return variables | ({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
+    def fail(self, request: str, status: int | None, times: int = 1, **headers: str):
+        """Let the next requests that match fail: with a status and headers, or with a reset of the connection."""
+        self.faults.append(Fault(request, status, times, {k.replace("_", "-"): v for k, v in headers.items()}))
+
+    def next_fault(self, request: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and re.search(fault.request, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
     # ---- What the routes do -----------------------------------------------------------------------------------------
 
-    def answer(self, method: str, path: str, body: bytes, user: str | None) -> tuple[int, bytes | dict | list, dict]:
+    def answer(self, method: str, path: str, body: bytes, user: User | None) -> tuple[int, bytes | dict | list, dict]:
         for route_method, pattern, action in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and route_method == method:
@@ -106,31 +145,58 @@ class LoopbackHub:
                 return answer if isinstance(answer, tuple) else (200, answer, {})
         raise HubError(404, "NoSuchRoute")
 
-    def readable(self, name: str, user: str | None) -> Repository:
+    def role(self, user: User | None, name: str) -> str | None:
+        """What a user may do in the repositories of an owner; nothing in particular without a role."""
+        owner = name.split("/")[0]
+        if user is None or user.name == owner:
+            return user and "admin"
+        return self.organisations.get(owner, {}).get(user.name)
+
+    def may_write(self, user: User | None, name: str, roles: tuple[str, ...]) -> bool:
+        scoped = user and (user.role == "write" or {name, name.split("/")[0]} & set(user.scopes))
+        return bool(scoped) and self.role(user, name) in roles
+
+    def readable(self, name: str, user: User | None) -> Repository:
         repository = self.repositories.get(name)
-        if repository is None or (repository.private and user != name.split("/")[0]):
+        if repository is None or (repository.private and not self.role(user, name)):
             raise HubError(404 if user else 401, "RepoNotFound")
         return repository
 
-    def writable(self, name: str, user: str | None) -> Repository:
+    def writable(self, name: str, user: User | None) -> Repository:
         repository = self.readable(name, user)
-        if user != name.split("/")[0]:
+        if not self.may_write(user, name, roles=("admin", "write")):
             raise HubError(403 if user else 401)
         return repository
+
+    def auth_check(self, user, body, repo):
+        self.writable(repo, user)
+        return {}
 
     def whoami(self, user, body):
         if not user:
             raise HubError(401)
-        return {"name": user, "type": "user", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        groups = {name: members[user.name] for name, members in self.organisations.items() if user.name in members}
+        token = {"role": user.role}
+        if user.role == "fineGrained":
+            scopes = [{"entity": {"name": name}, "permissions": ["repo.write"]} for name in user.scopes]
+            token["fineGrained"] = {"scoped": scopes}
+        orgs = [{"name": name, "roleInOrg": role} for name, role in groups.items()]
+        return {"name": user.name, "type": "user", "orgs": orgs, "auth": {"accessToken": token}}
 
     def validate_card(self, user, body):
+        try:
+            ModelCard(json.loads(body)["content"])
+        except Exception as error:
+            return 400, {"errors": [{"message": str(error)}], "warnings": []}, {}
         return {"errors": [], "warnings": []}
 
     def create(self, user, body):
         wish = json.loads(body)
-        name = f"{wish.get('organization') or user}/{wish['name']}"
-        if not user or name.split("/")[0] != user:
-            raise HubError(403 if user else 401)
+        if not user:
+            raise HubError(401)
+        name = f"{wish.get('organization') or user.name}/{wish['name']}"
+        if not self.may_write(user, name, roles=("admin", "write", "contributor")):
+            raise HubError(403)
         answer = {"url": f"{self.url}/{name}", "name": name}
         if name in self.repositories:
             return 409, answer, {}
@@ -153,7 +219,10 @@ class LoopbackHub:
         self.writable(repo, user)
 
         def plan(wanted):
-            actions = {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}"}}
+            actions = {
+                "upload": {"href": f"{self.url}/lfs/{wanted['oid']}"},
+                "verify": {"href": f"{self.url}/lfs/verify"},
+            }
             return dict(wanted) if wanted["oid"] in self.uploads else {**wanted, "actions": actions}
 
         return {"transfer": "basic", "objects": [plan(wanted) for wanted in json.loads(body)["objects"]]}
@@ -162,6 +231,12 @@ class LoopbackHub:
         if hashlib.sha256(body).hexdigest() != sha256:
             raise HubError(400, "BadDigest")
         self.uploads[sha256] = body
+        return {}
+
+    def lfs_verify(self, user, body):
+        wanted = json.loads(body)
+        if len(self.uploads.get(wanted["oid"], b"")) != wanted["size"]:
+            raise HubError(422)
         return {}
 
     def commit(self, user, body, repo, revision):
@@ -217,11 +292,13 @@ class LoopbackHub:
 
 ROUTES = [
     ("GET", r"/api/whoami-v2", LoopbackHub.whoami),
+    ("GET", rf"/api/models/{REPO}/auth-check/write", LoopbackHub.auth_check),
     ("POST", r"/api/validate-yaml", LoopbackHub.validate_card),
     ("POST", r"/api/repos/create", LoopbackHub.create),
     ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>.+)", LoopbackHub.preupload),
     ("POST", rf"/api/models/{REPO}/commit/(?P<revision>.+)", LoopbackHub.commit),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", LoopbackHub.lfs_batch),
+    ("POST", r"/lfs/verify", LoopbackHub.lfs_verify),
     ("PUT", r"/lfs/(?P<sha256>[0-9a-f]{64})", LoopbackHub.lfs_put),
     ("GET", rf"/api/models/{REPO}", LoopbackHub.info),
     ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", LoopbackHub.info),
@@ -236,10 +313,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def respond(self):
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
+        request = f"{self.command} {path}"
+        self.hub.requests.append(request)
+        fault = self.hub.next_fault(request)
+        if fault and fault.status is None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with RST
+            self.connection.close()
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         user = self.hub.users.get(token)
+        if fault:
+            return self.send(fault.status, b"<html>out of order</html>", {"Content-Type": "text/html", **fault.headers})
         try:
             if token and not user:
                 raise HubError(401, "InvalidCredentials")
@@ -249,6 +335,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, content, headers = error.status, {"error": error.code}, {"X-Error-Code": error.code}
         if not isinstance(content, bytes):
             content, headers = json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+        self.send(status, content, headers)
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)

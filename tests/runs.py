@@ -1,10 +1,13 @@
-"""Reading what runs of train_ddpm.py leave behind."""
+"""What runs of train_ddpm.py leave behind: reading it, and making it."""
 
 import json
 
 import torch
+from PIL import Image
 
-from ddpm_hf import DDPMUNetModel
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.pictures import denoising_strip, loss_curve
 
 
 def weights(folder):
@@ -17,3 +20,38 @@ def equal(a, b):
 
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def make_run(folder, **options):
+    """A run's folder as train_ddpm.py leaves it, but for the training; with files that are nobody else's business."""
+    torch.manual_seed(0)
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        zero_init=False,
+    )
+    pipeline = DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=10))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    config = TrainingConfig(output_dir=str(folder), resolution=8, ddpm_num_inference_steps=5, **options)
+    (folder / "config.json").write_text(config.to_json())
+    lines = [{"step": step, "loss": 1 / step, "images_per_second": 8.0, "skipped_updates": 0} for step in (2, 4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    machine = {"hardware": "abacus", "processes": 1, "versions": {"torch": "2"}}
+    facts = {"parameters": unet.num_parameters(), "images": 100, "images_per_step": 4, **machine}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "samples").mkdir()
+    for step in (2, 4):
+        Image.new("L", (8, 8), step).save(folder / "samples" / f"step-{step:06d}.png")
+    loss_curve([2, 4], [0.5, 0.25]).save(folder / "loss.png")
+    denoising_strip(pipeline, 5, rows=2, columns=3).save(folder / "denoising.png")
+    for name in ("checkpoints/step-000004/state.json", "logs/events", "unet/notes.txt", ".env"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("private")
+    return folder

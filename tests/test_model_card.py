@@ -1,0 +1,190 @@
+"""The model card: valid by huggingface_hub's own parser, true to the run, and kind to what was written by hand."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from runs import make_run
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.model_card import merge_cards, pictures_in, render_card, write_card
+from ddpm_hf.pictures import denoising_strip
+
+EVALUATION = {
+    "dataset": {"type": "ylecun/mnist", "name": "MNIST", "split": "test"},
+    "metrics": [
+        {"type": "fid", "name": "FID", "value": 12.3456789, "args": {"samples": 1000, "sampler": "DDPM", "seed": 0}},
+        {"type": "bpd", "value": 3.5},
+    ],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "digits")
+
+
+def edited(card):
+    """A card with edits of a person: a key, a tag, a section, a comment within the text, and no section on limits."""
+    card = card.replace("library_name:", "co2_eq_emissions: 3\nlibrary_name:").replace("- ddpm\n", "- ddpm\n- mine\n")
+    card = re.sub(r"## Limits\n.*?(?=## Citation)", "## My section\n\nWith my words.\n\n", card, flags=re.DOTALL)
+    return card.replace("## Training\n", "## How I trained it\n\nOn a rainy day.\n")
+
+
+def test_metadata_is_what_the_hub_reads(run):
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    data = ModelCard(render_card(run, "alice/digits")).data
+    assert (data.library_name, data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
+    assert (data.license, data.datasets) == ("apache-2.0", ["ylecun/mnist"])
+    assert data.tags == ["ddpm", "diffusers", "unconditional-image-generation", "pytorch"]
+    assert data.widget == [{"text": "samples", "output": {"url": "samples/step-000004.png"}}]
+    fid, bpd = data.eval_results
+    assert (fid.task_type, fid.dataset_type, fid.dataset_name, fid.dataset_split) == (
+        "unconditional-image-generation",
+        "ylecun/mnist",
+        "MNIST",
+        "test",
+    )
+    assert (fid.metric_type, fid.metric_value, fid.metric_args["samples"]) == ("fid", 12.3456789, 1000)
+    assert (bpd.metric_type, bpd.metric_value) == ("bpd", 3.5)
+
+
+def test_card_says_what_the_run_left_behind(run):
+    card = render_card(run)
+    assert "model-index" not in card
+    for words in (
+        "greyscale pictures of 8x8 pixels",
+        "![Samples of the model](samples/step-000004.png)",
+        "(denoising.png)",
+        "(loss.png)",
+        "Trained for 4 optimizer steps of 4 images each, on 100 pictures",
+        "Hardware: abacus; training took 0.0 minutes",
+        "| learning_rate | 0.0001 |",
+        "Licence of the data: MIT as the data set's card",
+        "https://arxiv.org/abs/2006.11239",
+        'from_pretrained("user/digits", revision="main", trust_remote_code=True)',
+        "No metrics have been measured",
+    ):
+        assert words in card
+    assert str(run.parent) not in card
+    assert pictures_in(card, run) == ["samples/step-000004.png", "denoising.png", "loss.png"]
+
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert "| FID | 12.35 | samples 1000, sampler DDPM, seed 0 |" in render_card(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "license", "words"),
+    [
+        (
+            {"dataset_name": "nielsr/CelebA-faces", "celeba_crop": True, "random_flip": True},
+            "other",
+            ("for non-commercial research only", "the 140-pixel centre crop", "mirrored left to right"),
+        ),
+        ({"dataset_name": "alice/cats"}, "unknown", ("Licence of the data: unknown", "datasets/alice/cats")),
+        ({"train_data_dir": "/home/alice/cats"}, "unknown", ("a folder of pictures, `cats`", "unknown")),
+        ({"image_fit": "pad"}, "apache-2.0", ("centred on black, 8x8",)),
+    ],
+)
+def test_data_and_its_licence(tmp_path, options, license, words):
+    card = render_card(make_run(tmp_path / "run", **options))
+    assert ModelCard(card).data.license == license
+    assert [w for w in words if w not in card] == []
+    assert "/home" not in card
+
+
+def test_a_pipeline_alone_has_a_card(tmp_path, run):
+    for path in ("config.json", "run.json", "metrics.jsonl", "loss.png", "denoising.png", "samples/step-000002.png"):
+        (run / path).unlink()
+    (run / "samples" / "step-000004.png").unlink()
+    card = render_card(run)
+    assert "not recorded" in card
+    assert ModelCard(card).data.datasets is None
+    assert pictures_in(card, run) == []
+    with pytest.raises(ValueError, match="holds no trained pipeline"):
+        render_card(tmp_path)
+
+
+def test_snippets_run_as_they_stand(run, tmp_path, monkeypatch):
+    card = render_card(run, "alice/digits")
+    snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(snippets) == 2
+    monkeypatch.chdir(tmp_path)
+    for snippet in snippets:
+        names = {}
+        exec(snippet.replace("alice/digits", str(run)), names)
+        assert [image.size for image in names["images"]] == [(8, 8)] * 4
+        (tmp_path / "sample.png").unlink()
+    assert type(names["pipeline"]).__module__.startswith("diffusers_modules")
+
+
+def test_edits_by_hand_stay(run):
+    write_card(run)
+    card = edited((run / "README.md").read_text())
+    (run / "README.md").write_text(card.replace("| seed | 0 |", "| seed | my lucky one |"))
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    write_card(run, "alice/digits")
+    card = (run / "README.md").read_text()
+    data = ModelCard(card).data
+    assert (data.co2_eq_emissions, data.tags[0], data.tags[-1]) == (3, "ddpm", "mine")
+    assert "## My section\n\nWith my words." in card
+    assert "## How I trained it\n\nOn a rainy day." in card
+    assert "## Limits" not in card
+    assert "lucky" not in card  # between the marks
+    assert "| FID |" in card
+    write_card(run, "alice/digits")
+    assert (run / "README.md").read_text() == card
+
+
+def test_a_licence_by_hand_is_better_than_none(tmp_path):
+    fresh = render_card(make_run(tmp_path / "run", dataset_name="alice/cats"))
+    assert (
+        ModelCard(merge_cards(fresh, fresh.replace("license: unknown", "license: cc0-1.0"))).data.license == "cc0-1.0"
+    )
+    celeba = fresh.replace("license: unknown", "license: other")
+    assert ModelCard(merge_cards(celeba, fresh.replace("unknown", "cc0-1.0"))).data.license == "other"
+
+
+def test_a_card_without_marks_keeps_its_text(run):
+    fresh = render_card(run)
+    card = merge_cards(fresh, "# All mine\n")
+    assert card.endswith("---\n# All mine\n")
+    assert ModelCard(card).data.library_name == "diffusers"
+    generated = "---\nlibrary_name: diffusers\n---\nThis model card has been automatically generated.\n"
+    assert merge_cards(fresh, generated) == fresh
+    with pytest.raises(ValueError, match="is no YAML"):
+        merge_cards(fresh, "---\na: [\n---\n")
+
+
+def test_pictures_of_elsewhere_are_not_shown(run):
+    (run.parent / "secret.png").write_bytes(b"")
+    card = "![](loss.png) ![](../secret.png) ![](missing.png) ![](https://x.org/a.png) ![x](loss.png) ![](config.json)"
+    assert pictures_in(card, run) == ["loss.png"]
+
+
+def test_denoising_strip_ends_with_the_samples(tmp_path):
+    class Truth(DDPMUNetModel):
+        """Predicts the noise of one picture, x_0 = 0.5 everywhere, exactly."""
+
+        def forward(self, sample, timestep, return_dict=True):
+            alpha_bar = scheduler.alphas_cumprod[timestep]
+            output = super().forward(sample, timestep)
+            output.sample = (sample - alpha_bar.sqrt() * 0.5) / (1 - alpha_bar).sqrt()
+            return output
+
+    scheduler = DDPMLinearScheduler(num_train_timesteps=100)
+    unet = Truth.from_pretrained(make_run(tmp_path / "run"), subfolder="unet")
+    pipeline = DDPMPipelineCustom(unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    strip = denoising_strip(pipeline, 20, rows=2, columns=5)
+    assert strip.size == (5 * 8, 2 * 8)
+    np.testing.assert_allclose(np.asarray(strip), 0.75 * 255, atol=2)
+
+    strip = denoising_strip(pipeline, 3, columns=10, seed=1)
+    assert strip.size == (3 * 8, 4 * 8)
+    torch.manual_seed(5)
+    assert Image.Image.tobytes(denoising_strip(pipeline, 3, columns=10, seed=1)) == strip.tobytes()
