@@ -309,6 +309,7 @@ ROUTES = [
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it waits for what the client does not send, 40 ms an answer
     hub: LoopbackHub
 
     def respond(self):
