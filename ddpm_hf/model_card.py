@@ -6,6 +6,7 @@ the text is rendered anew each time; all other text is whoever's who wrote it.
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import jinja2
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCardData
 
 from ddpm_hf.checkpoint import INDEX, replace_text
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
+from ddpm_hf.run_folder import DENOISING, EVALUATION
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -57,6 +59,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
 
     Args:
         folder (`str` or `Path`): The run. Only the pipeline has to be there; of the rest, the card says what it finds.
+            evaluation.json is of the form `{"step": 2400, "dataset": {"type": "user/repo", "name": "MNIST", "split":
+            "test"}, "metrics": [{"type": "fid", "name": "FID", "value": 9.5, "args": {"samples": 10000}}]}`.
         repo_id (`str`, *optional*): See [`write_card`].
 
     Raises:
@@ -68,7 +72,9 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
     unet = _read_json(folder / "unet" / "config.json")
     metrics = _read_lines(folder / "metrics.jsonl")
-    evaluation = _read_json(folder / "evaluation.json")
+    evaluation = _read_json(folder / EVALUATION)
+    if metrics and evaluation.get("step", metrics[-1]["step"]) != metrics[-1]["step"]:
+        evaluation = {}  # of the weights before the run went on
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = repo_id.split("/")[-1], facts_of(config)
 
@@ -93,7 +99,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         preprocessing=describe_preprocessing(config) if config else "not recorded.",
         samples=samples and samples[0],
         samples_caption=_samples_caption(config, samples),
-        denoising=_existing(folder, "denoising.png"),
+        denoising=_existing(folder, DENOISING),
         loss_curve=_existing(folder, "loss.png"),
         training=_training(config, run, metrics),
         settings=[(key, _shown(config[key])) for key in SETTINGS if key in config],
@@ -250,4 +256,9 @@ def _read_json(path: Path) -> dict:
 
 
 def _read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a file of JSON. A process that was killed may have left half a line at the end."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

@@ -18,6 +18,8 @@ from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
 
 CHECKPOINTS = "checkpoints"
 UNREADABLE = "unreadable_images.jsonl"
+DENOISING = "denoising.png"
+EVALUATION = "evaluation.json"
 
 
 class RunFolder:
@@ -46,10 +48,12 @@ class RunFolder:
                 "or pass --overwrite_output_dir to replace it."
             )
         try:
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
             if not step:
-                shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-                (self.path / UNREADABLE).unlink(missing_ok=True)
+                for name in (CHECKPOINTS, "samples"):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                for name in (UNREADABLE, DENOISING, EVALUATION):
+                    (self.path / name).unlink(missing_ok=True)
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
             self.metrics = _read_metrics(self.path / "metrics.jsonl", step)
             lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
             replace_text(self.path / "metrics.jsonl", lines)
@@ -100,6 +104,7 @@ class RunFolder:
         """Save the pipeline while training goes on."""
         with _going_on("save the model"):
             save_pipeline(pipeline, self.path)
+            (self.path / DENOISING).unlink(missing_ok=True)  # of an earlier end of the run, before it went on
 
     def save_last_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline at the end, and the picture of how it draws.
@@ -108,8 +113,8 @@ class RunFolder:
             OSError: If the pipeline cannot be saved.
         """
         save_pipeline(pipeline, self.path)
-        with _going_on("save denoising.png"):
-            denoising_strip(pipeline, self.inference_steps, seed=self.seed).save(self.path / "denoising.png")
+        with _going_on(f"save {DENOISING}"):
+            denoising_strip(pipeline, self.inference_steps, seed=self.seed).save(self.path / DENOISING)
 
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
         """Save a checkpoint, and then delete those over the limit."""

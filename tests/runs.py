@@ -42,7 +42,7 @@ def make_run(folder, **options):
     config = TrainingConfig(output_dir=str(folder), resolution=8, ddpm_num_inference_steps=5, **options)
     (folder / "config.json").write_text(config.to_json())
     lines = [{"step": step, "loss": 1 / step, "images_per_second": 8.0, "skipped_updates": 0} for step in (2, 4)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"st')
     machine = {"hardware": "abacus", "processes": 1, "versions": {"torch": "2"}}
     facts = {"parameters": unet.num_parameters(), "images": 100, "images_per_step": 4, **machine}
     (folder / "run.json").write_text(json.dumps(facts))

@@ -1,5 +1,6 @@
 """The options of a run: presets, flags, and what is said about bad ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -82,6 +83,13 @@ def test_model_config_from_a_file(tmp_path):
     assert config.model["block_out_channels"] == [32, 64]
     (tmp_path / "run.json").write_text(config.to_json())
     assert json.loads((tmp_path / "run.json").read_text())["model"]["block_out_channels"] == [32, 64]
+
+
+def test_the_token_is_in_nothing_made_of_the_options():
+    config, _ = parse_command_line(["--push_to_hub", "--hub_model_id", "a/b", "--hub_token", "hf_secret"])
+    assert config.hub_token == "hf_secret"
+    assert "hf_secret" not in f"{config} {config.to_json()} {dataclasses.asdict(config)}"
+    assert config.differences(json.loads(parse_command_line([])[0].to_json())) == []
 
 
 @pytest.mark.parametrize(

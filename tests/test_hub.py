@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub, User
 from runs import make_run
 
-from ddpm_hf import cli
+from ddpm_hf import cli, retry
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hub import CARD_SET_ASIDE, check_push, push_run, share_run
 from ddpm_hf.retry import FIRST_WAIT, TRIES
@@ -191,6 +191,20 @@ def test_waits_grow_and_end(hub, run, waits):
     push_run(run, "alice/digits", TOKEN)
     assert len([request for request in hub.requests if request.startswith("PUT")]) == sent  # the weights are there
     assert commits_of(hub) == 1
+
+
+def test_a_silent_hub_is_given_up(hub, monkeypatch):
+    monkeypatch.setattr(retry, "SILENCE", 0.2)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    answer, pauses = hub.answer, [1.0]
+
+    def pause(*arguments):
+        time.sleep(pauses.pop() if pauses else 0)
+        return answer(*arguments)
+
+    monkeypatch.setattr(hub, "answer", pause)
+    assert check_push("digits", TOKEN) == "alice/digits"
+    assert hub.requests.count("GET /api/whoami-v2") == 2
 
 
 def test_a_commit_whose_answer_is_lost_is_not_repeated(hub, run, waits, monkeypatch):

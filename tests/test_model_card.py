@@ -73,8 +73,9 @@ def test_card_says_what_the_run_left_behind(run):
     assert str(run.parent) not in card
     assert pictures_in(card, run) == ["samples/step-000004.png", "denoising.png", "loss.png"]
 
-    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
-    assert "| FID | 12.35 | samples 1000, sampler DDPM, seed 0 |" in render_card(run)
+    for step, shown in ((4, True), (2, False)):
+        (run / "evaluation.json").write_text(json.dumps({"step": step, **EVALUATION}))
+        assert ("| FID | 12.35 | samples 1000, sampler DDPM, seed 0 |" in render_card(run)) == shown
 
 
 @pytest.mark.parametrize(
