@@ -14,6 +14,8 @@ import ddpm_hf
 from ddpm_hf.data import EMBEDDED_DIGITS
 assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
 assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
+from ddpm_hf.model_card import TEMPLATE
+assert TEMPLATE.exists()
 unet = ddpm_hf.DDPMUNetModel(
     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
