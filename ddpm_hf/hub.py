@@ -185,7 +185,7 @@ def _card_to_push(folder: Path, repo_id: str, remote: str) -> str:
         path.read_text(encoding="utf-8") if path.exists() else "" for path in (folder / CARD, folder / CARD_AS_PUSHED)
     )
     here, last, remote = (merge_cards(fresh, card) for card in (here, last, remote))
-    if remote in (last, here):
+    if remote in (fresh, last, here):
         return here
     if here != last:
         replace_text(folder / CARD_SET_ASIDE, here)

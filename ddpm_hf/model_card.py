@@ -29,6 +29,13 @@ SETTINGS = (
     "max_grad_norm", "use_ema", "ema_max_decay", "ema_power", "mixed_precision", "seed",
 )  # fmt: skip
 
+# What a number of evaluation.json depends on, as far as it is told there.
+DEPENDS_ON = (
+    "num_images", "scheduler", "num_inference_steps", "seed", "extractor", "features", "variance_type",
+    "standard_error", "standard_deviation", "reference_images", "reference_fingerprint", "note",
+)  # fmt: skip
+PRDC = ("precision", "recall", "density", "coverage")
+
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _BLOCK = re.compile(r"<!-- ddpm_hf:begin (\w+) -->.*?<!-- ddpm_hf:end -->", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.png)\)")
@@ -51,7 +58,9 @@ def write_card(folder: str | Path, repo_id: str | None = None):
     """
     path = Path(folder, CARD)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    replace_text(path, merge_cards(render_card(folder, repo_id), old))
+    card = merge_cards(render_card(folder, repo_id), old)
+    if card != old:
+        replace_text(path, card)
 
 
 def render_card(folder: str | Path, repo_id: str | None = None) -> str:
@@ -59,8 +68,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
 
     Args:
         folder (`str` or `Path`): The run. Only the pipeline has to be there; of the rest, the card says what it finds.
-            evaluation.json is of the form `{"step": 2400, "dataset": {"type": "user/repo", "name": "MNIST", "split":
-            "test"}, "metrics": [{"type": "fid", "name": "FID", "value": 9.5, "args": {"samples": 10000}}]}`.
+            evaluation.json is what `ddpm-hf evaluate` writes: metric -> numbers and what they depend on.
         repo_id (`str`, *optional*): See [`write_card`].
 
     Raises:
@@ -72,9 +80,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
     unet = _read_json(folder / "unet" / "config.json")
     metrics = _read_lines(folder / "metrics.jsonl")
-    evaluation = _read_json(folder / EVALUATION)
-    if metrics and evaluation.get("step", metrics[-1]["step"]) != metrics[-1]["step"]:
-        evaluation = {}  # of the weights before the run went on
+    measured = _measured(_read_json(folder / EVALUATION))
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = repo_id.split("/")[-1], facts_of(config)
 
@@ -88,7 +94,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=_metadata(name, data, samples, evaluation),
+        metadata=_metadata(name, data, samples, measured),
         name=name,
         repo_id=repo_id,
         kind={1: "greyscale", 3: "colour"}.get(unet["in_channels"], f"{unet['in_channels']}-channel"),
@@ -103,7 +109,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         loss_curve=_existing(folder, "loss.png"),
         training=_training(config, run, metrics),
         settings=[(key, _shown(config[key])) for key in SETTINGS if key in config],
-        metrics=[_metric_row(metric) for metric in evaluation.get("metrics", [])],
+        metrics=[_metric_row(metric) for metric in measured],
     )
 
 
@@ -138,7 +144,7 @@ def pictures_in(card: str, folder: str | Path) -> list[str]:
 # ---- Metadata ------------------------------------------------------------------------------------------------------
 
 
-def _metadata(name: str, data, samples: list[str], evaluation: dict) -> str:
+def _metadata(name: str, data, samples: list[str], measured: list[dict]) -> str:
     metadata = {
         "library_name": "diffusers",
         "pipeline_tag": TASK,
@@ -149,26 +155,33 @@ def _metadata(name: str, data, samples: list[str], evaluation: dict) -> str:
         metadata["datasets"] = [data.hub_id]
     if samples:
         metadata["widget"] = [{"text": "samples", "output": {"url": samples[0]}}]
-    if evaluation.get("metrics"):
-        metadata["model-index"] = [{"name": name, "results": [_result(evaluation, data)]}]
+    if measured:
+        metadata["model-index"] = [{"name": name, "results": [_result(metric) for metric in measured]}]
     return _dump(metadata)
 
 
-def _result(evaluation: dict, data) -> dict:
-    """The metrics in the form of the Hub's model-index."""
-    dataset = evaluation.get("dataset", {})
+def _result(metric: dict) -> dict:
+    """A metric in the form of the Hub's model-index."""
+    data = facts_of({"dataset_name": metric["dataset"]})
     return {
         "task": {"type": TASK, "name": "Unconditional image generation"},
-        "dataset": {
-            "type": dataset.get("type") or data.hub_id or "unknown",
-            "name": dataset.get("name") or data.name,
-            "split": dataset.get("split") or "train",
-        },
-        "metrics": [
-            {"type": metric["type"], "name": metric.get("name"), "value": metric["value"], "args": metric.get("args")}
-            for metric in evaluation["metrics"]
-        ],
+        "dataset": {"type": data.hub_id or "unknown", "name": data.name, "split": metric["split"]},
+        "metrics": [{"type": metric["type"], "value": metric["value"], "args": metric["args"]}],
     }
+
+
+def _measured(evaluation: dict) -> list[dict]:
+    """The numbers of evaluation.json one by one, each with what the reader needs to compare it. No paths."""
+    measured = []
+    for metric, entry in evaluation.items():
+        args = {key: entry[key] for key in DEPENDS_ON if key in entry}
+        if "extractor" in args:
+            args["extractor"] = Path(args["extractor"]).name
+        dataset = None if entry.get("dataset") == "mnist-mini" else entry.get("dataset")
+        common = {"dataset": dataset, "split": entry.get("split") or "train", "args": args}
+        numbers = {metric: entry["value"]} if "value" in entry else {key: entry[key] for key in PRDC if key in entry}
+        measured += [{"type": name, "value": value, **common} for name, value in numbers.items()]
+    return measured
 
 
 def _dump(metadata: dict) -> str:
@@ -239,8 +252,8 @@ def _training_seconds(metrics: list[dict], images_per_step: int) -> float:
 
 
 def _metric_row(metric: dict) -> dict:
-    how = ", ".join(f"{key} {value}" for key, value in (metric.get("args") or {}).items())
-    return {"name": metric.get("name") or metric["type"], "value": f"{metric['value']:.4g}", "how": how}
+    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in metric["args"].items())
+    return {"name": metric["type"], "value": f"{metric['value']:.4g}", "how": f"split {metric['split']}, {how}"}
 
 
 def _shown(value) -> str:

@@ -104,7 +104,7 @@ class RunFolder:
         """Save the pipeline while training goes on."""
         with _going_on("save the model"):
             save_pipeline(pipeline, self.path)
-            (self.path / DENOISING).unlink(missing_ok=True)  # of an earlier end of the run, before it went on
+            self._put_away_what_is_of_older_weights()
 
     def save_last_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline at the end, and the picture of how it draws.
@@ -113,8 +113,16 @@ class RunFolder:
             OSError: If the pipeline cannot be saved.
         """
         save_pipeline(pipeline, self.path)
+        with _going_on("put away what is of older weights"):
+            self._put_away_what_is_of_older_weights()
         with _going_on(f"save {DENOISING}"):
             denoising_strip(pipeline, self.inference_steps, seed=self.seed).save(self.path / DENOISING)
+
+    def _put_away_what_is_of_older_weights(self):
+        """Of an earlier end of the run, before it went on; the model card is not to show it with this model."""
+        (self.path / DENOISING).unlink(missing_ok=True)
+        if (self.path / EVALUATION).exists():
+            (self.path / EVALUATION).rename(self.path / f"earlier-{EVALUATION}")
 
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
         """Save a checkpoint, and then delete those over the limit."""

@@ -143,6 +143,9 @@ def test_edits_here_and_there(hub, run, capsys):
     assert "Here, too." in (run / CARD_SET_ASIDE).read_text()
     assert f"is now {CARD_SET_ASIDE}" in capsys.readouterr().out
 
+    push_run(run, "alice/another", TOKEN)  # where there is no card yet
+    assert b"There, too." in files_of(hub, "alice/another")["README.md"]
+
 
 # ---- What it survives ------------------------------------------------------------------------------------------------
 

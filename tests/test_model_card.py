@@ -14,12 +14,11 @@ from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.model_card import merge_cards, pictures_in, render_card, write_card
 from ddpm_hf.pictures import denoising_strip
 
+RECORD = {"dataset": "mnist-mini", "split": "train", "seed": 0, "model_fingerprint": "0123", "versions": {}}
 EVALUATION = {
-    "dataset": {"type": "ylecun/mnist", "name": "MNIST", "split": "test"},
-    "metrics": [
-        {"type": "fid", "name": "FID", "value": 12.3456789, "args": {"samples": 1000, "sampler": "DDPM", "seed": 0}},
-        {"type": "bpd", "value": 3.5},
-    ],
+    "bpd": {"value": 3.5, "standard_error": 0.01, **RECORD, "dataset": "/home/alice/cats", "split": "test"},
+    "fid": {"value": 12.3456789, **RECORD, "num_images": 1000, "extractor": "/home/alice/features.pt"},
+    "prdc": {"precision": 0.5, "recall": 0.25, **RECORD},
 }
 
 
@@ -42,15 +41,19 @@ def test_metadata_is_what_the_hub_reads(run):
     assert (data.license, data.datasets) == ("apache-2.0", ["ylecun/mnist"])
     assert data.tags == ["ddpm", "diffusers", "unconditional-image-generation", "pytorch"]
     assert data.widget == [{"text": "samples", "output": {"url": "samples/step-000004.png"}}]
-    fid, bpd = data.eval_results
-    assert (fid.task_type, fid.dataset_type, fid.dataset_name, fid.dataset_split) == (
-        "unconditional-image-generation",
-        "ylecun/mnist",
-        "MNIST",
-        "test",
-    )
-    assert (fid.metric_type, fid.metric_value, fid.metric_args["samples"]) == ("fid", 12.3456789, 1000)
-    assert (bpd.metric_type, bpd.metric_value) == ("bpd", 3.5)
+    results = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "bpd": 3.5,
+        "fid": 12.3456789,
+        "precision": 0.5,
+        "recall": 0.25,
+    }
+    fid, bpd = results["fid"], results["bpd"]
+    assert fid.task_type == "unconditional-image-generation"
+    assert (fid.dataset_type, fid.dataset_split) == ("ylecun/mnist", "train")
+    assert fid.metric_args == {"num_images": 1000, "seed": 0, "extractor": "features.pt"}
+    assert (bpd.dataset_type, bpd.dataset_name, bpd.dataset_split) == ("unknown", "a data set, `cats`", "test")
+    assert "/home" not in render_card(run)
 
 
 def test_card_says_what_the_run_left_behind(run):
@@ -73,9 +76,8 @@ def test_card_says_what_the_run_left_behind(run):
     assert str(run.parent) not in card
     assert pictures_in(card, run) == ["samples/step-000004.png", "denoising.png", "loss.png"]
 
-    for step, shown in ((4, True), (2, False)):
-        (run / "evaluation.json").write_text(json.dumps({"step": step, **EVALUATION}))
-        assert ("| FID | 12.35 | samples 1000, sampler DDPM, seed 0 |" in render_card(run)) == shown
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert "| fid | 12.35 | split train, num images 1000, seed 0, extractor features.pt |" in render_card(run)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_edits_by_hand_stay(run):
     assert "## How I trained it\n\nOn a rainy day." in card
     assert "## Limits" not in card
     assert "lucky" not in card  # between the marks
-    assert "| FID |" in card
+    assert "| fid | 12.35 |" in card
     write_card(run, "alice/digits")
     assert (run / "README.md").read_text() == card
 
