@@ -191,3 +191,17 @@ def test_denoising_strip_ends_with_the_samples(tmp_path):
     assert strip.size == (3 * 8, 4 * 8)
     torch.manual_seed(5)
     assert Image.Image.tobytes(denoising_strip(pipeline, 3, columns=10, seed=1)) == strip.tobytes()
+
+
+def test_a_longer_run_does_not_show_what_older_weights_scored(train):
+    options = {"lr_scheduler": "constant_with_warmup"}
+    folder = train(max_train_steps=2, **options)
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    train(max_train_steps=2, **options)
+    assert "| fid |" in (folder / "README.md").read_text()
+    train(max_train_steps=4, **options)
+    card = (folder / "README.md").read_text()
+    assert "| fid |" not in card
+    assert "model-index" not in card
+    assert "samples/step-000004.png" in card
+    assert (folder / "earlier-evaluation.json").exists()
