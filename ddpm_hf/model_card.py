@@ -131,7 +131,7 @@ def merge_cards(fresh: str, old: str) -> str:
     if ours["license"] == "unknown":
         ours["license"] = theirs.get("license", "unknown")
     tags = list(dict.fromkeys([*ours["tags"], *_as_list(theirs.get("tags"))]))
-    return f"---\n{_dump({**ours, 'tags': tags, **_without(theirs, ours)})}\n---\n{text}"
+    return f"---\n{_dump({**ours, 'tags': tags, **_kept(theirs, ours)})}\n---\n{text}"
 
 
 def pictures_in(card: str, folder: str | Path) -> list[str]:
@@ -202,8 +202,9 @@ def _split(card: str) -> tuple[dict, str]:
     return metadata, card[match.end() :]
 
 
-def _without(metadata: dict, keys: dict) -> dict:
-    return {key: value for key, value in metadata.items() if key not in keys}
+def _kept(metadata: dict, keys: dict) -> dict:
+    """Of older metadata, what is kept; scores are never, since they may be of other weights."""
+    return {key: value for key, value in metadata.items() if key not in keys and key != "model-index"}
 
 
 def _as_list(value) -> list:
