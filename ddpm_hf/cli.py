@@ -1,12 +1,16 @@
 """The command `ddpm-hf`: what one does with a model that is already there."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from ddpm_hf.checkpoint import save_pipeline
+from ddpm_hf.config import TrainingConfig, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
+from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
+from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.sampling import SCHEDULERS, fill_folder, open_model, save_grid
 
 
@@ -19,6 +23,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="ddpm-hf", allow_abbrev=False)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(subcommands)
+    _add_evaluate(subcommands)
     _add_convert(subcommands)
     _add_push(subcommands)
     arguments = vars(parser.parse_args(argv))
@@ -60,6 +65,43 @@ def _sample(source, output, num_images, batch_size, num_inference_steps, schedul
         output = output or Path("samples")
         fill_folder(pipeline, output, num_images, batch_size, seed, num_inference_steps, checkpoint or source)
     print(f"{output} holds {num_images or batch_size} images.")
+
+
+def _add_evaluate(subcommands):
+    parser = subcommands.add_parser(
+        "evaluate",
+        help="measure a model",
+        description="Bits per dimension; FID, KID, precision and recall of samples. The same command goes on with the "
+        "samples. Under `torchrun -m ddpm_hf.cli evaluate` processes share the work.",
+    )
+    defaults = Measurement(metrics=())
+    parser.add_argument("source", help="folder of a run or a pipeline, or Hub id")
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="what to measure")
+    parser.add_argument("--num_images", type=int, default=defaults.num_images, help="samples; images for bpd, at most")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images at once")
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the samples; default: all T")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another than the saved one to draw samples with")
+    parser.add_argument(
+        "--bpd_timesteps", type=int, default=defaults.bpd_timesteps, help="for each image; T or more: the exact sum"
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of samples, noise and choices")
+    parser.add_argument(
+        "--features", default=defaults.features, help="inception; file of TorchScript or torch.export; module:callable"
+    )
+    parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
+    parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
+    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    group = parser.add_argument_group("Images to compare with", "By default those of the run, or the embedded digits.")
+    for option in dataclasses.fields(TrainingConfig):
+        if option.name in WHICH_IMAGES + HOW_TO_READ:
+            add_flag(group, option, *(["--dataset"] if option.name == "dataset_name" else []))
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **options):
+    wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
+    evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output)
 
 
 def _add_convert(subcommands):

@@ -283,13 +283,13 @@ def _make_parser() -> "_Parser":
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
         allow_abbrev=False,
     )
-    groups, hints = {}, typing.get_type_hints(TrainingConfig)
+    groups = {}
     for option in dataclasses.fields(TrainingConfig):
         name = option.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         if option.name != "model":
-            _add_flag(groups[name], option, hints[option.name])
+            add_flag(groups[name], option)
     groups["Hub"].add_argument(
         "--hub_token",
         metavar="STR",
@@ -299,8 +299,9 @@ def _make_parser() -> "_Parser":
     return parser
 
 
-def _add_flag(group, option: dataclasses.Field, hint):
+def add_flag(group, option: dataclasses.Field, *aliases: str):
     """Add a flag, typed like the field. A flag that is not given leaves no trace, so that the preset decides."""
+    hint = typing.get_type_hints(TrainingConfig)[option.name]
     flag = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.metadata["help"].replace("%", "%%")}
     if hint is bool:
         group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
@@ -309,7 +310,7 @@ def _add_flag(group, option: dataclasses.Field, hint):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     choices = PRESETS if option.name == "preset" else typing.get_args(hint)
     kind = {"type": str, "choices": choices} if choices else {"type": hint, "metavar": hint.__name__.upper()}
-    group.add_argument(f"--{option.name}", **flag, **kind)
+    group.add_argument(f"--{option.name}", *aliases, **flag, **kind)
 
 
 class _Switch(argparse.Action):

@@ -1,0 +1,172 @@
+"""`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ddpm_hf.checkpoint import replace_text
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.image_cache import ImageCache, load_images
+from ddpm_hf.machine import this_process
+from ddpm_hf.measuring import Measurement, PictureFolder, fingerprint, measure
+from ddpm_hf.nearest import nearest_picture
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.sampling import open_model
+
+# The options of a run that say which images it saw, and how they were read.
+WHICH_IMAGES = ("dataset_name", "dataset_config_name", "dataset_split", "train_data_dir", "image_column")
+HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
+
+
+def evaluate(
+    source: str,
+    wanted: Measurement,
+    reference: dict,
+    scheduler: str | None = None,
+    checkpoint: str | None = None,
+    revision: str | None = None,
+    save_samples: Path | None = None,
+    output: Path | None = None,
+):
+    """Measure a saved model, print the numbers, and write them down beside those that are there for the same model.
+
+    Args:
+        source, checkpoint, scheduler, revision: See [`~ddpm_hf.sampling.open_model`].
+        wanted ([`Measurement`]): What to measure.
+        reference (`dict`): Options of [`TrainingConfig`] that name the images to compare with; by default those of the
+            run, or the embedded digits.
+        save_samples (`Path`, *optional*): Folder to keep the samples in.
+        output (`Path`, *optional*): JSON file of the numbers; by default evaluation.json in the run's folder, or here.
+            Beside it will be nearest.png, and progressive.jsonl for an exact bpd.
+
+    Raises:
+        ValueError: If something does not fit.
+        OSError: If something cannot be read or written.
+    """
+    state = this_process()
+    output = output or (Path(source) if Path(source).is_dir() else Path()) / "evaluation.json"
+    pipeline = open_model(source, checkpoint, scheduler, revision)
+    with state.main_process_first():
+        images, record = open_reference(pipeline, _run_options(source), reference)
+    # What was drawn before an interruption is only found by a command that would draw the same.
+    steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
+    unfinished = f"{output.stem}-samples-{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}"
+    samples = save_samples or output.parent / unfinished
+    results = measure(pipeline, images, wanted, samples, record)
+    if state.is_main_process:
+        progressive = results.get("bpd", {}).pop("progressive", [])
+        if progressive:
+            replace_text(
+                output.with_name("progressive.jsonl"), "".join(json.dumps(line) + "\n" for line in progressive)
+            )
+        if wanted.of_samples:
+            shown = PictureFolder(samples, min(8, wanted.num_images))
+            nearest_picture(shown, images, k=8).save(output.with_name("nearest.png"))
+        replace_text(output, json.dumps({**_earlier_results(output, results), **results}, indent=2) + "\n")
+        print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
+        if not save_samples:
+            shutil.rmtree(samples, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+def _run_options(source: str) -> dict:
+    """The options of a training run about its images, its `config.json`; none if the source is no run."""
+    path = Path(source) / "config.json"
+    options = json.loads(path.read_text()) if path.exists() else {}
+    return {key: options[key] for key in WHICH_IMAGES + HOW_TO_READ if key in options}
+
+
+def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tuple[ImageCache, dict]:
+    """The reference set, brought to the model's resolution as for training, and what to record of it.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model.
+        run, chosen (`dict`): Options of [`TrainingConfig`]; another data set is not read by the name of a split, a
+            configuration or a column that belong to the run's.
+
+    Raises:
+        ValueError: If the images have not the model's channels, or are smaller, or cannot be read.
+        OSError: If they cannot be kept.
+    """
+    size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
+    if not isinstance(size, int) or channels not in (1, 3):
+        raise ValueError(
+            f"the model draws images of {size} pixels and {channels} channels; expected squares, and 1 or 3."
+        )
+    is_other = any(chosen.get(key, run.get(key)) != run.get(key) for key in ("dataset_name", "train_data_dir"))
+    kept = {key: value for key, value in run.items() if not is_other or key in HOW_TO_READ}
+    config = TrainingConfig(**{**kept, **chosen, "resolution": size})
+    dataset = load_dataset(config)
+    mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"
+    if mode != expected:
+        kinds = {"L": "greyscale", "RGB": "colour"}
+        raise ValueError(f"the reference set holds {kinds[mode]} images, and the model draws {kinds[expected]} ones.")
+    record = {
+        "dataset": config.train_data_dir or config.dataset_name or "mnist-mini",
+        "dataset_config": config.dataset_config_name,
+        "split": config.dataset_split,
+        "preprocessing": {
+            "resolution": size,
+            "channels": channels,
+            "image_fit": config.image_fit,
+            "celeba_crop": config.celeba_crop,
+        },
+    }
+    return load_images(dataset, mode, config), record
+
+
+def _earlier_results(path: Path, results: dict) -> dict:
+    """Other metrics in the file, if they are of the same model."""
+    try:
+        earlier = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    models = {numbers["model_fingerprint"] for numbers in results.values()}
+    return {metric: numbers for metric, numbers in earlier.items() if {numbers.get("model_fingerprint")} == models}
+
+
+def table(results: dict[str, dict]) -> str:
+    """The numbers of [`measure`], a line for each."""
+    lines = []
+    for name, value in flat(results).items():
+        entry = results.get(name, {})
+        error = entry.get("standard_error", entry.get("standard_deviation"))
+        lines.append(f"{name:<10} {value:>10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
+    notes = {numbers["note"] for numbers in results.values() if "note" in numbers}
+    return "\n".join([*lines, *notes])
+
+
+def flat(results: dict[str, dict]) -> dict[str, float]:
+    """One number for each name: `bpd`, `rate`, `distortion`, `rmse`, `fid`, `kid`, `precision`, `recall`, ..."""
+    names = ("rate", "distortion", "rmse", "precision", "recall", "density", "coverage")
+    numbers = {}
+    for metric, entry in results.items():
+        if "value" in entry:
+            numbers[metric] = entry["value"]
+        numbers.update({name: entry[name] for name in names if name in entry})
+    return numbers
+
+
+def evaluate_during_training(
+    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path
+) -> dict[str, float]:
+    """The numbers of a model in training, see [`flat`], on the main process; to be called on all.
+
+    Nothing of the run changes but the mode of the network, which is left evaluating. The network computes in its own
+    type, so the numbers are those of the saved model.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model, with averaged weights if there are.
+        images ([`ImageCache`]): The training images, or others like them.
+        wanted ([`Measurement`]): What to measure.
+        folder (`Path`): Of the run; the samples are in it for the time being.
+    """
+    samples = folder / "evaluation-samples"
+    if this_process().is_main_process:
+        shutil.rmtree(samples, ignore_errors=True)  # of a run that was stopped here, and has other weights now
+    this_process().wait_for_everyone()
+    results = measure(pipeline, images, wanted, samples, record={})
+    if this_process().is_main_process:
+        shutil.rmtree(samples, ignore_errors=True)
+    return flat(results)

@@ -1,0 +1,185 @@
+"""Features of images, that FID, KID and precision and recall compare: by Inception, or a network of one's own.
+
+An extractor is called with images `(N, C, H, W)`, uint8 from 0 to 255, of the model's resolution, C = 1 or 3, on its
+device, and returns features `(N, D)`, floating. It may resize and normalise as it likes. Inception gets greyscale
+images repeated to three channels, and itself enlarges all to 299 x 299.
+"""
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ddpm_hf.batch_plan import cut_square
+
+# The weights that torch-fidelity fetches, where it looks for them first.
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+
+
+@dataclass
+class Extractor:
+    """A checked extractor of features.
+
+    Args:
+        name (`str`): What the user called it.
+        fingerprint (`str`): Changes with its code or its weights.
+        function (callable): See the top of this file.
+        device (`torch.device`): Where it is.
+    """
+
+    name: str
+    fingerprint: str
+    function: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8.
+
+        Raises:
+            ValueError: If the extractor fails, or returns something else.
+        """
+        shape = tuple(pixels.shape)
+        try:
+            features = self.function(pixels.to(self.device))
+        except Exception as error:  # whatever somebody else's code makes of it
+            reason = " ".join(str(error).split())[-300:]
+            raise ValueError(f"--features {self.name} fails on uint8 images {shape}: {reason}") from error
+        kind = f"{features.dtype} {tuple(features.shape)}" if torch.is_tensor(features) else type(features).__name__
+        if not torch.is_tensor(features) or features.ndim != 2 or len(features) != len(pixels):
+            raise ValueError(
+                f"--features {self.name} returns {kind} for images {shape}; expected a tensor ({len(pixels)}, D)."
+            )
+        if not features.is_floating_point() or not features.isfinite().all():
+            raise ValueError(f"--features {self.name} returns {kind} for images {shape}; expected finite floats.")
+        return features.float().cpu()
+
+
+def load_extractor(name: str, device: torch.device) -> Extractor:
+    """The extractor that `--features` names.
+
+    Args:
+        name (`str`): "inception"; a file written by `torch.jit.save` or `torch.export.save`; or `module:callable`, a
+            function or a `torch.nn.Module` in a module that can be imported from here.
+        device (`torch.device`): Where it shall be.
+
+    Raises:
+        ValueError: If there is no such thing, or a package or file is missing; the message says what to put where.
+    """
+    if name == "inception":
+        return _load_inception(device)
+    if name.endswith((".pt", ".pt2", ".pth")):
+        return _load_file(name, device)
+    return _load_callable(name, device)
+
+
+def _load_inception(device: torch.device) -> Extractor:
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    except ImportError as error:
+        raise ValueError(
+            "--features inception needs packages that are not installed: pip install torchmetrics torch-fidelity; or "
+            "name an extractor of your own: --features path.pt, or module:callable."
+        ) from error
+    except (URLError, OSError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ValueError(
+            f"--features inception: its weights cannot be fetched ({error}). Put {INCEPTION_URL} into {folder}, or "
+            "name an extractor of your own."
+        ) from error
+    network.to(device)
+    return Extractor(
+        "inception",
+        "torch-fidelity inception-v3-compat 2048",
+        lambda pixels: network(pixels.expand(-1, 3, -1, -1)),
+        device,
+    )
+
+
+def _load_file(name: str, device: torch.device) -> Extractor:
+    try:
+        fingerprint = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        with zipfile.ZipFile(name) as archive:
+            is_exported = any(file.endswith("archive_format") for file in archive.namelist())
+        if is_exported:
+            with open(name, "rb") as file:
+                network = torch.export.load(file).module()
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch.jit.load`", DeprecationWarning)
+                network = torch.jit.load(name, map_location="cpu").eval()
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"--features {name}: expected a file written by torch.jit.save or torch.export.save: {error}"
+        ) from error
+    return Extractor(name, fingerprint, network.to(device), device)
+
+
+def _load_callable(name: str, device: torch.device) -> Extractor:
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"--features {name}: expected inception, a file .pt or .pt2, or module:callable.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--features {name}: {error}.") from error
+    digest = hashlib.sha256(Path(inspect.getsourcefile(module)).read_bytes())
+    if isinstance(function, torch.nn.Module):
+        for tensor in function.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        function = function.to(device).eval()
+    return Extractor(name, digest.hexdigest(), function, device)
+
+
+def extract(
+    extractor: Extractor, images: Sequence[np.ndarray], indices: Sequence[int], batch_size: int, show_progress: bool
+) -> np.ndarray:
+    """Features `(len(indices), D)` float32 of some images, each `(height, width, C)` uint8."""
+    batches = []
+    progress = tqdm(total=len(indices), desc="Features", unit="img", disable=not show_progress)
+    for start in range(0, len(indices), batch_size):
+        squares = [cut_square(images[i], 0.5, 0.5) for i in indices[start : start + batch_size]]
+        batches.append(extractor(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)).numpy())
+        progress.update(len(squares))
+    progress.close()
+    return np.concatenate(batches)
+
+
+def features_file(folder: Path, *key: str) -> Path:
+    """Where the features of a set of images are kept, that depend on nothing but the key."""
+    return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
+
+
+def keep_features(path: Path, features: np.ndarray):
+    """Write features, all or nothing.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(unfinished, features)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(f"the features cannot be kept in {path}: {error}. Name another --cache_dir.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

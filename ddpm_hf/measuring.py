@@ -1,0 +1,217 @@
+"""Measuring a model: bits per dimension of images, and how samples compare with them: FID, KID, precision and recall.
+
+Every number is recorded with all that it depends on. Samples, noise and choices are functions of the seed and of an
+image's number, so a measurement can be shared out over processes, interrupted, and repeated.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from PIL import Image
+
+from ddpm_hf import __version__
+from ddpm_hf.batch_plan import seed_of
+from ddpm_hf.features import extract, features_file, keep_features, load_extractor
+from ddpm_hf.image_cache import ImageCache
+from ddpm_hf.likelihood import Bound, variational_bound
+from ddpm_hf.machine import this_process
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.sampling import fill_folder
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.set_metrics import check_enough, frechet_distance, kernel_distance, precision_recall
+
+METRICS = ("bpd", "fid", "kid", "prdc")
+ENOUGH_SAMPLES = 10_000  # with fewer, FID is larger for their number alone
+
+
+@dataclass
+class Measurement:
+    """What to measure, and how.
+
+    Args:
+        metrics (`Sequence[str]`): Of `METRICS`.
+        num_images (`int`): Samples to draw; for bpd, images to take of the reference set, at random.
+        batch_size (`int`): Images at once.
+        num_inference_steps (`int`, *optional*): Denoising steps of the samples; by default T.
+        bpd_timesteps (`int`): Timesteps for each image of bpd; T for the exact sum.
+        seed (`int`): Of all noise and choices.
+        features (`str`): See [`~ddpm_hf.features.load_extractor`].
+
+    Raises:
+        ValueError: If a value is out of range, or torchmetrics is needed and not there.
+    """
+
+    metrics: Sequence[str] = METRICS
+    num_images: int = 10_000
+    batch_size: int = 64
+    num_inference_steps: int | None = None
+    bpd_timesteps: int = 100
+    seed: int = 0
+    features: str = "inception"
+
+    def __post_init__(self):
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f"--metrics {metric}: expected some of {', '.join(METRICS)}.")
+        for name in ("num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1.")
+        if self.of_samples and importlib.util.find_spec("torchmetrics") is None:
+            raise ValueError(f"--metrics {self.of_samples[0]} needs a package: pip install torchmetrics.")
+
+    @property
+    def of_samples(self) -> list[str]:
+        """The metrics that samples are drawn for."""
+        return [metric for metric in self.metrics if metric != "bpd"]
+
+
+class PictureFolder(Sequence):
+    """The pictures 000000.png, 000001.png, ... of a folder, each `(H, W, C)` uint8."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        pixels = np.asarray(Image.open(self.folder / f"{i:06d}.png"))
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def measure(
+    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, record: dict
+) -> dict[str, dict]:
+    """Measure a model; on all processes together.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model, on this process's device.
+        images ([`ImageCache`]): The reference set, at the model's resolution.
+        wanted ([`Measurement`]): What to measure.
+        samples (`Path`): Folder of the samples; those that it holds are not drawn again.
+        record (`dict`): What else the numbers depend on.
+
+    Returns:
+        `dict`: For each metric its numbers, and what they depend on. On the main process; else it is empty.
+
+    Raises:
+        ValueError: If something does not fit.
+        OSError: If samples or features cannot be written.
+    """
+    state = this_process()
+    if min(wanted.num_images, len(images)) < state.num_processes:
+        raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
+    pipeline.unet.eval()
+    record = {
+        **record,
+        "reference_images": len(images),
+        "reference_fingerprint": images.folder.name,
+        "model_fingerprint": fingerprint(pipeline),
+        "seed": wanted.seed,
+        "versions": {"ddpm_hf": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    results = {}
+    if "bpd" in wanted.metrics:
+        results["bpd"] = {**_bits_per_dimension(pipeline, images, wanted), **record}
+    if wanted.of_samples:
+        steps = wanted.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+        record.update(scheduler=type(pipeline.scheduler).__name__, num_inference_steps=steps)
+        real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
+        record.update(num_images=wanted.num_images, **about_features)
+        record["versions"] = {**record["versions"], "torchmetrics": importlib.metadata.version("torchmetrics")}
+        if wanted.num_images < ENOUGH_SAMPLES:
+            record["note"] = f"few samples: {wanted.num_images:,}, so not comparable with numbers of more."
+        for metric in wanted.of_samples if state.is_main_process else ():
+            results[metric] = {**_compare(metric, real, fake, wanted.seed), **record}
+    return results if state.is_main_process else {}
+
+
+def fingerprint(pipeline: DDPMPipelineCustom) -> str:
+    """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
+    digest = hashlib.sha256()
+    for name, tensor in pipeline.unet.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement) -> dict:
+    state = this_process()
+    # The bound is of the model's own reverse process, whichever scheduler draws the samples, and of all T timesteps.
+    scheduler = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
+    timesteps = min(wanted.bpd_timesteps, len(scheduler))
+    random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))
+    chosen = np.sort(random.permutation(len(images))[: wanted.num_images]).tolist()
+    mine = chosen[state.process_index :: state.num_processes]
+    options = (timesteps, wanted.batch_size, wanted.seed, pipeline.device, state.is_main_process)
+    part = variational_bound(pipeline.unet, scheduler, images, mine, *options)
+    rows = (_gathered(array, len(chosen)) for array in (part.prior, part.bits, part.squared_errors))
+    bound = Bound(*rows, len(scheduler))
+    numbers = {**bound.summary(), "variance_type": scheduler.config.variance_type}
+    return {**numbers, "progressive": bound.progressive()} if numbers["exact_over_timesteps"] else numbers
+
+
+def _features(
+    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, model: str
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Features of the reference set and of the samples, `(N, D)` and `(M, D)`, and what they depend on."""
+    state = this_process()
+    extractor = load_extractor(wanted.features, state.device)
+
+    def shared_out(pictures: Sequence[np.ndarray]) -> np.ndarray:
+        mine = range(state.process_index, len(pictures), state.num_processes)
+        part = extract(extractor, pictures, mine, wanted.batch_size, state.is_main_process)
+        return _gathered(part, len(pictures))
+
+    path = features_file(images.folder.parent / "features", images.folder.name, extractor.fingerprint)
+    real = _kept(path, lambda: shared_out(images))
+    check_enough(wanted.of_samples, wanted.num_images, *real.shape)  # before the samples, which take time
+    fill_folder(
+        pipeline, samples, wanted.num_images, wanted.batch_size, wanted.seed, wanted.num_inference_steps, source=model
+    )
+    fake = shared_out(PictureFolder(samples, wanted.num_images))
+    about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
+    return real, fake, about
+
+
+def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array in a file, computed by all processes if the main one does not find it."""
+    state = this_process()
+    if not gather_object([path.exists()])[0]:
+        features = compute()
+        if state.is_main_process:
+            keep_features(path, features)
+        state.wait_for_everyone()
+    return np.load(path)
+
+
+def _gathered(part: np.ndarray, total: int) -> np.ndarray:
+    """The rows of all processes, where process p of P has the rows p, p + P, p + 2 P, ..."""
+    parts = gather_object([part])
+    rows = np.empty((total, *part.shape[1:]), dtype=part.dtype)
+    for p, its_rows in enumerate(parts):
+        rows[p :: len(parts)] = its_rows
+    return rows
+
+
+def _compare(metric: str, real: np.ndarray, fake: np.ndarray, seed: int) -> dict:
+    match metric:
+        case "fid":
+            return {"value": frechet_distance(real, fake)}
+        case "kid":
+            return kernel_distance(real, fake, seed)
+        case "prdc":
+            return precision_recall(real, fake, seed)
