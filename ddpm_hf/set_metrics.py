@@ -19,6 +19,11 @@ class _Identity(torch.nn.Module):
         return features
 
 
+def _alone(features: np.ndarray) -> dict:
+    """Options for torchmetrics: the features are there, and so are those of all processes, on the one that computes."""
+    return {"feature": _Identity(features.shape[1]), "sync_on_compute": False}
+
+
 def check_enough(metrics: list[str], samples: int, reference: int, dimensions: int, k: int = 5):
     """Raise a ValueError if there are too few samples or reference images for one of the metrics.
 
@@ -41,7 +46,7 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(**_alone(real)).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(fake).double(), real=False)
     return metric.compute().item()
@@ -64,7 +69,7 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> dict:
     size = min(1000, len(real), len(fake))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # as they already are
-        metric = KernelInceptionDistance(feature=_Identity(real.shape[1]), subset_size=size).set_dtype(torch.float64)
+        metric = KernelInceptionDistance(subset_size=size, **_alone(real)).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(fake).double(), real=False)
     with torch.random.fork_rng(devices=[]):  # it draws the subsets from the global stream
