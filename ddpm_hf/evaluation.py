@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from ddpm_hf.checkpoint import replace_text
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import common_mode, load_dataset
@@ -46,6 +48,7 @@ def evaluate(
     """
     state = this_process()
     output = output or (Path(source) if Path(source).is_dir() else Path()) / "evaluation.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = open_model(source, checkpoint, scheduler, revision)
     with state.main_process_first():
         images, record = open_reference(pipeline, _run_options(source), reference)
@@ -149,9 +152,9 @@ def flat(results: dict[str, dict]) -> dict[str, float]:
 
 
 def evaluate_during_training(
-    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path
+    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path, step: int
 ) -> dict[str, float]:
-    """The numbers of a model in training, see [`flat`], on the main process; to be called on all.
+    """Measure a model in training, and note the numbers in evaluations.jsonl; to be called on all processes.
 
     Nothing of the run changes but the mode of the network, which is left evaluating. The network computes in its own
     type, so the numbers are those of the saved model.
@@ -161,12 +164,21 @@ def evaluate_during_training(
         images ([`ImageCache`]): The training images, or others like them.
         wanted ([`Measurement`]): What to measure.
         folder (`Path`): Of the run; the samples are in it for the time being.
+        step (`int`): Optimizer steps so far.
+
+    Returns:
+        `dict`: See [`flat`]; empty but on the main process.
     """
-    samples = folder / "evaluation-samples"
-    if this_process().is_main_process:
-        shutil.rmtree(samples, ignore_errors=True)  # of a run that was stopped here, and has other weights now
-    this_process().wait_for_everyone()
-    results = measure(pipeline, images, wanted, samples, record={})
-    if this_process().is_main_process:
+    state, samples = this_process(), folder / "evaluation-samples"
+    if state.is_main_process:
+        shutil.rmtree(samples, ignore_errors=True)  # of a run that was stopped here
+    state.wait_for_everyone()
+    numbers = flat(measure(pipeline, images, wanted, samples, record={}))
+    if state.is_main_process:
         shutil.rmtree(samples, ignore_errors=True)
-    return flat(results)
+        path = folder / "evaluations.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        earlier = [line for line in lines if line["step"] < step]  # the run may have gone on from a checkpoint
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in [*earlier, {"step": step, **numbers}]))
+        tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+    return numbers

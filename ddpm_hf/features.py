@@ -143,10 +143,18 @@ def _load_callable(name: str, device: torch.device) -> Extractor:
         raise ValueError(f"--features {name}: {error}.") from error
     digest = hashlib.sha256(Path(inspect.getsourcefile(module)).read_bytes())
     if isinstance(function, torch.nn.Module):
-        for tensor in function.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(digest_of_weights(function))
         function = function.to(device).eval()
     return Extractor(name, digest.hexdigest(), function, device)
+
+
+def digest_of_weights(module: torch.nn.Module) -> bytes:
+    """A hash of the names, types, shapes and bytes of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def extract(

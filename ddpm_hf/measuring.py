@@ -20,7 +20,7 @@ from PIL import Image
 
 from ddpm_hf import __version__
 from ddpm_hf.batch_plan import seed_of
-from ddpm_hf.features import extract, features_file, keep_features, load_extractor
+from ddpm_hf.features import digest_of_weights, extract, features_file, keep_features, load_extractor
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import this_process
@@ -139,10 +139,7 @@ def measure(
 
 def fingerprint(pipeline: DDPMPipelineCustom) -> str:
     """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
-    digest = hashlib.sha256()
-    for name, tensor in pipeline.unet.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    digest = hashlib.sha256(digest_of_weights(pipeline.unet))
     config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

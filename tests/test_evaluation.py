@@ -128,7 +128,7 @@ class ToFloat(torch.nn.Module):
 
 def test_fingerprint_of_a_module_changes_with_its_weights(extractors):
     first = load_extractor("my_features:network", CPU)
-    first.function.append(torch.nn.Linear(64, 2))
+    first.function.append(torch.nn.BatchNorm1d(64))  # which has a scalar among its weights
     second = load_extractor("my_features:network", CPU)
     assert second.function is first.function
     assert second.fingerprint != first.fingerprint
@@ -305,7 +305,11 @@ def test_measuring_during_training_changes_nothing_of_the_run(model, tmp_path):
     (tmp_path / "evaluation-samples").mkdir()
     (tmp_path / "evaluation-samples" / "000000.png").write_text("of an earlier step")
     before = torch.random.get_rng_state(), [p.clone() for p in pipeline.unet.parameters()]
-    numbers = evaluate_during_training(pipeline, images, wanted, tmp_path)
+    stale = {"step": 7, "bpd": 1.0}, {"step": 9, "bpd": 2.0}
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in stale))
+    numbers = evaluate_during_training(pipeline, images, wanted, tmp_path, step=9)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert lines == [stale[0], {"step": 9, **numbers}]
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert all(map(torch.equal, pipeline.unet.parameters(), before[1]))
     assert not (tmp_path / "evaluation-samples").exists()
