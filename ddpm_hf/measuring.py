@@ -54,7 +54,7 @@ class Measurement:
     num_images: int = 10_000
     batch_size: int = 64
     num_inference_steps: int | None = None
-    bpd_timesteps: int = 100
+    bpd_timesteps: int = 50
     seed: int = 0
     features: str = "inception"
 
