@@ -25,6 +25,7 @@ from ddpm_hf.batch_plan import BatchPlan, ShuffledImages, seed_of
 from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.evaluation import evaluate_during_training, measurement_of
 from ddpm_hf.hub import check_before_training, share_run
 from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
@@ -78,6 +79,7 @@ def main():
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
+        measurement = measurement_of(config)
         unet, scheduler = make_model(config, channels=len(mode))
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         count = None if config.streaming else len(dataset)
@@ -180,7 +182,8 @@ def main():
         # Draw samples and save the pipeline, both with the averaged weights.
         draw = last or state.step % config.save_images_steps == 0
         save = interrupted or state.step % config.save_model_steps == 0
-        if draw or save:
+        measure = measurement and (last or state.step % config.eval_steps == 0)
+        if draw or save or measure:
             with ema.applied() if ema else nullcontext():
                 if draw:
                     samples = draw_samples(pipeline, config, accelerator)
@@ -192,6 +195,10 @@ def main():
                         folder.save_last_pipeline(pipeline)
                 elif is_main and save:
                     folder.save_pipeline(pipeline)
+                if measure:
+                    place = Path(config.output_dir), state.step
+                    numbers = evaluate_during_training(pipeline, images.images, measurement, *place)
+                    track_numbers(accelerator, numbers, state.step)
             window = state.step, time.perf_counter()
 
         # Save all that the same command needs to go on from here, while all is well.

@@ -97,7 +97,11 @@ class TrainingConfig:
     logging_dir: str = _option("logs", "Output", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
-    ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples in a grid.", minimum=1)
+    ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples, in a grid and to measure.", minimum=1)
+    eval_steps: int | None = _option(None, "Output", "Optimizer steps between two measurements of the model; by default none.", minimum=1)
+    eval_metrics: str = _option("bpd", "Output", "What to measure: bpd, fid, kid and prdc, with commas between them.")
+    eval_num_images: int = _option(256, "Output", "Images of a measurement.", minimum=1)
+    eval_features: str = _option("inception", "Output", "Features to measure with: inception; a file of TorchScript or torch.export; or module:callable.")
 
     push_to_hub: bool = _option(False, "Hub", "Upload the trained pipeline with its card, after training.")
     hub_model_id: str | None = _option(None, "Hub", "Repository to upload to, made if missing; by default your own, named like the output folder.")
@@ -118,6 +122,8 @@ class TrainingConfig:
             raise ValueError(
                 "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps, and no epochs."
             )
+        if self.streaming and self.eval_steps:
+            raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
         if self.ddpm_num_inference_steps > self.ddpm_num_steps:
             self.ddpm_num_inference_steps = self.ddpm_num_steps
         halvings = len(self.model.get("block_out_channels", ())) - 1

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
 from ddpm_hf.checkpoint import replace_text
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.features import load_extractor
 from ddpm_hf.image_cache import ImageCache, load_images
 from ddpm_hf.machine import this_process
 from ddpm_hf.measuring import Measurement, PictureFolder, fingerprint, measure
@@ -149,6 +151,27 @@ def flat(results: dict[str, dict]) -> dict[str, float]:
             numbers[metric] = entry["value"]
         numbers.update({name: entry[name] for name in names if name in entry})
     return numbers
+
+
+def measurement_of(config: TrainingConfig) -> Measurement | None:
+    """What a run measures every `eval_steps`, if it does.
+
+    Raises:
+        ValueError: If that cannot be measured here.
+    """
+    if not config.eval_steps:
+        return None
+    wanted = Measurement(
+        metrics=config.eval_metrics.split(","),
+        num_images=config.eval_num_images,
+        batch_size=config.eval_batch_size,
+        num_inference_steps=config.ddpm_num_inference_steps,
+        seed=config.seed,
+        features=config.eval_features,
+    )
+    if wanted.of_samples:
+        load_extractor(wanted.features, torch.device("cpu"))
+    return wanted
 
 
 def evaluate_during_training(

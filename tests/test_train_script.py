@@ -136,3 +136,14 @@ def test_annotated_experiment_on_a_folder_like_celeba(tmp_path):
     with pytest.warns(UserWarning, match="fixed_large"):
         images = pipeline(2, num_inference_steps=2).images
     assert [(i.mode, i.size) for i in images] == [("RGB", (32, 32))] * 2
+
+
+def test_measuring_changes_nothing_in_the_weights(train):
+    options = {"eval_steps": 2, "eval_num_images": 3, "eval_metrics": "bpd"}
+    measured = train("measured", **options)
+    assert equal(measured, train("plain"))
+    lines = [json.loads(line) for line in (measured / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(line["bpd"] > 0 for line in lines)
+    with pytest.raises(SystemExit, match="--metrics fids: expected some of bpd, fid"):
+        train("bad", **{**options, "eval_metrics": "bpd,fids"})
