@@ -16,6 +16,7 @@ from ddpm_hf.machine import this_process
 from ddpm_hf.measuring import Measurement, PictureFolder, fingerprint, measure
 from ddpm_hf.nearest import nearest_picture
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.run_folder import EVALUATION
 from ddpm_hf.sampling import open_model
 
 # The options of a run that say which images it saw, and how they were read.
@@ -49,7 +50,7 @@ def evaluate(
         OSError: If something cannot be read or written.
     """
     state = this_process()
-    output = output or (Path(source) if Path(source).is_dir() else Path()) / "evaluation.json"
+    output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
     output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = open_model(source, checkpoint, scheduler, revision)
     with state.main_process_first():

@@ -62,9 +62,9 @@ class Measurement:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ValueError(f"--metrics {metric}: expected some of {', '.join(METRICS)}.")
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1.")
+        for name, least in (("num_images", 1), ("batch_size", 1), ("bpd_timesteps", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected at least {least}.")
         if self.of_samples and importlib.util.find_spec("torchmetrics") is None:
             raise ValueError(f"--metrics {self.of_samples[0]} needs a package: pip install torchmetrics.")
 
@@ -122,18 +122,18 @@ def measure(
         "versions": {"ddpm_hf": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
     results = {}
+    if wanted.of_samples:  # before bpd, since more can be wrong with them
+        steps = wanted.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+        real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
+        about = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": steps, **about_features}
+        about["num_images"] = wanted.num_images
+        about["torchmetrics"] = importlib.metadata.version("torchmetrics")
+        if wanted.num_images < ENOUGH_SAMPLES:
+            about["note"] = f"few samples: {wanted.num_images:,}, so not comparable with numbers of more."
+        for metric in wanted.of_samples if state.is_main_process else ():
+            results[metric] = {**_compare(metric, real, fake, wanted.seed), **record, **about}
     if "bpd" in wanted.metrics:
         results["bpd"] = {**_bits_per_dimension(pipeline, images, wanted), **record}
-    if wanted.of_samples:
-        steps = wanted.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-        record.update(scheduler=type(pipeline.scheduler).__name__, num_inference_steps=steps)
-        real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
-        record.update(num_images=wanted.num_images, **about_features)
-        record["versions"] = {**record["versions"], "torchmetrics": importlib.metadata.version("torchmetrics")}
-        if wanted.num_images < ENOUGH_SAMPLES:
-            record["note"] = f"few samples: {wanted.num_images:,}, so not comparable with numbers of more."
-        for metric in wanted.of_samples if state.is_main_process else ():
-            results[metric] = {**_compare(metric, real, fake, wanted.seed), **record}
     return results if state.is_main_process else {}
 
 

@@ -331,7 +331,7 @@ def test_measuring_during_training_changes_nothing_of_the_run(model, tmp_path):
         (("--train_data_dir", "missing"), "--train_data_dir missing: there is no such folder"),
         (("--features", "my_features:maps"), "--features my_features:maps returns torch.float32 (40, 1, 8, 8)"),
         (("--num_images", "0"), "--num_images 0: expected at least 1"),
-        (("--bpd_timesteps", "1", "--metrics", "bpd"), "--bpd_timesteps 1: expected 2 to 10"),
+        (("--bpd_timesteps", "1", "--metrics", "bpd"), "--bpd_timesteps 1: expected at least 2"),
         (("--features", "inception"), "--features inception"),
     ],
 )
