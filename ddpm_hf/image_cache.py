@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +36,8 @@ class ImageCache:
     def __init__(self, folder: Path, channels: int):
         self.folder, self.channels = folder, channels
         self.index = np.load(folder / "index.npy", mmap_mode="r")
-        self.file = open(folder / "pixels.bin", "rb", buffering=0)  # noqa: SIM115, as long as the process lives
+        self.file = open(folder / "pixels.bin", "rb", buffering=0)  # noqa: SIM115, as long as this object lives
+        weakref.finalize(self, self.file.close)
         self.unreadable = [json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()]
 
     def __len__(self) -> int:

@@ -158,6 +158,6 @@ def _claim(folder: Path, settings: dict):
             f"{key} {others.get(key)} -> {value}" for key, value in settings.items() if others.get(key) != value
         ]
         if differences:
-            raise ValueError(f"--output {folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
+            raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
     else:
         replace_text(path, json.dumps(settings, indent=2) + "\n")
