@@ -32,7 +32,8 @@ SETTINGS = (
 # What a number of evaluation.json depends on, as far as it is told there.
 DEPENDS_ON = (
     "num_images", "scheduler", "num_inference_steps", "seed", "extractor", "features", "variance_type",
-    "standard_error", "standard_deviation", "images", "timesteps_per_image", "reference_images", "reference_fingerprint", "note",
+    "standard_error", "standard_deviation", "images", "timesteps_per_image", "reference_images",
+    "reference_fingerprint", "note",
 )  # fmt: skip
 PRDC = ("precision", "recall", "density", "coverage")
 
