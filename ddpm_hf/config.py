@@ -196,7 +196,7 @@ def _unet(widths, attention, layers=2, **keys) -> dict:
     )
 
 
-_MINI = _unet((16, 32, 48), attention=(2,), layers=1, norm_num_groups=8, narrow_up_blocks=True)
+_MINI = _unet((16, 32, 48), attention=(), layers=1, norm_num_groups=8, narrow_up_blocks=True)
 _MNIST = _unet((64, 128, 128), attention=(2,))
 _CIFAR10 = _unet((128, 256, 256, 256), attention=(1,), dropout=0.1)  # appendix B of the paper
 _CELEBA = _unet((128, 128, 256, 256, 512), attention=(2,))
@@ -218,7 +218,7 @@ _PRESETS = {
     "variance_type":            ("fixed_small", "fixed_small", "fixed_small", "fixed_large",  "fixed_large"),
     "clip_sample":              (True,      True,           True,          True,              False),
     "train_batch_size":         (64,        128,            64,            128,               64),
-    "max_train_steps":          (2400,      20_000,         500_000,       800_000,           None),
+    "max_train_steps":          (2200,      20_000,         500_000,       800_000,           None),
     "num_epochs":               (100,       100,            100,           100,               1000),
     "optimizer":                ("adamw",   "adam",         "adam",        "adam",            "adam"),
     "learning_rate":            (8e-3,      5e-4,           1e-4,          2e-4,              2e-5),
