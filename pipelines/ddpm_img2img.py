@@ -1,0 +1,189 @@
+"""Pictures from a picture: it is noised for some of the steps only, and taken back by the reverse process.
+
+The less noise, the more of the picture stays (SDEdit, Meng et al. 2022, arXiv 2108.01073).
+
+This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+the schedulers below.
+"""
+
+import inspect
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
+GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+logger = logging.get_logger("diffusers.ddpm_img2img")
+
+
+class DDPMImg2ImgPipeline(DiffusionPipeline):
+    """Variations of a picture.
+
+    Args:
+        unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
+        scheduler ([`~diffusers.DDPMScheduler`], [`~diffusers.DDIMScheduler`] or `DDPMLinearScheduler`): The reverse
+            process.
+
+    Example:
+        >>> images = pipeline(picture, strength=0.5, batch_size=4, generator=torch.Generator().manual_seed(0)).images
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image,
+        strength: float = 0.5,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw variations.
+
+        Args:
+            image (`PIL.Image.Image`): The picture, of any mode. Of another size than the model's, but of its
+                proportions, it is resized.
+            strength (`float`): Which share of the T noising steps is taken, in [0, 1]: 0 gives the picture itself, 1
+                leaves nothing of it.
+            batch_size (`int`): How many variations.
+            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
+                image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Steps that the way back from all T noising steps takes; from fewer
+                noising steps, it takes their share. By default T.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+                width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
+            return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The variations.
+
+        Raises:
+            ValueError: If an argument does not fit; before any step is taken.
+        """
+        self._check_scheduler()
+        self._check_output(output_type, generator, batch_size)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"`strength={strength}`; expected 0 to 1.")
+        x_0 = self._to_x_0(self._read(image, "image")).repeat(batch_size, 1, 1, 1)
+        T = self.scheduler.config.num_train_timesteps
+        k = round(strength * T)
+        timesteps = self._choose_timesteps(k, T if num_inference_steps is None else num_inference_steps)
+
+        # 1. Noise the picture for k steps (eq. 4).
+        eps = randn_tensor(x_0.shape, generator=generator, device=x_0.device)
+        x = self._noise(x_0, eps, k)
+
+        # 2. Take as many back.
+        for t in self.progress_bar(timesteps):
+            x = self._reverse_step(x, t, generator)
+
+        images = self._to_images(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_scheduler(self):
+        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
+            raise ValueError(
+                f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
+                "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
+            )
+
+    def _check_output(self, output_type: str, generator, batch_size: int):
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if batch_size < 1:
+            raise ValueError(f"{batch_size} images; expected at least 1.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+            )
+
+    def _read(self, picture: Image.Image, name: str) -> Image.Image:
+        """The picture in the model's mode and size; a log line tells what that changed."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None or channels not in (1, 3):
+            raise ValueError(
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
+                "channels of pictures."
+            )
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
+        height, width = (size, size) if isinstance(size, int) else size
+        if round(picture.width * height / picture.height) != width:
+            raise ValueError(
+                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
+                "distort; crop it to that shape first."
+            )
+        if channels == 1 and picture.mode not in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
+        if channels == 3 and picture.mode in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes RGB, as the model is.")
+        picture = _to_eight_bits(picture, "L" if channels == 1 else "RGB", behind="white")
+        if picture.size != (width, height):
+            logger.warning(f"`{name}` is resized from {picture.width}x{picture.height} to {width}x{height} pixels.")
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return picture
+
+    def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
+        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
+        return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
+
+    def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
+        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        T = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= T:
+            raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
+        device = self._execution_device
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+        steps = min(k, max(1, round(k * num_inference_steps / T)))
+        timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
+        if k > 0:
+            self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
+        return timesteps.to(device)
+
+    def _noise(self, x_0: torch.Tensor, eps: torch.Tensor, k: int) -> torch.Tensor:
+        """x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
+        return self.scheduler.add_noise(x_0, eps, torch.tensor([k - 1], device=x_0.device)) if k > 0 else x_0
+
+    def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        model_output = self.unet(x.to(self.unet.dtype), t).sample
+        return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
+
+    def _to_images(self, x: torch.Tensor, output_type: str):
+        """[-1, 1] -> [0, 1] -> pictures."""
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
+    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+
+    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
+    1, as 0 to 255.
+    """
+    if picture.mode[0] in "IF":
+        numbers = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
+        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
+    return picture.convert("RGB").convert(mode)

@@ -1,0 +1,238 @@
+"""Inpainting with an unconditional model (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, Algorithm 1).
+
+At every step of the reverse process, the known pixels are replaced by those of the noised picture. To bring both parts
+into harmony, the process jumps back up and comes down again, several times.
+
+This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+the schedulers below.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
+GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+logger = logging.get_logger("diffusers.ddpm_inpainting")
+
+
+class DDPMInpaintingPipeline(DiffusionPipeline):
+    """Pictures whose masked pixels are painted anew.
+
+    Args:
+        unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
+        scheduler ([`~diffusers.DDPMScheduler`], [`~diffusers.DDIMScheduler`] or `DDPMLinearScheduler`): The reverse
+            process.
+
+    Example:
+        >>> images = pipeline(picture, mask, batch_size=4).images
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        batch_size: int = 1,
+        jump_length: int = 10,
+        num_resamples: int = 10,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Paint the masked pixels.
+
+        Args:
+            image (`PIL.Image.Image`): The picture, of any mode. Of another size than the model's, but of its
+                proportions, it is resized, and the mask with it.
+            mask (`PIL.Image.Image`): A picture of the same size and any mode, white where to paint and black at the
+                known pixels, which come back exactly. Grey counts as what it is nearer to, transparent as black.
+            batch_size (`int`): How many pictures.
+            jump_length (`int`): How many steps each jump goes back up.
+            num_resamples (`int`): How often each stretch of `jump_length` steps is gone down; 1 makes no jumps.
+            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
+                image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Steps of the way from noise to a picture, without the jumps. By
+                default the 250 of RePaint, or T if that is less. The network is evaluated about `num_resamples` times
+                as often.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+                width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
+            return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The pictures.
+
+        Raises:
+            ValueError: If an argument does not fit; before any step is taken.
+        """
+        self._check_scheduler()
+        self._check_output(output_type, generator, batch_size)
+        for name, value in (("jump_length", jump_length), ("num_resamples", num_resamples)):
+            if value < 1:
+                raise ValueError(f"`{name}={value}`; expected at least 1.")
+        picture = self._read(image, "image")
+        x_0 = self._to_x_0(picture)  # (1, C, H, W)
+        known = self._known_pixels(mask, image, picture.size)  # (1, 1, H, W)
+        T = self.scheduler.config.num_train_timesteps
+        timesteps = self._choose_timesteps(T, min(250, T) if num_inference_steps is None else num_inference_steps)
+        ascending = timesteps.flip(0)
+        alpha_bar = torch.cat((torch.ones(1), self.scheduler.alphas_cumprod.cpu()[ascending.cpu()])).to(x_0)
+
+        # Levels count the visited timesteps from the picture, level 0, to noise; alpha_bar and x are of a level.
+        shape = (batch_size, *x_0.shape[1:])
+
+        def draw_noise():
+            return randn_tensor(shape, generator=generator, device=x_0.device)
+
+        x = draw_noise()
+        for level, following in self.progress_bar(list(resampling_path(len(timesteps), jump_length, num_resamples))):
+            if following > level:
+                # Back up: q(x_t | x_s) over all steps of the jump at once (Algorithm 1, lines 9-10).
+                kept = alpha_bar[following] / alpha_bar[level]
+                x = kept.sqrt() * x + (1 - kept).sqrt() * draw_noise()
+                continue
+            # Down: the known pixels from q(x_{t-1} | x_0), the others from p_theta(x_{t-1} | x_t) (lines 4-8).
+            x_known = alpha_bar[following].sqrt() * x_0 + (1 - alpha_bar[following]).sqrt() * draw_noise()
+            x_unknown = self._reverse_step(x, ascending[level - 1], generator)
+            x = torch.where(known, x_known, x_unknown)
+
+        images = self._to_images(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _known_pixels(self, mask: Image.Image, image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+        """Which pixels are known, `(1, 1, height, width)`."""
+        if not isinstance(mask, Image.Image):
+            raise ValueError(f"`mask` is a {type(mask).__name__}; expected a PIL picture.")
+        if mask.size != image.size:
+            raise ValueError(
+                f"`mask` has {mask.width}x{mask.height} pixels, and `image` {image.width}x{image.height}; expected the "
+                "same size."
+            )
+        mask = _to_eight_bits(mask, "L", behind="black").resize(size, Image.Resampling.NEAREST)
+        known = np.array(mask) < 128
+        if known.all():
+            logger.warning("`mask` has no white pixels, so nothing is painted.")
+        return torch.tensor(known, device=self._execution_device)[None, None]
+
+    def _check_scheduler(self):
+        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
+            raise ValueError(
+                f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
+                "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
+            )
+
+    def _check_output(self, output_type: str, generator, batch_size: int):
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if batch_size < 1:
+            raise ValueError(f"{batch_size} images; expected at least 1.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+            )
+
+    def _read(self, picture: Image.Image, name: str) -> Image.Image:
+        """The picture in the model's mode and size; a log line tells what that changed."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None or channels not in (1, 3):
+            raise ValueError(
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
+                "channels of pictures."
+            )
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
+        height, width = (size, size) if isinstance(size, int) else size
+        if round(picture.width * height / picture.height) != width:
+            raise ValueError(
+                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
+                "distort; crop it to that shape first."
+            )
+        if channels == 1 and picture.mode not in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
+        if channels == 3 and picture.mode in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes RGB, as the model is.")
+        picture = _to_eight_bits(picture, "L" if channels == 1 else "RGB", behind="white")
+        if picture.size != (width, height):
+            logger.warning(f"`{name}` is resized from {picture.width}x{picture.height} to {width}x{height} pixels.")
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return picture
+
+    def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
+        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
+        return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
+
+    def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
+        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        T = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= T:
+            raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
+        device = self._execution_device
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+        steps = min(k, max(1, round(k * num_inference_steps / T)))
+        timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
+        if k > 0:
+            self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
+        return timesteps.to(device)
+
+    def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        model_output = self.unet(x.to(self.unet.dtype), t).sample
+        return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
+
+    def _to_images(self, x: torch.Tensor, output_type: str):
+        """[-1, 1] -> [0, 1] -> pictures."""
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def resampling_path(levels: int, jump_length: int, num_resamples: int) -> Iterator[tuple[int, int]]:
+    """Pairs (level, next level) from `levels` down to 0.
+
+    On reaching a multiple of `jump_length` above 0, the path jumps up by `jump_length`, `num_resamples - 1` times at
+    each. With a `jump_length` of 1, this is Algorithm 1.
+    """
+    jumps = dict.fromkeys(range(jump_length, levels - jump_length + 1, jump_length), num_resamples - 1)
+    level = levels
+    while level > 0:
+        yield level, level - 1
+        level -= 1
+        if jumps.get(level, 0) > 0:
+            jumps[level] -= 1
+            yield level, level + jump_length
+            level += jump_length
+
+
+def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
+    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+
+    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
+    1, as 0 to 255.
+    """
+    if picture.mode[0] in "IF":
+        numbers = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
+        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
+    return picture.convert("RGB").convert(mode)

@@ -1,0 +1,250 @@
+"""Interpolation between two pictures (Ho et al. 2020, arXiv 2006.11239, section 4.4 and figure 8).
+
+Both pictures are noised to x_t with one and the same noise, mixed there, and the mixtures are taken back to x_0 by the
+reverse process. The more noising steps, the more of the result comes from the model, and the less from the pictures.
+
+This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+the schedulers below.
+"""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
+GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+logger = logging.get_logger("diffusers.ddpm_interpolation")
+
+
+class DDPMInterpolationPipeline(DiffusionPipeline):
+    """Frames that lead from one picture to another.
+
+    Args:
+        unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
+        scheduler ([`~diffusers.DDPMScheduler`], [`~diffusers.DDIMScheduler`] or `DDPMLinearScheduler`): The reverse
+            process.
+
+    Example:
+        >>> frames = pipeline(one, another, num_frames=12, timestep=500).images
+        >>> pipeline.save_strip("strip.png", frames, scale=2)
+        >>> pipeline.save_gif("frames.gif", frames, scale=4)
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image_1: Image.Image,
+        image_2: Image.Image,
+        num_frames: int = 9,
+        timestep: int = 500,
+        mixing: str = "linear",
+        share_decoding_noise: bool = True,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Interpolate.
+
+        Args:
+            image_1, image_2 (`PIL.Image.Image`): The pictures, of any mode. Of another size than the model's, but of
+                its proportions, they are resized.
+            num_frames (`int`): How many frames, at least 2. The i-th mixes with lambda = i / (num_frames - 1).
+            timestep (`int`): How many noising steps are taken before mixing, in [0, T]. k of them lead to x_t of index
+                t = k - 1 (the model counts from 0), where the way back begins. After 0 steps, the first and the last
+                frame are the pictures themselves, and the others their mixtures.
+            mixing (`str`): `"linear"`, `(1 - lambda) x_t + lambda x'_t`, as in the paper; or `"slerp"`, along the arc
+                between them.
+            share_decoding_noise (`bool`): Whether all frames are taken back with the same noise, so that they differ by
+                lambda alone and change gradually; otherwise each with noise of its own.
+            generator (`torch.Generator`, *optional*): Source of all noise.
+            num_inference_steps (`int`, *optional*): Steps that the way back from all T noising steps takes; from fewer
+                noising steps, it takes their share. By default T.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+                width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
+            return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The frames, in order.
+
+        Raises:
+            ValueError: If an argument does not fit; before any step is taken.
+        """
+        self._check_scheduler()
+        self._check_output(output_type, None, num_frames)
+        T = self.scheduler.config.num_train_timesteps
+        if num_frames < 2:
+            raise ValueError(f"`num_frames={num_frames}`; expected at least 2.")
+        if not 0 <= timestep <= T:
+            raise ValueError(f"`timestep={timestep}`; expected 0 to num_train_timesteps={T} noising steps.")
+        if mixing not in ("linear", "slerp"):
+            raise ValueError(f"`mixing={mixing!r}`; expected 'linear' or 'slerp'.")
+        if isinstance(generator, list):
+            raise ValueError("`generator` is a list; expected one generator, since the frames share their noise.")
+        x_0 = [self._to_x_0(self._read(image, name)) for image, name in ((image_1, "image_1"), (image_2, "image_2"))]
+        timesteps = self._choose_timesteps(timestep, T if num_inference_steps is None else num_inference_steps)
+
+        # 1. Encode both pictures with shared noise (eq. 4).
+        eps = randn_tensor(x_0[0].shape, generator=generator, device=x_0[0].device)
+        x_t = [self._noise(x, eps, timestep) for x in x_0]  # each (1, C, H, W)
+
+        # 2. Mix.
+        weights = torch.linspace(0, 1, num_frames, device=eps.device).view(-1, 1, 1, 1)
+        x = (slerp if mixing == "slerp" else linear)(*x_t, weights)  # (num_frames, C, H, W)
+
+        # 3. Decode, from the t that was encoded to: generators of one seed draw the same noise for each frame.
+        if share_decoding_noise:
+            device = generator.device if generator is not None else "cpu"
+            seed = torch.randint(2**62, (1,), generator=generator, device=device).item()
+            generator = [torch.Generator(device).manual_seed(seed) for _ in range(num_frames)]
+        for t in self.progress_bar(timesteps):
+            x = self._reverse_step(x, t, generator)
+
+        images = self._to_images(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @staticmethod
+    def save_strip(path: str | Path, *rows: list[Image.Image], scale: int = 1):
+        """Save rows of pictures of one size and mode as one picture, each pixel enlarged to `scale` x `scale`."""
+        _tile(rows, scale).save(path)
+
+    @staticmethod
+    def save_gif(path: str | Path, *rows: list[Image.Image], scale: int = 1, duration: int = 80):
+        """Save rows of pictures as an endless animation, in which the i-th pictures of all rows stand side by side.
+
+        Each frame shows for `duration` milliseconds, the last one for a second more.
+        """
+        frames = [_tile([pictures], scale) for pictures in zip(*rows)]
+        durations = [duration] * (len(frames) - 1) + [duration + 1000]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+    def _check_scheduler(self):
+        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
+            raise ValueError(
+                f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
+                "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
+            )
+
+    def _check_output(self, output_type: str, generator, batch_size: int):
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if batch_size < 1:
+            raise ValueError(f"{batch_size} images; expected at least 1.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+            )
+
+    def _read(self, picture: Image.Image, name: str) -> Image.Image:
+        """The picture in the model's mode and size; a log line tells what that changed."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None or channels not in (1, 3):
+            raise ValueError(
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
+                "channels of pictures."
+            )
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
+        height, width = (size, size) if isinstance(size, int) else size
+        if round(picture.width * height / picture.height) != width:
+            raise ValueError(
+                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
+                "distort; crop it to that shape first."
+            )
+        if channels == 1 and picture.mode not in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
+        if channels == 3 and picture.mode in GREYSCALE_MODES:
+            logger.warning(f"`{name}` is of mode {picture.mode}; it becomes RGB, as the model is.")
+        picture = _to_eight_bits(picture, "L" if channels == 1 else "RGB", behind="white")
+        if picture.size != (width, height):
+            logger.warning(f"`{name}` is resized from {picture.width}x{picture.height} to {width}x{height} pixels.")
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return picture
+
+    def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
+        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
+        return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
+
+    def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
+        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        T = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= T:
+            raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
+        device = self._execution_device
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+        steps = min(k, max(1, round(k * num_inference_steps / T)))
+        timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
+        if k > 0:
+            self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
+        return timesteps.to(device)
+
+    def _noise(self, x_0: torch.Tensor, eps: torch.Tensor, k: int) -> torch.Tensor:
+        """x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
+        return self.scheduler.add_noise(x_0, eps, torch.tensor([k - 1], device=x_0.device)) if k > 0 else x_0
+
+    def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        model_output = self.unet(x.to(self.unet.dtype), t).sample
+        return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
+
+    def _to_images(self, x: torch.Tensor, output_type: str):
+        """[-1, 1] -> [0, 1] -> pictures."""
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def linear(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`(1 - lambda) a + lambda b`."""
+    return (1 - weights) * a + weights * b
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`(sin((1 - lambda) theta) a + sin(lambda theta) b) / sin(theta)`, where theta is the angle between a and b."""
+    theta = torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).acos()
+    if theta.sin() < 1e-4:  # the arc is a straight line, or not unique
+        return linear(a, b, weights)
+    return (((1 - weights) * theta).sin() * a + (weights * theta).sin() * b).div(theta.sin()).to(a.dtype)
+
+
+def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
+    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+
+    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
+    1, as 0 to 255.
+    """
+    if picture.mode[0] in "IF":
+        numbers = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
+        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
+    return picture.convert("RGB").convert(mode)
+
+
+def _tile(rows, scale: int) -> Image.Image:
+    width, height = (scale * side for side in rows[0][0].size)
+    canvas = Image.new(rows[0][0].mode, (width * len(rows[0]), height * len(rows)))
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * width, i * height))
+    return canvas

@@ -1,0 +1,168 @@
+"""Watch a picture appear: the noisy x_t and the predicted x_0 on the way (Ho et al. 2020, arXiv 2006.11239, figure 6).
+
+This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+the schedulers below.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
+
+
+@dataclass
+class DDPMProgressiveOutput(BaseOutput):
+    """Output of [`DDPMProgressivePipeline`]: each is in the form that `output_type` names.
+
+    Attributes:
+        images: The images that were drawn.
+        x_t (`list`): The frames of the noisy images, from x_T to the images themselves.
+        x_0 (`list`): The frames of the network's predictions of x_0 at each of them; the last are the images again.
+    """
+
+    images: list
+    x_t: list
+    x_0: list
+
+
+class DDPMProgressivePipeline(DiffusionPipeline):
+    """Draws images as a plain DDPM pipeline does, bit for bit, and keeps what they were on the way.
+
+    Args:
+        unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
+        scheduler ([`~diffusers.DDPMScheduler`], [`~diffusers.DDIMScheduler`] or `DDPMLinearScheduler`): The reverse
+            process.
+
+    Example:
+        >>> output = pipeline(num_frames=20)
+        >>> x_t, x_0 = ([frame[0] for frame in frames] for frames in (output.x_t, output.x_0))  # of the first image
+        >>> pipeline.save_strip("strip.png", x_t, x_0, scale=2)
+        >>> pipeline.save_gif("frames.gif", x_t, x_0, scale=4)
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_frames: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> DDPMProgressiveOutput | tuple:
+        """Draw images, step by step.
+
+        Args:
+            batch_size (`int`): How many images.
+            num_frames (`int`, *optional*): How many frames are kept, evenly spread over the steps, the first and the
+                last among them. By default all: one for each step, and the images.
+            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
+                image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for arrays `(batch, height,
+                width, channels)` or `"pt"` for tensors `(batch, channels, height, width)`, both in [0, 1]. Each frame
+                is a whole batch.
+            return_dict (`bool`): Whether to return a [`DDPMProgressiveOutput`] instead of a tuple.
+
+        Returns:
+            [`DDPMProgressiveOutput`] or `tuple`: The images, the frames of x_t, and those of the predicted x_0.
+
+        Raises:
+            ValueError: If an argument does not fit; before any step is taken.
+        """
+        self._check_scheduler()
+        self._check_output(output_type, generator, batch_size)
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None or (output_type == "pil" and channels not in (1, 3)):
+            raise ValueError(
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
+                "channels of pictures."
+            )
+        T = self.scheduler.config.num_train_timesteps
+        steps = T if num_inference_steps is None else num_inference_steps
+        if not 1 <= steps <= T:
+            raise ValueError(f"`num_inference_steps={steps}`; expected 1 to num_train_timesteps={T}.")
+        if num_frames is not None and not 2 <= num_frames <= steps + 1:
+            raise ValueError(f"`num_frames={num_frames}`; expected 2 to {steps + 1}, one more than there are steps.")
+        kept = torch.linspace(0, steps, num_frames or steps + 1, dtype=torch.float64).round().int().tolist()
+
+        # 1. x_T ~ N(0, I).
+        shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        x = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+
+        # 2. For t = T, ..., 1: draw x_{t-1}, by way of a prediction of x_0.
+        frames = []  # pairs of x_t and the prediction from it
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            step = self.scheduler.step(self.unet(x, t).sample, t, x, generator=generator)
+            if i in kept:
+                frames.append((x, step.pred_original_sample))
+            x = step.prev_sample
+        frames.append((x, x))
+
+        # 3. [-1, 1] -> [0, 1] -> pictures.
+        x_t, x_0 = ([self._to_images(frame, output_type) for frame in column] for column in zip(*frames))
+        images = x_t[-1]
+        self.maybe_free_model_hooks()
+        return DDPMProgressiveOutput(images=images, x_t=x_t, x_0=x_0) if return_dict else (images, x_t, x_0)
+
+    @staticmethod
+    def save_strip(path: str | Path, *rows: list[Image.Image], scale: int = 1):
+        """Save rows of pictures of one size and mode as one picture, each pixel enlarged to `scale` x `scale`."""
+        _tile(rows, scale).save(path)
+
+    @staticmethod
+    def save_gif(path: str | Path, *rows: list[Image.Image], scale: int = 1, duration: int = 80):
+        """Save rows of pictures as an endless animation, in which the i-th pictures of all rows stand side by side.
+
+        Each frame shows for `duration` milliseconds, the last one for a second more.
+        """
+        frames = [_tile([pictures], scale) for pictures in zip(*rows)]
+        durations = [duration] * (len(frames) - 1) + [duration + 1000]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+    def _check_scheduler(self):
+        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
+            raise ValueError(
+                f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
+                "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
+            )
+
+    def _check_output(self, output_type: str, generator, batch_size: int):
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if batch_size < 1:
+            raise ValueError(f"{batch_size} images; expected at least 1.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+            )
+
+    def _to_images(self, x: torch.Tensor, output_type: str):
+        """[-1, 1] -> [0, 1] -> pictures."""
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _tile(rows, scale: int) -> Image.Image:
+    width, height = (scale * side for side in rows[0][0].size)
+    canvas = Image.new(rows[0][0].mode, (width * len(rows[0]), height * len(rows)))
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * width, i * height))
+    return canvas
