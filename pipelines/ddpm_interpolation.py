@@ -49,7 +49,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         image_1: Image.Image,
         image_2: Image.Image,
         num_frames: int = 9,
-        timestep: int = 500,
+        timestep: int | None = None,
         mixing: str = "linear",
         share_decoding_noise: bool = True,
         generator: torch.Generator | None = None,
@@ -63,9 +63,10 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             image_1, image_2 (`PIL.Image.Image`): The pictures, of any mode. Of another size than the model's, but of
                 its proportions, they are resized.
             num_frames (`int`): How many frames, at least 2. The i-th mixes with lambda = i / (num_frames - 1).
-            timestep (`int`): How many noising steps are taken before mixing, in [0, T]. k of them lead to x_t of index
-                t = k - 1 (the model counts from 0), where the way back begins. After 0 steps, the first and the last
-                frame are the pictures themselves, and the others their mixtures.
+            timestep (`int`, *optional*): How many noising steps are taken before mixing, in [0, T]; by default half of
+                T, as in the paper. k of them lead to x_t of index t = k - 1 (the model counts from 0), where the way
+                back begins. After 0 steps, the first and the last frame are the pictures themselves, and the others
+                their mixtures.
             mixing (`str`): `"linear"`, `(1 - lambda) x_t + lambda x'_t`, as in the paper; or `"slerp"`, along the arc
                 between them.
             share_decoding_noise (`bool`): Whether all frames are taken back with the same noise, so that they differ by
@@ -86,6 +87,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         self._check_scheduler()
         self._check_output(output_type, None, num_frames)
         T = self.scheduler.config.num_train_timesteps
+        timestep = T // 2 if timestep is None else timestep
         if num_frames < 2:
             raise ValueError(f"`num_frames={num_frames}`; expected at least 2.")
         if not 0 <= timestep <= T:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ddpm_hf"
 LEAVES = ("unet_ddpm", "scheduling_ddpm_linear", "pipeline_ddpm_custom")
 PROGRAMS = ("cli",)
+CUSTOM_PIPELINES = sorted((ROOT / "pipelines").glob("*.py"))
 SERVICES = [f.stem for f in PACKAGE.glob("*.py") if f.stem not in (*LEAVES, *PROGRAMS, "__init__")]
 
 
@@ -43,6 +44,25 @@ def test_services_import_downward_and_in_no_circle(service):
             reach(other, (*seen, name))
 
     reach(service)
+
+
+@pytest.mark.parametrize("path", CUSTOM_PIPELINES, ids=lambda path: path.stem)
+def test_custom_pipelines_are_self_contained(path):
+    """diffusers loads them singly, where this package is not."""
+    allowed = {"torch", "diffusers", "PIL", "numpy", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+def test_custom_pipelines_agree():
+    """What several of them have to repeat is the same in each."""
+    sources = {}
+    for path in CUSTOM_PIPELINES:
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name not in ("__call__", "draw_noise"):
+                sources.setdefault(node.name, []).append(ast.get_source_segment(text, node))
+    assert [name for name, copies in sources.items() if len(set(copies)) > 1] == []
+    assert len(sources["_check_scheduler"]) == len(CUSTOM_PIPELINES) == 4
 
 
 def test_torchvision_is_imported_nowhere():
