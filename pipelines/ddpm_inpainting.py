@@ -209,10 +209,10 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
 def resampling_path(levels: int, jump_length: int, num_resamples: int) -> Iterator[tuple[int, int]]:
     """Pairs (level, next level) from `levels` down to 0.
 
-    On reaching a multiple of `jump_length` above 0, the path jumps up by `jump_length`, `num_resamples - 1` times at
-    each. With a `jump_length` of 1, this is Algorithm 1.
+    On reaching a multiple of `jump_length`, the path jumps up by `jump_length`, `num_resamples - 1` times at each. With
+    a `jump_length` of 1, this is Algorithm 1, which does not jump from 0.
     """
-    jumps = dict.fromkeys(range(jump_length, levels - jump_length + 1, jump_length), num_resamples - 1)
+    jumps = dict.fromkeys(range(0 if jump_length > 1 else 1, levels - jump_length + 1, jump_length), num_resamples - 1)
     level = levels
     while level > 0:
         yield level, level - 1
