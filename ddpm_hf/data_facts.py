@@ -100,12 +100,12 @@ def facts_of(config: dict) -> DataFacts:
 def describe_preprocessing(config: dict) -> str:
     """What was done to the pictures before training, as one sentence."""
     steps, resolution = [], config["resolution"]
-    if config["celeba_crop"]:
+    if config.get("celeba_crop"):
         steps.append("the 140-pixel centre crop of the aligned pictures of 178x218")
     if config["image_fit"] == "pad":
         steps.append(f"centred on black, {resolution}x{resolution}, without resizing")
     else:
-        cut = "its centre" if config["center_crop"] else "another random square each time"
+        cut = "its centre" if config.get("center_crop", True) else "another random square each time"
         steps.append(f"short side resized to {resolution} pixels (bicubic, antialiased), the long one cut to {cut}")
     if config["random_flip"]:
         steps.append("mirrored left to right with probability 1/2")
