@@ -34,12 +34,11 @@ class ShuffledImages:
         """The images at these places of the row, in O(1) for each, wherever they are."""
         places = [divmod(position, len(self.images)) for position in positions]
         needed = {epoch for epoch, _ in places}
-        self.orders = {epoch: self.orders.get(epoch, None) for epoch in needed}
-        for epoch in needed:
-            if self.orders[epoch] is None:
-                random = np.random.default_rng(seed_of(self.seed, "order", epoch))
-                self.orders[epoch] = random.permutation(len(self.images))
+        self.orders = {epoch: self.orders[epoch] if epoch in self.orders else self._order(epoch) for epoch in needed}
         return [self.images[self.orders[epoch][place]] for epoch, place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self.images))
 
     def state(self) -> None:
         """What a checkpoint has to hold: nothing, since every place can be reached at once."""

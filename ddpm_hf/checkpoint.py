@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -186,6 +187,15 @@ def replace_text(path: Path, text: str):
     unfinished.write_text(text)
     _sync(unfinished)
     os.replace(unfinished, path)
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON, if it is there. A process that was killed may have left half a line at the end."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import replace_text
+from ddpm_hf.checkpoint import read_json_lines, replace_text
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import common_mode, load_dataset
 from ddpm_hf.features import load_extractor
@@ -201,8 +201,9 @@ def evaluate_during_training(
     if state.is_main_process:
         shutil.rmtree(samples, ignore_errors=True)
         path = folder / "evaluations.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        earlier = [line for line in lines if line["step"] < step]  # the run may have gone on from a checkpoint
+        earlier = [
+            line for line in read_json_lines(path) if line["step"] < step
+        ]  # the run may have gone on from a checkpoint
         replace_text(path, "".join(json.dumps(line) + "\n" for line in [*earlier, {"step": step, **numbers}]))
         tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
     return numbers

@@ -25,7 +25,7 @@ from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import this_process
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.sampling import fill_folder
+from ddpm_hf.sampling import fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.set_metrics import check_enough, frechet_distance, kernel_distance, precision_recall
 
@@ -86,7 +86,7 @@ class PictureFolder(Sequence):
     def __getitem__(self, i: int) -> np.ndarray:
         if not 0 <= i < self.count:
             raise IndexError(i)
-        pixels = np.asarray(Image.open(self.folder / f"{i:06d}.png"))
+        pixels = np.asarray(Image.open(picture_path(self.folder, i)))
         return pixels.reshape(*pixels.shape[:2], -1)
 
 

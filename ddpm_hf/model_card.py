@@ -6,14 +6,13 @@ the text is rendered anew each time; all other text is whoever's who wrote it.
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import jinja2
 import yaml
 from huggingface_hub import ModelCardData
 
-from ddpm_hf.checkpoint import INDEX, replace_text
+from ddpm_hf.checkpoint import INDEX, read_json_lines, replace_text
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
 from ddpm_hf.run_folder import DENOISING, EVALUATION
 
@@ -80,7 +79,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         raise ValueError(f"{folder} holds no trained pipeline: there is no {INDEX}.")
     config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
     unet = _read_json(folder / "unet" / "config.json")
-    metrics = _read_lines(folder / "metrics.jsonl")
+    metrics = read_json_lines(folder / "metrics.jsonl")
     measured = _measured(_read_json(folder / EVALUATION))
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = repo_id.split("/")[-1], facts_of(config)
@@ -268,12 +267,3 @@ def _existing(folder: Path, name: str) -> str | None:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _read_lines(path: Path) -> list[dict]:
-    """The lines of a file of JSON. A process that was killed may have left half a line at the end."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines

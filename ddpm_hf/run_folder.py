@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,7 +11,14 @@ from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import INDEX, prune_checkpoints, replace_text, save_checkpoint, save_pipeline
+from ddpm_hf.checkpoint import (
+    INDEX,
+    prune_checkpoints,
+    read_json_lines,
+    replace_text,
+    save_checkpoint,
+    save_pipeline,
+)
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.machine import describe_machine
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
@@ -54,7 +61,8 @@ class RunFolder:
                 for name in (UNREADABLE, DENOISING, EVALUATION):
                     (self.path / name).unlink(missing_ok=True)
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            self.metrics = _read_metrics(self.path / "metrics.jsonl", step)
+            earlier = read_json_lines(self.path / "metrics.jsonl")
+            self.metrics = [numbers for numbers in earlier if numbers["step"] <= step]
             lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
             replace_text(self.path / "metrics.jsonl", lines)
             replace_text(self.path / "config.json", config.to_json())
@@ -129,15 +137,6 @@ class RunFolder:
         with _going_on("save a checkpoint"):
             save_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
             prune_checkpoints(self.path / CHECKPOINTS, self.checkpoints_total_limit)
-
-
-def _read_metrics(path: Path, last_step: int) -> list[dict]:
-    """The lines up to a step. A process that was killed may have left half a line at the end."""
-    metrics = []
-    for line in path.read_text().splitlines() if last_step and path.exists() else []:
-        with suppress(ValueError):
-            metrics.append(json.loads(line))
-    return [numbers for numbers in metrics if numbers["step"] <= last_step]
 
 
 @contextmanager

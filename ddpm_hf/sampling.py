@@ -137,15 +137,21 @@ def fill_folder(
     with state.main_process_first():
         _claim(folder, settings)
     mine = range(state.process_index, num_images, state.num_processes)
-    missing = [i for i in mine if not (folder / f"{i:06d}.png").exists()]
+    missing = [i for i in mine if not picture_path(folder, i).exists()]
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process) as bar:
         for i, image in draw_images(pipeline, missing, seed, num_inference_steps, batch_size):
-            unfinished = folder / f".unfinished-{i:06d}.png"
+            path = picture_path(folder, i)
+            unfinished = path.with_name(f".unfinished-{path.name}")
             image.save(unfinished)
-            os.replace(unfinished, folder / f"{i:06d}.png")
+            os.replace(unfinished, path)
             bar.update()
     state.wait_for_everyone()
+
+
+def picture_path(folder: Path, i: int) -> Path:
+    """Where image i is in a folder of samples."""
+    return folder / f"{i:06d}.png"
 
 
 def _claim(folder: Path, settings: dict):
