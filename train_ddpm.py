@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,11 +34,11 @@ from ddpm_hf.machine import (
     note_signals,
     on_any_process,
     one_line_errors,
-    refuse_sharding,
     use_all_cores,
 )
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
 from ddpm_hf.sampling import draw_images
+from ddpm_hf.sharding import check_sharding, prepare, whole
 from ddpm_hf.streaming import StreamedImages
 from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
 from ddpm_hf.training import (
@@ -71,7 +70,7 @@ def main():
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             **tracking_options(config),
         )
-        refuse_sharding(accelerator)
+        check_sharding(accelerator)
         is_main = accelerator.is_main_process
         # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
         if is_main and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
@@ -115,13 +114,12 @@ def main():
         unet.enable_gradient_checkpointing()
     optimizer = make_optimizer(unet, config)
     lr_scheduler = make_lr_scheduler(optimizer, config)
+    model, prepared_optimizer = prepare(accelerator, unet, optimizer)
     ema = MovingAverage(unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay) if config.use_ema else None
     meter = LossMeter(config.ddpm_num_steps, accelerator.device)
-    model, prepared_optimizer = accelerator.prepare(unet, optimizer)
     state = RunState(unet, optimizer, lr_scheduler, ema, accelerator.scaler, meter)
     if checkpoint:
         state.load(load_tensors(checkpoint), saved, is_main)
-    pipeline = DDPMPipelineCustom(unet, scheduler)
     weights = loss_weights(scheduler, config).to(accelerator.device)
     often = timestep_weights(scheduler, config)
     plan = BatchPlan(images, config.train_batch_size, often, config.seed, config.random_flip, accelerator.device)
@@ -148,6 +146,7 @@ def main():
                 accelerator.backward((weights[t] * losses).mean())
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+                    grad_norm = whole(grad_norm)
                     finite = bool(grad_norm.isfinite())  # alike on all processes
                 if not accelerator.sync_gradients or finite or accelerator.scaler:
                     prepared_optimizer.step()
@@ -184,7 +183,8 @@ def main():
         save = interrupted or state.step % config.save_model_steps == 0
         measure = measurement and (last or state.step % config.eval_steps == 0)
         if draw or save or measure:
-            with ema.applied() if ema else nullcontext():
+            with state.unet_to_draw_with() as drawing_unet:
+                pipeline = DDPMPipelineCustom(drawing_unet, scheduler)
                 if draw:
                     samples = draw_samples(pipeline, config, accelerator)
                     track_samples(accelerator, samples, state.step)
@@ -205,9 +205,11 @@ def main():
         if last or interrupted or (state.step % config.checkpointing_steps == 0 and finite):
             numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": count}
             numbers.update(images_per_step=images_per_step, stream=images.state())
+            tensors = state.tensors()
             if is_main:
                 folder.note_unreadable(images.unreadable)
-                folder.save_checkpoint(state.step, state.tensors(), numbers)
+                folder.save_checkpoint(state.step, tensors, numbers)
+            del tensors
             window = state.step, time.perf_counter()
         if interrupted:
             break

@@ -11,7 +11,7 @@ from pathlib import Path
 import diffusers
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 import ddpm_hf
@@ -46,16 +46,6 @@ def this_process() -> PartialState:
     """Which of the processes this is, and its device."""
     join_processes_on_cpus()
     return PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
-
-
-def refuse_sharding(accelerator: Accelerator):
-    """Raise a ValueError if the model would be sharded, whose checkpoints and average are not written that way."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"the accelerate configuration asks for {kind.value}, and each process here holds the whole model: choose "
-            "multi-GPU (`accelerate launch --multi_gpu`), and --gradient_checkpointing if memory is short."
-        )
 
 
 def describe_machine(accelerator: Accelerator) -> dict:

@@ -1,6 +1,6 @@
 """What a training step is made of: the objective (eq. 14), the optimizer, and the moving average of the weights."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from diffusers.optimization import get_scheduler
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.sharding import copy_whole, is_sharded, whole
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -176,7 +177,7 @@ class MovingAverage:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
         for i, average in enumerate(self.average):
-            average.copy_(state[str(i)])
+            copy_whole(state[str(i)], average)
 
     @contextmanager
     def applied(self):
@@ -210,15 +211,29 @@ class RunState:
         self.scaler, self.meter = scaler, meter
         self.step = self.micro_batches = self.skipped = 0
 
+    @contextmanager
+    def unet_to_draw_with(self):
+        """The network that draws and is saved, whole on each process: with the averaged weights, if there are any."""
+        if is_sharded(self.unet):
+            unet = DDPMUNetModel.from_config(self.unet.config).to(self.unet.device)
+            learned = self.ema.average if self.ema else self.unet.parameters()
+            for parameter, value in zip(unet.parameters(), learned):
+                parameter.data.copy_(whole(value.detach()))
+            yield unet
+        else:
+            with self.ema.applied() if self.ema else nullcontext():
+                yield self.unet
+
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The files of a checkpoint."""
+        """The files of a checkpoint. All processes have to call it, since each may hold a part of a tensor."""
         moments = {
             f"{i}.{name}": value
             for i, named in self.optimizer.state_dict()["state"].items()
             for name, value in named.items()
         }
         averages = {"ema": self.ema.state_dict()} if self.ema else {}
-        return {"model": self.unet.state_dict(), "optimizer": moments, **averages}
+        files = {"model": self.unet.state_dict(), "optimizer": moments, **averages}
+        return {file: {name: whole(tensor) for name, tensor in named.items()} for file, named in files.items()}
 
     def numbers(self, accelerator: Accelerator) -> dict:
         """What else a checkpoint holds. All processes have to call it."""
@@ -232,7 +247,8 @@ class RunState:
 
     def load(self, tensors: dict[str, dict[str, torch.Tensor]], numbers: dict, is_main: bool):
         """Take over what a checkpoint holds; the losses on the main process only, for all."""
-        self.unet.load_state_dict(tensors["model"])
+        for name, tensor in self.unet.state_dict().items():
+            copy_whole(tensors["model"][name], tensor)
         if self.ema:
             self.ema.load_state_dict(tensors["ema"])
         parameters = self.optimizer.param_groups[0]["params"]
@@ -240,7 +256,7 @@ class RunState:
         for key, value in tensors["optimizer"].items():
             i, name = key.split(".")
             if value.ndim:  # the fused optimizer expects the memory layout of the parameter
-                value = torch.empty_like(parameters[int(i)], dtype=value.dtype).copy_(value)
+                value = copy_whole(value, torch.empty_like(parameters[int(i)], dtype=value.dtype))
             moments.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

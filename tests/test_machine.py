@@ -1,13 +1,11 @@
 """What a run asks of the machine."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
 
-from ddpm_hf.machine import choose_mixed_precision, refuse_sharding, use_all_cores
+from ddpm_hf.machine import choose_mixed_precision, use_all_cores
 
 
 def test_mixed_precision_auto(monkeypatch):
@@ -37,10 +35,3 @@ def test_one_thread_is_not_all_that_a_launched_run_gets(environment, threads, mo
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     use_all_cores()
     assert asked == ([threads] if threads else [])
-
-
-def test_a_sharded_model_is_refused():
-    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        with pytest.raises(ValueError, match=f"asks for {kind.value}.*--multi_gpu"):
-            refuse_sharding(SimpleNamespace(distributed_type=kind))
-    refuse_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))

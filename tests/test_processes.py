@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import metrics
+from runs import metrics, weights
 from safetensors.torch import load_file
 
 from ddpm_hf.checkpoint import find_checkpoint
@@ -18,10 +18,10 @@ from ddpm_hf.checkpoint import find_checkpoint
 ROOT = Path(__file__).parent.parent
 
 
-def launch(processes, flags):
+def launch(processes, flags, script=ROOT / "train_ddpm.py"):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "train_ddpm.py"), *flags]
+    command = [*launcher, str(script), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -51,6 +51,21 @@ def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
     assert "Going on from" in done.stdout, done.stderr
     train("mixed", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     assert_close_runs(whole, tmp_path / "mixed")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
+    """Under FSDP each process holds a part of every tensor; also when a run goes on with or without it."""
+    fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup"}
+    whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
+    train("sharded", max_train_steps=5, gradient_accumulation_steps=2, **constant)
+    done = launch(2, small("sharded", max_train_steps=12, **constant), fsdp)
+    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    done = launch(2, small("sharded", max_train_steps=20, save_images_steps=15, **constant), fsdp)
+    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    assert_close_runs(whole, tmp_path / "sharded")
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path / "sharded")[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,49 @@
+"""Tensors that FSDP shares out over the processes: the whole from its parts, and the parts from the whole."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def check_sharding(accelerator: Accelerator):
+    """Raise a ValueError if the model would be shared out in a way that its checkpoints are not written for."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"the accelerate configuration asks for {kind.value}: choose FSDP (`accelerate launch --use_fsdp "
+            "--fsdp_version 2`) to share the model out, or multi-GPU (`--multi_gpu`)."
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("the accelerate configuration asks for version 1 of FSDP; pass --fsdp_version 2.")
+
+
+def prepare(accelerator: Accelerator, unet: torch.nn.Module, optimizer: torch.optim.Optimizer):
+    """Bring a model and its optimizer to this process's device, and share them out if the configuration says so."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        for parameter in unet.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP takes no other memory layout
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:  # then every kind of block has to be there
+            kinds = {type(module).__name__ for module in unet.modules()}
+            plugin.transformer_cls_names_to_wrap = [kind for kind in unet._no_split_modules if kind in kinds]
+    return accelerator.prepare(unet, optimizer)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether each process holds a part of the model's weights only."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered if each process holds a part of it; then all of them have to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_whole(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Copy a whole tensor, which all processes have, into one of which each may hold a part; returns the target."""
+    if isinstance(target, DTensor):
+        source = source.to(target.device)
+        source = distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)
+    return target.copy_(source)
