@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ddpm_hf import DDPMPipelineCustom, DDPMUNetModel
-from ddpm_hf.batch_plan import BatchPlan, ShuffledImages, seed_of
-from ddpm_hf.checkpoint import find_checkpoint, list_checkpoints, load_state, load_tensors
+from ddpm_hf import DDPMPipelineCustom
+from ddpm_hf.batch_plan import ShuffledImages, seed_of
+from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import parse_command_line
-from ddpm_hf.data import common_mode, load_dataset
+from ddpm_hf.data import common_mode, label_settings, load_dataset
 from ddpm_hf.evaluation import evaluate_during_training, measurement_of
 from ddpm_hf.hub import check_before_training, share_run
 from ddpm_hf.image_cache import load_images
@@ -36,8 +36,9 @@ from ddpm_hf.machine import (
     one_line_errors,
     use_all_cores,
 )
+from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
-from ddpm_hf.sampling import draw_images
+from ddpm_hf.sampling import Classes, draw_images
 from ddpm_hf.sharding import check_sharding, prepare, whole
 from ddpm_hf.streaming import StreamedImages
 from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
@@ -50,10 +51,8 @@ from ddpm_hf.training import (
     make_lr_scheduler,
     make_model,
     make_optimizer,
-    timestep_weights,
+    make_plan,
 )
-
-MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
 
 
 def main():
@@ -78,6 +77,7 @@ def main():
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
+            config.model = config.model | label_settings(dataset)
         measurement = measurement_of(config)
         unet, scheduler = make_model(config, channels=len(mode))
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
@@ -102,7 +102,8 @@ def main():
             images = StreamedImages(dataset, mode, config, saved and saved["stream"])
         else:
             with accelerator.main_process_first():
-                images = ShuffledImages(load_images(dataset, mode, config), config.seed)
+                pictures = load_images(dataset, mode, config)
+                images = ShuffledImages(pictures, config.seed, pictures.labels)
         del dataset  # its memory-mapped files would count as this process's memory
         if is_main:
             folder.note_unreadable(images.unreadable)
@@ -121,11 +122,9 @@ def main():
     if checkpoint:
         state.load(load_tensors(checkpoint), saved, is_main)
     weights = loss_weights(scheduler, config).to(accelerator.device)
-    often = timestep_weights(scheduler, config)
-    plan = BatchPlan(images, config.train_batch_size, often, config.seed, config.random_flip, accelerator.device)
-    x_0, _, _ = plan.micro_batch(state.micro_batches + accelerator.process_index)
+    plan = make_plan(images, unet, scheduler, config, accelerator.device)
+    x_0, *_ = plan.micro_batch(state.micro_batches + accelerator.process_index)
     assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
-    assert x_0.abs().max() <= 1
 
     signals = note_signals()
     started = time.perf_counter()
@@ -136,13 +135,13 @@ def main():
         for _ in range(config.gradient_accumulation_steps):
             # Micro-batch g of the run: its images, timesteps, noise and dropout depend on nothing but the seed and g.
             g = state.micro_batches + accelerator.process_index
-            x_0, t, eps = plan.micro_batch(g)
+            x_0, t, eps, labels = plan.micro_batch(g)
             torch.manual_seed(seed_of(config.seed, "dropout", g))
             state.micro_batches += accelerator.num_processes
 
             # Take a gradient step on |eps - eps_theta(x_t, t)|^2, unless it is not finite.
             with accelerator.accumulate(model):
-                losses = denoising_loss(model.train(), scheduler, x_0, t, eps)
+                losses = denoising_loss(model.train(), scheduler, x_0, t, eps, labels)
                 accelerator.backward((weights[t] * losses).mean())
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
@@ -251,49 +250,16 @@ def open_checkpoint(config, images: int | None, images_per_step: int, is_main: b
     return path, saved
 
 
-def diverged(config, step: int) -> str:
-    good = list_checkpoints(Path(config.output_dir) / CHECKPOINTS)
-    where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return (
-        f"train_ddpm.py: error: up to step {step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; "
-        f"{where}. Try a lower --learning_rate, or --mixed_precision no."
-    )
-
-
 def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator) -> list:
     """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
     with accelerator.autocast():
-        images = list(draw_images(pipeline, mine, config.seed, config.ddpm_num_inference_steps, batch_size=len(mine)))
+        classes = Classes.chosen(pipeline, None, config.guidance_scale)
+        options = config.seed, config.ddpm_num_inference_steps, len(mine), classes
+        images = list(draw_images(pipeline, mine, *options))
     return [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
-
-
-def describe(config, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
-    """The sizes of the run, in one line."""
-    steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
-    data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
-    return (
-        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
-        f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
-        f"{torch.get_num_threads()} CPU threads."
-    )
-
-
-def farewell(config, steps: int, step: int, seconds: float) -> str:
-    """Where everything is, and how to go on."""
-    again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
-    early = (
-        ""
-        if step == config.max_train_steps
-        else f"Stopped at step {step:,} of {config.max_train_steps:,}; the same command goes on. "
-    )
-    return (
-        f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
-        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
-        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
-    )
 
 
 if __name__ == "__main__":

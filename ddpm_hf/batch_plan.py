@@ -19,10 +19,11 @@ class ShuffledImages:
     Args:
         images (`Sequence[numpy.ndarray]`): The images, each `(height, width, channels)` uint8.
         seed (`int`): The run's seed.
+        labels (`Sequence[int]`, *optional*): The class of each image, -1 where it has none.
     """
 
-    def __init__(self, images: Sequence[np.ndarray], seed: int):
-        self.images, self.seed = images, seed
+    def __init__(self, images: Sequence[np.ndarray], seed: int, labels: Sequence[int] | None = None):
+        self.images, self.seed, self.labels = images, seed, labels
         self.orders = {}
 
     @property
@@ -30,12 +31,14 @@ class ShuffledImages:
         """`image` and `reason` of those that were left out."""
         return self.images.unreadable
 
-    def take(self, positions: Iterable[int]) -> list[np.ndarray]:
-        """The images at these places of the row, in O(1) for each, wherever they are."""
+    def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
+        """The images at these places of the row and their labels, in O(1) for each, wherever they are."""
         places = [divmod(position, len(self.images)) for position in positions]
         needed = {epoch for epoch, _ in places}
         self.orders = {epoch: self.orders[epoch] if epoch in self.orders else self._order(epoch) for epoch in needed}
-        return [self.images[self.orders[epoch][place]] for epoch, place in places]
+        chosen = [self.orders[epoch][place] for epoch, place in places]
+        labels = [-1] * len(chosen) if self.labels is None else [int(self.labels[i]) for i in chosen]
+        return [self.images[i] for i in chosen], labels
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self.images))
@@ -58,6 +61,8 @@ class BatchPlan:
         seed (`int`): The run's seed.
         random_flip (`bool`): Whether images are mirrored left to right with probability 1/2.
         device (`torch.device`): Where the batches are made.
+        num_classes (`int`, *optional*): Classes of a class-conditional model; its label `num_classes` stands for none.
+        cond_dropout (`float`): Probability that a label is replaced by that one.
     """
 
     images: ShuffledImages
@@ -66,14 +71,17 @@ class BatchPlan:
     seed: int
     random_flip: bool
     device: torch.device
+    num_classes: int | None = None
+    cond_dropout: float = 0.0
 
-    def micro_batch(self, g: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def micro_batch(self, g: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Micro-batch g.
 
         Returns:
-            `tuple`: x_0 `(B, C, H, W)` float32 in [-1, 1]; t `(B,)` int64 in [0, T); eps ~ N(0, I) like x_0.
+            `tuple`: x_0 `(B, C, H, W)` float32 in [-1, 1]; t `(B,)` int64 in [0, T); eps ~ N(0, I) like x_0; labels
+                `(B,)` int64 in [0, num_classes], or None for a model without classes.
         """
-        images = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
+        images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
         where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
         squares = np.stack([cut_square(image, *u) for image, u in zip(images, where)])
         pixels = torch.from_numpy(squares).to(self.device)  # (B, H, W, C) uint8
@@ -85,7 +93,11 @@ class BatchPlan:
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         t = self.timestep_weights.to(self.device).multinomial(len(x_0), replacement=True, generator=generator)
         eps = torch.randn(x_0.shape, **random)
-        return x_0, t, eps
+        if self.num_classes is None:
+            return x_0, t, eps, None
+        labels = torch.tensor(labels, device=self.device)
+        left_out = torch.rand(len(x_0), **random) < self.cond_dropout
+        return x_0, t, eps, torch.where(left_out | (labels < 0), self.num_classes, labels)
 
 
 def cut_square(image: np.ndarray, u: float, v: float) -> np.ndarray:

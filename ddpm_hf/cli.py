@@ -11,7 +11,7 @@ from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
 from ddpm_hf.measuring import METRICS, Measurement
-from ddpm_hf.sampling import SCHEDULERS, fill_folder, open_model, save_grid
+from ddpm_hf.sampling import SCHEDULERS, Classes, fill_folder, open_model, save_grid
 
 
 def main(argv: list[str] | None = None):
@@ -48,22 +48,42 @@ def _add_sample(subcommands):
     parser.add_argument("--num_inference_steps", type=int, help="denoising steps; default: all T")
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="another than the saved one")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
+    parser.add_argument(
+        "--class_labels",
+        nargs="+",
+        help="numbers or names of classes, in turns; default: all, if there are any",
+    )
+    parser.add_argument("--guidance_scale", type=float, help="towards the classes; 1: none; default: 2")
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.set_defaults(run=_sample)
 
 
-def _sample(source, output, num_images, batch_size, num_inference_steps, scheduler, seed, checkpoint, revision):
+def _sample(
+    source,
+    output,
+    num_images,
+    batch_size,
+    num_inference_steps,
+    scheduler,
+    seed,
+    class_labels,
+    guidance_scale,
+    checkpoint,
+    revision,
+):
     for name, number in (("num_images", num_images), ("batch_size", batch_size)):
         if number is not None and number < 1:
             raise ValueError(f"--{name} {number}: expected at least 1.")
     pipeline = open_model(source, checkpoint, scheduler, revision)
+    classes = Classes.chosen(pipeline, class_labels, guidance_scale)
     if num_images is None:
         output = output or Path("samples.png")
-        save_grid(pipeline, output, batch_size, seed, num_inference_steps)
+        save_grid(pipeline, output, batch_size, seed, num_inference_steps, classes)
     else:
         output = output or Path("samples")
-        fill_folder(pipeline, output, num_images, batch_size, seed, num_inference_steps, checkpoint or source)
+        steps, name = num_inference_steps, checkpoint or source
+        fill_folder(pipeline, output, num_images, batch_size, seed, steps, name, classes)
     print(f"{output} holds {num_images or batch_size} images.")
 
 

@@ -43,6 +43,9 @@ class TrainingConfig:
     dataset_split: str = _option("train", "Data", "Split of the data set.")
     train_data_dir: str | None = _option(None, "Data", "Folder of pictures, searched recursively, instead of a data set.")
     image_column: str | None = _option(None, "Data", "Column of the images; by default the first of that type.")
+    class_conditional: bool = _option(False, "Data", "Train on the labels of the images too, so that samples of a class can be drawn.")
+    label_column: str | None = _option(None, "Data", "Column of the labels; by default the first of type ClassLabel.")
+    cond_dropout: float = _option(0.1, "Data", "Share of images whose label is left out in training, for guidance without a classifier (arXiv 2207.12598).", minimum=0, maximum=1)
     cache_dir: str | None = _option(None, "Data", "Where downloads and decoded images are kept; by default the cache of `datasets`.")
     streaming: bool = _option(False, "Data", "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
     streaming_buffer_size: int = _option(10_000, "Data", "Images that are held in memory and shuffled, when streaming.", minimum=1)
@@ -98,6 +101,7 @@ class TrainingConfig:
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
     ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples, in a grid and to measure.", minimum=1)
+    guidance_scale: float | None = _option(None, "Output", "Guidance of a class-conditional model's samples; 1 is none; by default 2.", minimum=0)
     eval_steps: int | None = _option(None, "Output", "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _option("bpd", "Output", "What to measure: bpd, fid, kid and prdc, with commas between them.")
     eval_num_images: int = _option(256, "Output", "Images of a measurement.", minimum=1)
@@ -117,6 +121,9 @@ class TrainingConfig:
             _check_range(option, getattr(self, option.name))
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
+        for name in ("label_column", "guidance_scale"):
+            if getattr(self, name) is not None and not self.class_conditional:
+                raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
         epochs = (self.save_images_epochs, self.save_model_epochs)
         if self.streaming and (not self.dataset_name or self.max_train_steps is None or any(epochs)):
             raise ValueError(
@@ -146,13 +153,14 @@ class TrainingConfig:
 
     def differences(self, saved: dict) -> list[str]:
         """The options that decide about the weights and are not as in a saved run, each as one line of text."""
-        mine = json.loads(self.to_json())
+        mine, defaults = json.loads(self.to_json()), dataclasses.asdict(TrainingConfig())
+        saved = {**defaults, **saved}  # a run that is older than an option
         return [
-            f"--{option.name} {saved.get(option.name)} -> {mine[option.name]}"
+            f"--{option.name} {saved[option.name]} -> {mine[option.name]}"
             for option in dataclasses.fields(self)
             if option.metadata["group"] not in ("Output", "Hub")
             and option.name not in MAY_CHANGE
-            and saved.get(option.name) != mine[option.name]
+            and saved[option.name] != mine[option.name]
         ]
 
     def to_json(self) -> str:
@@ -277,7 +285,7 @@ def _load_model_config(name_or_path: str) -> dict:
             config = config_from_unet2d(config)
     except (ValueError, OSError) as error:
         raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
-    decided_by_data = ("sample_size", "in_channels", "out_channels")
+    decided_by_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
     return {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
 
 

@@ -115,7 +115,8 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
     Raises:
         ValueError: If the network has a part that diffusers' has not (the annotated lineage); the message names it.
     """
-    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key != "zero_init"}
+    only_ours = ("zero_init", "class_names")
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key not in only_ours}
     for key, value in {**PAPER_LINEAGE, "upsample_type": "conv"}.items():
         if unet.config[key] != value:
             raise ValueError(

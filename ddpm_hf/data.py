@@ -17,7 +17,11 @@ SAVED_TO_DISK = ("state.json", "dataset_dict.json")  # written by `save_to_disk`
 
 
 def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
-    """The data set that the options name, as one column `image` of undecoded images; with `streaming`, an iterable one.
+    """The data set that the options name; with `streaming`, an iterable one.
+
+    Returns:
+        `datasets.Dataset`: A column `image` of undecoded images and, if the model is to be class-conditional, a column
+            `label` of type ClassLabel.
 
     Raises:
         ValueError: If the folder is missing or holds no pictures, or the data set is empty, or has no such split or
@@ -39,8 +43,13 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
         raise ValueError(
             f"--dataset_name {config.dataset_name} --dataset_split {config.dataset_split} holds no images."
         )
-    dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return dataset if column == "image" else dataset.rename_column(column, "image")
+    names = {column: "image"}
+    if config.class_conditional:
+        names[find_labels(dataset, config)] = "label"
+    dataset = dataset.select_columns(list(names)).cast_column(column, datasets.Image(decode=False))
+    dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    is_named = not config.class_conditional or isinstance(dataset.features["label"], datasets.ClassLabel)
+    return dataset if is_named else dataset.class_encode_column("label")
 
 
 def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset:
@@ -65,6 +74,34 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
+
+
+def find_labels(dataset: datasets.Dataset | datasets.IterableDataset, config: TrainingConfig) -> str:
+    """The column of the labels.
+
+    Raises:
+        ValueError: If there is none, or it is of another type than ClassLabel, text or whole numbers; when streaming,
+            of another than ClassLabel, since the others have to be collected first.
+    """
+    columns = dataset.features or {}
+    classes = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
+    column = config.label_column or (classes[0] if classes else None)
+    values = () if config.streaming else ("string", "large_string", "int8", "int16", "int32", "int64", "uint8")
+    others = [name for name, feature in columns.items() if getattr(feature, "dtype", None) in values]
+    if column not in classes + others:
+        raise ValueError(
+            f"--class_conditional --label_column {column}: the columns that can be labels are "
+            f"{list(dict.fromkeys(classes + others))}, of {list(columns)}; name one with --label_column."
+        )
+    return column
+
+
+def label_settings(dataset: datasets.Dataset | datasets.IterableDataset) -> dict:
+    """What the labels of a data set add to the configuration of a U-Net: their names, and one more, for none."""
+    if "label" not in dataset.features:
+        return {}
+    names = dataset.features["label"].names
+    return {"class_names": names, "num_class_embeds": len(names) + 1}
 
 
 def common_mode(dataset: datasets.Dataset | datasets.IterableDataset) -> str:

@@ -27,15 +27,18 @@ class ImageCache:
 
     Args:
         folder (`Path`): Holds `pixels.bin`, all images in a row; `index.npy` `(N, 3)`, where each begins, its height
-            and its width; and `unreadable.jsonl`.
+            and its width; `labels.npy` `(N,)`, of a labelled data set; and `unreadable.jsonl`.
 
     Attributes:
+        labels (`numpy.ndarray`, *optional*): `(N,)` int64, -1 where an image has none.
         unreadable (`list[dict]`): `image` (its path or row) and `reason`, of those that were left out.
     """
 
     def __init__(self, folder: Path, channels: int):
         self.folder, self.channels = folder, channels
         self.index = np.load(folder / "index.npy", mmap_mode="r")
+        labels = folder / "labels.npy"
+        self.labels = np.load(labels, mmap_mode="r") if labels.exists() else None
         self.file = open(folder / "pixels.bin", "rb", buffering=0)  # noqa: SIM115, as long as this object lives
         weakref.finalize(self, self.file.close)
         self.unreadable = [json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()]
@@ -56,7 +59,7 @@ def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) ->
     """All images of the data set, decoded, brought to size, and kept for the next run.
 
     Args:
-        dataset (`datasets.Dataset`): One column `image`, from [`load_dataset`].
+        dataset (`datasets.Dataset`): Images, and labels if they are wanted, from [`load_dataset`].
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): The options of the group "Data" are read.
 
@@ -100,7 +103,7 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, fo
     needed = len(dataset) * config.resolution**2 * len(mode)
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(f"{needed / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB are free")
-    index, start = array("q"), 0
+    index, start, labels = array("q"), 0, array("q")
     with (
         open(folder / "pixels.bin", "wb") as pixels,
         open(folder / "unreadable.jsonl", "w") as unreadable,
@@ -108,31 +111,35 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, fo
         tqdm(total=len(dataset), desc="Decoding images", unit="img") as progress,
     ):
         for first in range(0, len(dataset), 256):
-            rows = dataset[first : first + 256]["image"]
-            for decoded in decode_rows(pool, rows, first, mode, config):
+            rows = dataset[first : first + 256]
+            for decoded, label in decode_rows(pool, rows, first, mode, config):
                 if isinstance(decoded, dict):
                     unreadable.write(json.dumps(decoded) + "\n")
                 else:
                     pixels.write(decoded)
                     index.extend((start, *decoded.shape[:2]))
                     start += decoded.size
-            progress.update(len(rows))
+                    labels.append(label)
+            progress.update(len(rows["image"]))
         pixels.flush()
         os.fsync(pixels.fileno())
     np.save(folder / "index.npy", np.array(index, dtype=np.int64).reshape(-1, 3))
+    if "label" in dataset.features:
+        np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
 
 
-def decode_rows(pool: ThreadPoolExecutor, rows: list, first: int, mode: str, config: TrainingConfig):
+def decode_rows(pool: ThreadPoolExecutor, rows: dict[str, list], first: int, mode: str, config: TrainingConfig):
     """Decode the images of consecutive rows, in parallel.
 
     Args:
         pool (`ThreadPoolExecutor`): The threads.
-        rows (`list`): Undecoded images of `datasets`.
+        rows (`dict`): Column `image` of undecoded images of `datasets` and, if there are labels, column `label`.
         first (`int`): The number of the first row.
         mode, config: See [`decode_image`].
 
     Returns:
-        Iterable over an array for each image, or a dictionary of `image` and `reason` where it cannot be read.
+        Iterable over pairs: an array for each image, or a dictionary of `image` and `reason` where it cannot be read;
+            and its label, -1 if it has none.
 
     Raises:
         ValueError: If an image is smaller than the resolution; names the image.
@@ -148,4 +155,5 @@ def decode_rows(pool: ThreadPoolExecutor, rows: list, first: int, mode: str, con
         except ValueError as error:
             raise ValueError(f"Image {name}: {error}") from error
 
-    return pool.map(decode, enumerate(rows, first))
+    labels = [-1 if label is None else label for label in rows.get("label", [None] * len(rows["image"]))]
+    return zip(pool.map(decode, enumerate(rows["image"], first)), labels)

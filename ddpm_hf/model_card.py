@@ -85,7 +85,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     name, data = repo_id.split("/")[-1], facts_of(config)
 
     samples = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))[-1:]
-    size = unet["sample_size"]
+    size, class_names = unet["sample_size"], unet.get("class_names")
     height, width = (size, size) if isinstance(size, int) else size
     steps = config.get("ddpm_num_inference_steps") or _read_json(folder / "scheduler" / "scheduler_config.json").get(
         "num_train_timesteps", 1000
@@ -101,6 +101,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         height=height,
         width=width,
         steps=steps,
+        class_names=class_names,
+        wanted=f"class_labels={class_names[:4]}, guidance_scale=2.0" if class_names else "batch_size=4",
         data=data,
         preprocessing=describe_preprocessing(config) if config else "not recorded.",
         samples=samples and samples[0],

@@ -12,7 +12,7 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" el
 
 
 class DDPMPipelineCustom(DiffusionPipeline):
-    """Unconditional image generation with a denoising U-Net and any diffusers scheduler.
+    """Image generation with a denoising U-Net, unconditional or of a class, and any diffusers scheduler.
 
     Args:
         unet ([`DDPMUNetModel`] or [`~diffusers.UNet2DModel`]): The network that predicts the noise in `x_t`.
@@ -51,17 +51,19 @@ class DDPMPipelineCustom(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draw images.
 
         Args:
-            batch_size (`int`): How many.
+            batch_size (`int`, *optional*): How many; by default one for each of `class_labels`, or one.
             generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
                 image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
@@ -70,6 +72,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
                 {"sample": x})` with the new x_{t-1}; a `"sample"` in the dictionary that it returns takes its place.
+            class_labels (`int`, `str`, or a list or tensor of them, *optional*): What to draw with a class-conditional
+                model, by number or by name (`pipeline.unet.config.class_names`): one for all, or one for each image.
+            guidance_scale (`float`): w of the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
+                2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model; more gives
+                clearer and less varied images of the class.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
@@ -77,7 +84,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
         Raises:
             ValueError: If an argument does not fit; before any step is taken.
         """
+        labels = self._label_numbers(class_labels, batch_size, guidance_scale)
+        if batch_size is None:
+            batch_size = 1 if labels is None else len(labels)
         shape = self._check_inputs(batch_size, generator, output_type)
+        network = self._network(labels, guidance_scale)
         device = self._execution_device
         steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
@@ -92,7 +103,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         # 2. For t = T, ..., 1: predict the noise in x_t, and draw x_{t-1}.
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            x = self.scheduler.step(predict(x, t), t, x, **step_kwargs).prev_sample
+            x = self.scheduler.step(predict(network, x, t), t, x, **step_kwargs).prev_sample
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, i, t, {"sample": x}) or {}).get("sample", x)
 
@@ -106,10 +117,26 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.unet(self.scheduler.scale_model_input(x, t), t).sample
+    def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+        """What the network predicts as a function of x_t and t, for these labels and with this guidance."""
+        if labels is None:
+            return lambda x_t, t: self.unet(x_t, t).sample
+        labels = torch.tensor(labels, device=self._execution_device)  # (B,)
+        if guidance_scale == 1:
+            return lambda x_t, t: self.unet(x_t, t, class_labels=labels).sample
+        no_class = torch.full_like(labels, len(self.unet.config.class_names))
+        both = torch.cat((labels, no_class))  # (2 B,)
 
-    def _predict_for_edm(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def guided(x_t, t):
+            of_class, of_none = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+            return of_none + guidance_scale * (of_class - of_none)
+
+        return guided
+
+    def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(self.scheduler.scale_model_input(x, t), t)
+
+    def _predict_for_edm(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The network's prediction as schedulers of EDM's preconditioning (arXiv 2206.00364, eq. 7) expect it.
 
         Their x is x_0 + sigma eps, and they take an output for the F of `D = c_skip x + c_out F`, where D is x without
@@ -126,7 +153,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         sigma = sigma.to(x)
         root_alpha_bar = (1 + sigma**2).rsqrt()
-        model_output = self.unet(root_alpha_bar * x, t).sample
+        model_output = network(root_alpha_bar * x, t)
         if scheduler.config.prediction_type == "v_prediction":
             D = root_alpha_bar**2 * x - sigma * root_alpha_bar * model_output
         else:
@@ -134,6 +161,37 @@ class DDPMPipelineCustom(DiffusionPipeline):
         c_skip_x = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
         c_out = scheduler.precondition_outputs(0, 1, sigma)
         return (D - c_skip_x) / c_out
+
+    def _label_numbers(self, class_labels, batch_size: int | None, guidance_scale: float) -> list[int] | None:
+        """The number of the class of each image; a ValueError for what this model cannot draw."""
+        count, names = self.unet.config.get("num_class_embeds"), self.unet.config.get("class_names")
+        if guidance_scale != 1 and not names:
+            raise ValueError(
+                f"`guidance_scale={guidance_scale}` needs a model that was trained with labels and without, "
+                "by `train_ddpm.py --class_conditional`, and this is none; expected 1."
+            )
+        if class_labels is None:
+            if guidance_scale != 1:
+                raise ValueError(f"`guidance_scale={guidance_scale}` leads to `class_labels`; expected some, or 1.")
+            return None
+        if count is None:
+            raise ValueError(f"`class_labels={class_labels!r}` do not fit an unconditional model; expected none.")
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, int | str):
+            class_labels = [class_labels] * (1 if batch_size is None else batch_size)
+        if batch_size is not None and len(class_labels) != batch_size:
+            raise ValueError(
+                f"`class_labels` has {len(class_labels)} labels; expected one, or one for each of {batch_size} images."
+            )
+        numbers = []
+        for label in class_labels:
+            number = names.index(label) if names and label in names else label
+            if not isinstance(number, int) or not 0 <= number < count:
+                known = f"one of {', '.join(names)}, or its number" if names else "a whole number"
+                raise ValueError(f"`class_labels`: there is no {label!r}; expected {known} from 0 to {count - 1}.")
+            numbers.append(number)
+        return numbers
 
     def _check_inputs(self, batch_size, generator, output_type) -> tuple[int, int, int, int]:
         """Raise a ValueError for arguments that do not fit; return the shape of the samples."""

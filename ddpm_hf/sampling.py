@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -35,8 +36,41 @@ SCHEDULERS = {
 SETTINGS = "sampling.json"  # in a folder of samples: what they were drawn with
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Which class each sample is of: the labels in turns.
+
+    Args:
+        labels (`tuple[int | str, ...]`): Numbers or names; image i is of label i modulo their number. None: no class.
+        guidance_scale (`float`): See [`DDPMPipelineCustom`].
+    """
+
+    labels: tuple[int | str, ...]
+    guidance_scale: float
+
+    @classmethod
+    def chosen(
+        cls, pipeline: DDPMPipelineCustom, labels: Sequence[str] | None, guidance_scale: float | None
+    ) -> "Classes":
+        """What a user named; by default all classes that the model has names for, with a guidance of 2."""
+        names = pipeline.unet.config.get("class_names") or ()
+        numbers = [int(label) if label.isdigit() and label not in names else label for label in labels or names]
+        default = 2.0 if names else 1.0
+        return cls(tuple(numbers), default if guidance_scale is None else guidance_scale)
+
+    def options(self, indices: Sequence[int]) -> dict:
+        """Arguments of a pipeline that draws these images."""
+        labels = [self.labels[i % len(self.labels)] for i in indices] if self.labels else None
+        return {"class_labels": labels, "guidance_scale": self.guidance_scale}
+
+
 def draw_images(
-    pipeline: DDPMPipelineCustom, indices: Iterable[int], seed: int, num_inference_steps: int | None, batch_size: int
+    pipeline: DDPMPipelineCustom,
+    indices: Iterable[int],
+    seed: int,
+    num_inference_steps: int | None,
+    batch_size: int,
+    classes: Classes | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
     """Draw images, each of which depends on nothing but the model, the steps, the seed and its index.
 
@@ -46,6 +80,7 @@ def draw_images(
         seed (`int`): See above.
         num_inference_steps (`int`, *optional*): Denoising steps; by default T.
         batch_size (`int`): Images to draw at once.
+        classes ([`Classes`], *optional*): What they show, by a class-conditional model.
 
     Yields:
         `tuple`: The index, and the image.
@@ -53,7 +88,8 @@ def draw_images(
     indices = iter(indices)
     while batch := list(islice(indices, batch_size)):
         generators = [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in batch]
-        yield from zip(batch, pipeline(len(batch), generators, num_inference_steps).images)
+        options = classes.options(batch) if classes else {}
+        yield from zip(batch, pipeline(len(batch), generators, num_inference_steps, **options).images)
 
 
 def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:
@@ -92,7 +128,14 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
     return DDPMPipelineCustom(unet.eval(), scheduler)
 
 
-def save_grid(pipeline: DDPMPipelineCustom, path: Path, batch_size: int, seed: int, num_inference_steps: int | None):
+def save_grid(
+    pipeline: DDPMPipelineCustom,
+    path: Path,
+    batch_size: int,
+    seed: int,
+    num_inference_steps: int | None,
+    classes: Classes | None = None,
+):
     """Draw `batch_size` images and save them as one picture.
 
     Raises:
@@ -102,7 +145,7 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, batch_size: int, seed: i
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = draw_images(pipeline, range(batch_size), seed, num_inference_steps, batch_size)
+    images = draw_images(pipeline, range(batch_size), seed, num_inference_steps, batch_size, classes)
     image_grid([image for _, image in images]).save(path)
 
 
@@ -114,6 +157,7 @@ def fill_folder(
     seed: int,
     num_inference_steps: int | None,
     source: str,
+    classes: Classes | None = None,
 ):
     """Draw images 0 to `num_images` - 1 into a folder, shared out over the processes, but those that are there already.
 
@@ -122,6 +166,7 @@ def fill_folder(
         folder (`Path`): Will hold 000000.png, 000001.png, ..., and what they were drawn with.
         num_images (`int`): How many there should be.
         source (`str`): The name of the model, for the record.
+        classes ([`Classes`], *optional*): See [`draw_images`].
 
     Raises:
         ValueError: If the folder's images were drawn with other settings.
@@ -133,6 +178,7 @@ def fill_folder(
         "seed": seed,
         "num_inference_steps": num_inference_steps,
         "scheduler": type(pipeline.scheduler).__name__,
+        "classes": classes and {"labels": list(classes.labels), "guidance_scale": classes.guidance_scale},
     }
     with state.main_process_first():
         _claim(folder, settings)
@@ -140,7 +186,7 @@ def fill_folder(
     missing = [i for i in mine if not picture_path(folder, i).exists()]
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process) as bar:
-        for i, image in draw_images(pipeline, missing, seed, num_inference_steps, batch_size):
+        for i, image in draw_images(pipeline, missing, seed, num_inference_steps, batch_size, classes):
             path = picture_path(folder, i)
             unfinished = path.with_name(f".unfinished-{path.name}")
             image.save(unfinished)

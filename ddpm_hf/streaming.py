@@ -20,7 +20,7 @@ class StreamedImages:
     next one is read meanwhile. The place where a block begins in the data set is all that a checkpoint has to hold.
 
     Args:
-        dataset (`datasets.IterableDataset`): One column `image` of undecoded images, from [`load_dataset`].
+        dataset (`datasets.IterableDataset`): Undecoded images, and labels if wanted, from [`load_dataset`].
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         state (`dict`, *optional*): A [`state`] to go on from.
@@ -43,16 +43,21 @@ class StreamedImages:
         self.coming = self.reader.submit(self._read_block)
         self._advance()
 
-    def take(self, positions: Iterable[int]) -> list[np.ndarray]:
-        """The images at these places of the row, none of which may lie in a block before those taken earlier."""
-        images = []
+    def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
+        """The images at these places of the row, none of which may lie in a block before those taken earlier.
+
+        Returns:
+            `tuple`: The images, and their labels, -1 where there is none.
+        """
+        images, labels = [], []
         for position in positions:
             block, place = divmod(position, self.size)
             while self.block < block:
                 self._advance()
             assert self.block == block, "a stream does not go back"
             images.append(self.pixels[self.order[place]])
-        return images
+            labels.append(self.labels[self.order[place]])
+        return images, labels
 
     def state(self) -> dict:
         """The number of the block in memory, and where in the data set it begins, as JSON."""
@@ -60,7 +65,7 @@ class StreamedImages:
 
     def _advance(self):
         """Take the block that was read ahead, and start to read the one after it."""
-        self.pixels, self.begins, unreadable = self.coming.result()
+        self.pixels, self.labels, self.begins, unreadable = self.coming.result()
         self.block += 1
         if self.block == 0:
             refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
@@ -68,26 +73,31 @@ class StreamedImages:
         self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.block)).permutation(self.size)
         self.coming = self.reader.submit(self._read_block)
 
-    def _read_block(self) -> tuple[list[np.ndarray], dict, list[dict]]:
-        """The next images, where they begin, and which between them cannot be read."""
-        pixels, begins, unreadable = [], None, []
+    def _read_block(self) -> tuple[list[np.ndarray], list[int], dict, list[dict]]:
+        """The next images, their labels, where they begin, and which between them cannot be read."""
+        pixels, labels, begins, unreadable = [], [], None, []
         while len(pixels) < self.size:
-            rows = []
-            for place, image in self.rows:
+            rows = {name: [] for name in self.dataset.features}
+            for place, item in self.rows:
                 begins = begins or place
-                rows.append(image)
-                if len(rows) == min(CHUNK, self.size - len(pixels)):
+                for name, column in rows.items():
+                    column.append(item[name])
+                if len(rows["image"]) == min(CHUNK, self.size - len(pixels)):
                     break
-            for decoded in decode_rows(self.decoders, rows, 0, self.mode, self.config):
-                (unreadable if isinstance(decoded, dict) else pixels).append(decoded)
+            for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config):
+                if isinstance(decoded, dict):
+                    unreadable.append(decoded)
+                else:
+                    pixels.append(decoded)
+                    labels.append(label)
             if len(unreadable) > self.size:
                 raise ValueError(
                     f"--dataset_name {self.config.dataset_name}: {len(unreadable):,} images cannot be read."
                 )
-        return pixels, begins, unreadable
+        return pixels, labels, begins, unreadable
 
     def _rows(self, begin: dict) -> Iterator[tuple[dict, dict]]:
-        """The images from a place on, without end, each with its place."""
+        """The images, with their labels, from a place on, without end, each with its place."""
         count = self.dataset.num_shards
         epoch, first_file, first_row = begin["epoch"], begin["file"], begin["row"]
         while True:
@@ -97,7 +107,7 @@ class StreamedImages:
                 shard = self.dataset.shard(num_shards=count, index=order[file])
                 for row, item in enumerate(shard.skip(first_row), first_row):
                     empty = False
-                    yield {"epoch": epoch, "file": file, "row": row}, item["image"]
+                    yield {"epoch": epoch, "file": file, "row": row}, item
                 first_row = 0
             if empty:
                 raise ValueError(f"--dataset_name {self.config.dataset_name} holds no images.")

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+from ddpm_hf.batch_plan import BatchPlan, ShuffledImages
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.sharding import copy_whole, is_sharded, whole
+from ddpm_hf.streaming import StreamedImages
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -33,6 +35,7 @@ def denoising_loss(
     x_0: torch.Tensor,
     t: torch.Tensor,
     eps: torch.Tensor,
+    class_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """L_simple (eq. 14) of each image: `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`.
 
@@ -44,12 +47,13 @@ def denoising_loss(
         x_0 (`torch.Tensor`, `(batch, channels, height, width)`): Images in [-1, 1].
         t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
         eps (`torch.Tensor`, like x_0): Noise from N(0, I).
+        class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model.
 
     Returns:
         `torch.Tensor`: `(batch,)` float32.
     """
     x_t = scheduler.add_noise(x_0, eps, t)
-    prediction = unet(x_t, t, return_dict=False)[0]
+    prediction = unet(x_t, t, class_labels, return_dict=False)[0]
     match scheduler.config.prediction_type:
         case "epsilon":
             target = eps
@@ -121,6 +125,19 @@ def make_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig):
     """The course of the learning rate over the optimizer steps, whatever the processes and the accumulation."""
     warmup, total = config.lr_warmup_steps, config.max_train_steps
     return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+
+
+def make_plan(
+    images: ShuffledImages | StreamedImages,
+    unet: DDPMUNetModel,
+    scheduler: DDPMLinearScheduler,
+    config: TrainingConfig,
+    device: torch.device,
+) -> BatchPlan:
+    """The batches that the options describe, with labels if the network takes them."""
+    often, names = timestep_weights(scheduler, config), unet.config.class_names
+    options = (config.train_batch_size, often, config.seed, config.random_flip, device)
+    return BatchPlan(images, *options, num_classes=names and len(names), cond_dropout=config.cond_dropout)
 
 
 class LossMeter:

@@ -160,13 +160,15 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         freq_shift (`float`): The time embedding's frequencies are `10000 ** (-i / (half - freq_shift))`.
         downsample_padding (`int`): 1, or 0 for one pixel of padding at the right and bottom only (Ho's code).
         upsample_type (`str`): `"conv"` (nearest neighbour, 3x3 convolution) or `"conv_transpose"` (4x4, stride 2).
-        num_class_embeds (`int`, *optional*): Number of labels of a class-conditional model.
+        num_class_embeds (`int`, *optional*): Number of labels of a class-conditional model, that for "no class" too.
         narrow_up_blocks (`bool`): Whether the last residual block of each level on the way up narrows to the width of
             the level below, so that upsampling happens at that width (annotated lineage).
         attention_norm (`bool`): Whether attention normalises its input (False: annotated lineage).
         norm_out_num_groups (`int`, *optional*): Groups of the last group norm, if different (8: annotated lineage).
         zero_init (`bool`): Initialise as Ho's code does: uniform with variance 1 / fan_avg, biases zero, and the last
             convolution of each block and of the network zero. False keeps PyTorch's default initialisation.
+        class_names (`tuple[str, ...]`, *optional*): Names of the classes 0, 1, ...; the label after them, the last of
+            `num_class_embeds`, stands for no class, and is what a call without labels takes.
 
     Raises:
         ValueError: If the keys do not fit together; the message names the value and what would fit.
@@ -203,6 +205,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         attention_norm: bool = True,
         norm_out_num_groups: int | None = None,
         zero_init: bool = True,
+        class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
         _check_config(self.config)
@@ -296,7 +299,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         Args:
             sample (`torch.Tensor`, `(batch, in_channels, height, width)`): `x_t`.
             timestep (`torch.Tensor`, `float` or `int`): t, one for all or one for each sample; 0 is one noising step.
-            class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model only.
+            class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model only; without
+                them, one that was trained without as well (`class_names`) takes the images to be of no class.
             return_dict (`bool`): Whether to return a [`DDPMUNetOutput`] instead of a tuple.
 
         Returns:
@@ -315,6 +319,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             timestep = torch.full((1,), timestep, device=sample.device)
         embedding = self.time_embedding(timestep, sample.dtype)
         if self.class_embedding is not None:
+            if class_labels is None:
+                class_labels = torch.full((1,), len(self.config.class_names), device=sample.device)
             embedding = embedding + self.class_embedding(class_labels)
         times = self.time_projection(F.silu(embedding))[:, :, None, None].split(self.time_widths, dim=1)
         times = iter(times)  # each (B or 1, width, 1, 1)
@@ -382,12 +388,10 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`timestep` has shape {tuple(timestep.shape)}; expected one t, or one for each of {batch}."
             )
-        if (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                "`class_labels` are missing: this network is class-conditional (`num_class_embeds`)."
-                if class_labels is None
-                else "`class_labels` were passed, but this network is unconditional (no `num_class_embeds`)."
-            )
+        if class_labels is None and self.class_embedding is not None and not self.config.class_names:
+            raise ValueError("`class_labels` are missing: this network is class-conditional (`num_class_embeds`).")
+        if class_labels is not None and self.class_embedding is None:
+            raise ValueError("`class_labels` were passed, but this network is unconditional (no `num_class_embeds`).")
 
 
 def _call(block, *inputs):
@@ -427,6 +431,9 @@ def _check_config(config):
     for key, width in (("attn_norm_num_groups", widths[-1]), ("norm_out_num_groups", widths[0])):
         check(config[key] is None or width % config[key] == 0, key, f"None, or a divisor of {width}")
     check(config.num_class_embeds is None or config.num_class_embeds >= 1, "num_class_embeds", "None, or at least 1")
+    if config.class_names is not None:
+        expected = len(config.class_names) + 1
+        check(config.num_class_embeds == expected, "num_class_embeds", f"{expected}, one more than class_names")
     size = config.sample_size
     height, width = (size, size) if isinstance(size, int | None) else size
     factor = 2 ** (levels - 1)

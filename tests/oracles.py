@@ -37,7 +37,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
         self.alpha_bar = (1 - betas).cumprod(0)
 
-    def forward(self, sample, timestep, return_dict=True):
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
         # Schedulers of continuous time ask between the timesteps.
         t = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1).clamp(0, 999)
         low = t.floor().long()

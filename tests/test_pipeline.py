@@ -246,5 +246,7 @@ def test_signature():
         "output_type",
         "return_dict",
         "callback_on_step_end",
+        "class_labels",
+        "guidance_scale",
     ]
     assert list(inspect.signature(DDPMPipelineCustom.__call__).parameters) == names

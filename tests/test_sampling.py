@@ -67,7 +67,8 @@ def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
     saved = DDPMPipelineCustom.from_pretrained(folder)
     for part in ("unet", "scheduler"):
         for key, value in getattr(last, part).config.items():
-            assert getattr(saved, part).config[key] == value
+            if key != "_use_default_values":  # those that were not passed, or not saved
+                assert getattr(saved, part).config[key] == value
     earlier = open_model(str(folder), "step-000002", None, None)
     assert any((a != b).any() for a, b in zip(earlier.unet.parameters(), last.unet.parameters()))
 

@@ -34,7 +34,7 @@ def stream(folder, buffer_size=7, state=None, seed=0, max_unreadable=0.01):
 
 
 def greys(images, positions):
-    return [int(image[0, 0, 0]) for image in images.take(positions)]
+    return [int(image[0, 0, 0]) for image in images.take(positions)[0]]
 
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 20, 100])

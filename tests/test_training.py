@@ -40,7 +40,7 @@ def test_loss_has_the_target_of_the_prediction_type(prediction_type):
     x_0, eps = torch.randn(2, 4, 1, 8, 8)
     t = torch.tensor([0, 10, 500, 999])
     targets = {"epsilon": eps, "sample": x_0, "v_prediction": DDPMScheduler().get_velocity(x_0, eps, t)}
-    loss = denoising_loss(lambda x, t, return_dict: (torch.zeros_like(x),), scheduler, x_0, t, eps)
+    loss = denoising_loss(lambda x, t, labels, return_dict: (torch.zeros_like(x),), scheduler, x_0, t, eps)
     torch.testing.assert_close(loss, targets[prediction_type].square().mean((1, 2, 3)))
 
 
@@ -52,7 +52,7 @@ def test_min_snr_weighs_the_error_of_x_0(prediction_type):
     weights = loss_weights(scheduler, config)
     x_0, eps, output = torch.randn(3, 5, 1, 8, 8)
     t = torch.tensor([0, 100, 250, 500, 900])
-    loss = weights[t] * denoising_loss(lambda x, t, return_dict: (output,), scheduler, x_0, t, eps)
+    loss = weights[t] * denoising_loss(lambda x, t, labels, return_dict: (output,), scheduler, x_0, t, eps)
     predicted = scheduler.predict_x_0(output, t, scheduler.add_noise(x_0, eps, t))
     snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
     wanted = snr.clamp(max=3) * (predicted - x_0).square().mean((1, 2, 3))

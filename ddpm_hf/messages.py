@@ -1,0 +1,48 @@
+"""What train_ddpm.py tells the person at the terminal."""
+
+from pathlib import Path
+
+import torch
+
+from ddpm_hf.checkpoint import list_checkpoints
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.run_folder import CHECKPOINTS
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
+MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
+
+
+def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
+    """The sizes of the run, in one line."""
+    steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
+    data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    return (
+        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
+        f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
+        f"{torch.get_num_threads()} CPU threads."
+    )
+
+
+def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
+    """Where everything is, and how to go on."""
+    again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
+    early = (
+        ""
+        if step == config.max_train_steps
+        else f"Stopped at step {step:,} of {config.max_train_steps:,}; the same command goes on. "
+    )
+    return (
+        f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
+        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
+        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
+    )
+
+
+def diverged(config: TrainingConfig, step: int) -> str:
+    """That too many updates in a row were not finite, and where to go on from."""
+    good = list_checkpoints(Path(config.output_dir) / CHECKPOINTS)
+    where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    return (
+        f"train_ddpm.py: error: up to step {step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; "
+        f"{where}. Try a lower --learning_rate, or --mixed_precision no."
+    )

@@ -1,0 +1,241 @@
+"""Class-conditional models: labels from the data to the network, and guidance towards them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from runs import equal
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.batch_plan import BatchPlan, ShuffledImages
+from ddpm_hf.cli import main
+from ddpm_hf.config import parse_command_line
+from ddpm_hf.data import common_mode, label_settings, load_dataset
+from ddpm_hf.image_cache import load_images
+from ddpm_hf.streaming import StreamedImages
+
+KINDS = ["cat", "dog", "eel"]
+
+
+def configure(tmp_path, *flags):
+    flags = ["--class_conditional", "--resolution", "8", "--cache_dir", tmp_path / "cache", *flags]
+    return parse_command_line([str(flag) for flag in flags])[0]
+
+
+def save_parquet(folder, labels, feature, count=12):
+    """Picture i is of the grey i, and of label i modulo 3."""
+    folder.mkdir()
+    columns = {
+        "image": [PILImage.new("L", (8, 8), i) for i in range(count)],
+        "kind": [labels[i % 3] for i in range(count)],
+    }
+    rows = Dataset.from_dict(columns, Features({"image": Image(), "kind": feature}))
+    rows.to_parquet(folder / "train-00000.parquet")
+    return folder
+
+
+# ---- From the data to the batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names"),
+    [
+        ([0, 1, 2], ClassLabel(names=KINDS), KINDS),
+        (KINDS, Value("string"), KINDS),
+        ([7, 8, 9], Value("int64"), ["7", "8", "9"]),
+    ],
+)
+def test_labels_of_any_type(tmp_path, labels, feature, names):
+    folder = save_parquet(tmp_path / "set", labels, feature)
+    config = configure(tmp_path, "--dataset_name", folder, "--label_column", "kind")
+    dataset = load_dataset(config)
+    assert label_settings(dataset) == {"class_names": names, "num_class_embeds": 4}
+    images = load_images(dataset, common_mode(dataset), config)
+    assert [int(image[0, 0, 0]) % 3 for image in images] == images.labels.tolist()
+
+
+def test_labels_of_folders_without_their_broken_pictures(tmp_path):
+    for i, kind in enumerate(KINDS):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for j in range(4):
+            PILImage.new("L", (8, 8), 10 * i + j).save(tmp_path / "in" / kind / f"{j}.png")
+    (tmp_path / "in" / "cat" / "1.png").write_bytes(b"broken")
+    config = configure(tmp_path, "--train_data_dir", tmp_path / "in", "--max_unreadable", "0.2")
+    dataset = load_dataset(config)
+    images = load_images(dataset, common_mode(dataset), config)
+    assert label_settings(dataset)["class_names"] == KINDS
+    assert len(images) == len(images.labels) == 11
+    assert [int(image[0, 0, 0]) // 10 for image in images] == images.labels.tolist()
+
+
+def test_labels_of_a_stream(tmp_path):
+    folder = save_parquet(tmp_path / "set", [0, 1, 2], ClassLabel(names=KINDS))
+    flags = ("--dataset_name", folder, "--streaming", "--streaming_buffer_size", "5")
+    config = configure(tmp_path, *flags)
+    images, labels = StreamedImages(load_dataset(config), "L", config).take(range(24))
+    assert [int(image[0, 0, 0]) % 3 for image in images] == labels
+
+
+def test_a_data_set_without_labels(tmp_path):
+    folder = save_parquet(tmp_path / "set", [0.5, 1.5, 2.5], Value("float32"))
+    with pytest.raises(ValueError, match=r"--label_column None: the columns that can be labels are \[\], of \['image'"):
+        load_dataset(configure(tmp_path, "--dataset_name", folder))
+    with pytest.raises(ValueError, match="--label_column kind"):
+        load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+
+
+def test_labels_belong_to_their_images_and_are_left_out_at_times():
+    pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    labels = [-1, *(i % 3 for i in range(1, 100))]  # the first image has none
+    settings = 5000, torch.ones(10), 0, True, torch.device("cpu")
+    conditional = BatchPlan(ShuffledImages(pixels, 0, labels), *settings, num_classes=3, cond_dropout=0.2)
+    plain = BatchPlan(ShuffledImages(pixels, 0, labels), *settings)
+    x_0, t, eps, drawn = conditional.micro_batch(0)
+    for a, b in zip((x_0, t, eps), plain.micro_batch(0)):
+        assert torch.equal(a, b)
+    assert plain.micro_batch(0)[3] is None
+    image = ((x_0.flatten() + 1) * 127.5).round().long()
+    assert (drawn[image == 0] == 3).all()
+    left_out = drawn[image != 0] == 3
+    assert left_out.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(drawn[drawn != 3], (image % 3)[drawn != 3])
+
+
+# ---- The network and the pipeline -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline():
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=4,
+        class_names=tuple(KINDS),
+        zero_init=False,
+    )
+    pipeline = DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=10, clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline, *arguments, **options):
+    return pipeline(*arguments, generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+
+
+def test_no_label_is_the_last_label(pipeline):
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 7])
+    without = pipeline.unet(x_t, t).sample
+    assert torch.equal(without, pipeline.unet(x_t, t, torch.tensor([3, 3])).sample)
+    assert not torch.equal(without, pipeline.unet(x_t, t, torch.tensor([0, 1])).sample)
+
+
+def test_names_need_one_label_more():
+    with pytest.raises(ValueError, match=r"num_class_embeds=3.*expected 4, one more than class_names"):
+        DDPMUNetModel(num_class_embeds=3, class_names=("a", "b", "c"))
+
+
+def test_without_guidance_it_is_the_plain_conditional_model(pipeline):
+    """Bit for bit: the loop written out, with one forward pass a step."""
+    images = draw(pipeline, class_labels=["dog", "eel"], guidance_scale=1.0)
+    generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler
+    x = torch.randn(2, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t, torch.tensor([1, 2])).sample, t, x, generator=generator).prev_sample
+    assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_guidance_is_the_line_through_both_predictions(pipeline, scale):
+    """In float64, with a forward pass for each."""
+    pipeline.to(torch.float64)
+    images = draw(pipeline, class_labels="dog", batch_size=3, guidance_scale=scale)
+    generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler
+    x = torch.randn(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            of_class, of_none = (pipeline.unet(x, t, torch.tensor([label])).sample for label in (1, 3))
+            eps = (1 - scale) * of_none + scale * of_class
+            x = scheduler.step(eps, t, x, generator=generator).prev_sample
+    torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+def test_labels_by_name_number_list_and_tensor(pipeline):
+    expected = draw(pipeline, class_labels=["dog", "dog"])
+    for labels in ([1, 1], torch.tensor([1, 1]), ("dog", 1)):
+        assert torch.equal(draw(pipeline, class_labels=labels), expected)
+    assert torch.equal(draw(pipeline, 2, class_labels="dog"), expected)
+
+
+def test_names_are_saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = DDPMPipelineCustom.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(loaded, class_labels=["eel"]), draw(pipeline, class_labels=[2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_labels": "cow"}, "there is no 'cow'; expected one of cat, dog, eel, or its number from 0 to 3"),
+        ({"class_labels": [4]}, "there is no 4"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "has 2 labels; expected one, or one for each of 3"),
+        ({"guidance_scale": 2.0}, "leads to `class_labels`"),
+    ],
+)
+def test_labels_that_do_not_fit(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+
+
+def test_an_unconditional_model_takes_neither(pipeline):
+    plain = DDPMPipelineCustom(DDPMUNetModel(block_out_channels=(32,) * 4), pipeline.scheduler)
+    with pytest.raises(ValueError, match="do not fit an unconditional model"):
+        plain(class_labels=3)
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0.*--class_conditional"):
+        plain(class_labels=3, guidance_scale=2.0)
+
+
+# ---- Whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_on_labels_resumes_and_draws_classes(train, tmp_path, monkeypatch):
+    options = {"max_train_steps": 4, "lr_scheduler": "constant"}
+    whole = train("whole", "--class_conditional", **options)
+    train("parts", "--class_conditional", **{**options, "max_train_steps": 2})
+    parts = train("parts", "--class_conditional", **options)
+    assert equal(whole, parts)
+    assert not equal(whole, train("without", "--class_conditional", cond_dropout=1, **options))
+    plain = train("plain", **options)
+    config = json.loads((whole / "unet" / "config.json").read_text())
+    assert config["class_names"] == [str(i) for i in range(10)]
+    card = (whole / "README.md").read_text()
+    assert "The classes are 0, 1, 2, " in card
+    snippet = re.search(r"```python\n(from ddpm_hf .*?)```", card, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace('"user/whole"', repr(str(whole))), namespace := {})
+    assert len(namespace["images"]) == 4
+    assert (tmp_path / "sample.png").exists()
+    flags = ["--num_inference_steps", "2", "--batch_size", "3", "--output", str(tmp_path / "out.png")]
+    main(["sample", str(whole), "--class_labels", "3", "7", "--guidance_scale", "1.5", *flags])
+    assert PILImage.open(tmp_path / "out.png").size[0] > 28
+    with pytest.raises(SystemExit, match="there is no 'cow'; expected one of 0, 1,"):
+        main(["sample", str(whole), "--class_labels", "cow", *flags])
+    with pytest.raises(SystemExit, match="do not fit an unconditional model"):
+        main(["sample", str(plain), "--class_labels", "3", *flags])
+
+
+def test_options_that_need_labels():
+    for flags in (["--label_column", "kind"], ["--guidance_scale", "3"]):
+        with pytest.raises(SystemExit):
+            parse_command_line(flags)
