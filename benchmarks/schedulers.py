@@ -8,22 +8,14 @@ classifier, trained here first, so the numbers compare rows of one table and not
 """
 
 import argparse
-import itertools
 import time
 
-import datasets
 import diffusers
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.linalg import sqrtm
-from torch import nn
-from tqdm.auto import tqdm
+from digit_classifier import TRAINING_DIGITS, frechet_distance, train_classifier
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom
-from ddpm_hf.data import EMBEDDED_DIGITS
 
-TRAINING_DIGITS = 7000  # for the classifier; the others are compared with
 ROWS = [
     ("DDPMLinearScheduler", (1000, 250, 100, 50, 20)),
     ("DDIMScheduler", (50, 20, 10)),
@@ -43,7 +35,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=100)
     arguments = parser.parse_args()
 
-    features, digits = train_features()
+    features, _, digits, _ = train_classifier()
     real = [features(part) for part in digits[TRAINING_DIGITS:].split((len(digits) - TRAINING_DIGITS) // 2)]
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(leave=False)
@@ -69,43 +61,6 @@ def draw(pipeline: DDPMPipelineCustom, steps: int, count: int, batch_size: int) 
         generator = torch.Generator().manual_seed(start)
         batches.append(pipeline(min(batch_size, count - start), generator, steps, output_type="pt").images)
     return torch.cat(batches) * 2 - 1  # (N, 1, 28, 28)
-
-
-def train_features(epochs: int = 6, batch_size: int = 64):
-    """Train a classifier. Returns the function to its features, `(N, 1, 28, 28) -> (N, 64)`, and all digits."""
-    rows = datasets.Dataset.from_parquet(str(EMBEDDED_DIGITS))
-    digits = torch.tensor(np.stack([np.asarray(image) for image in rows["image"]]))[:, None] / 127.5 - 1
-    labels = torch.tensor(rows["label"])
-    torch.manual_seed(0)
-    widths = (1, 32, 64, 64)
-    blocks = [
-        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-        for a, b in itertools.pairwise(widths)
-    ]
-    body = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64 * 9, 64), nn.ReLU())
-    head = nn.Linear(64, 10)
-    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=2e-3)
-    for _ in tqdm(range(epochs), desc="Training the classifier", unit="epoch"):
-        for indices in torch.randperm(TRAINING_DIGITS).split(batch_size):
-            loss = F.cross_entropy(head(body(digits[indices])), labels[indices])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    body.eval()
-    with torch.no_grad():
-        held_out = slice(TRAINING_DIGITS, None)
-        accuracy = (head(body(digits[held_out])).argmax(1) == labels[held_out]).float().mean()
-    print(f"The classifier recognises {accuracy:.1%} of the digits that it was not trained on.")
-    return torch.no_grad()(body), digits
-
-
-def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of the means and covariances of two sets of features."""
-    a, b = a.double().numpy(), b.double().numpy()
-    C_a, C_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # The root exists for regular matrices only, and some features may never be active.
-    C_a, C_b = (C + 1e-6 * np.eye(len(C)) for C in (C_a, C_b))
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(C_a + C_b - 2 * sqrtm(C_a @ C_b).real))
 
 
 if __name__ == "__main__":
