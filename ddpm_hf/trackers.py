@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ def tracking_options(config: TrainingConfig) -> dict:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig):
-    """Begin to log, with all options."""
+    """Begin to log, with all options; without the token, since wandb records the command line."""
+    if config.hub_token:
+        sys.argv = [argument.replace(config.hub_token, "hf_***") for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     accelerator.init_trackers("ddpm_hf", {**options, "model": json.dumps(config.model)})
 

@@ -1,5 +1,7 @@
 """Numbers and pictures in TensorBoard, read back by its own reader."""
 
+import sys
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,3 +22,9 @@ def test_a_logger_that_is_not_installed(train, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="--logger wandb is not installed: pip install wandb"):
         train(logger="wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_trackers_see_no_token_on_the_command_line(train):
+    train(logger="none", hub_token="hf_secret")
+    assert "hf_secret" not in " ".join(sys.argv)
+    assert "hf_***" in sys.argv
