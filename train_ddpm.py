@@ -73,7 +73,7 @@ def main():
         is_main = accelerator.is_main_process
         # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
         if is_main and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
-            print("This is one process; to train in several on CPUs: torchrun --nproc_per_node N train_ddpm.py ...")
+            print("This is one process; for several on CPUs: accelerate launch --multi_gpu --num_processes N ...")
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def launch(processes, flags, script=ROOT / "train_ddpm.py"):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launcher += ["--main_process_port", "0"]  # any that is free
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(script), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
