@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None):
     _add_evaluate(subcommands)
     _add_convert(subcommands)
     _add_push(subcommands)
+    _add_demo(subcommands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -144,6 +145,29 @@ def _add_push(subcommands):
 
 def _push(folder: str, hub_model_id: str | None, hub_private_repo: bool, hub_token: str | None):
     print(f"Pushed to {push_run(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+
+
+def _add_demo(subcommands):
+    parser = subcommands.add_parser(
+        "demo",
+        help="try a model in the browser",
+        description="Serve a page to sample, denoise, interpolate and inpaint with a model, until Ctrl-C.",
+    )
+    parser.add_argument("source", metavar="RUN_OR_REPO", help="folder of a run or a pipeline, or Hub id")
+    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--server_name", help="address to listen at, such as 0.0.0.0; default: this machine alone")
+    parser.add_argument("--server_port", type=int, help="default: the first that is free from 7860 on")
+    parser.add_argument("--open_browser", action="store_true", help="show the page at once")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(**options):
+    try:
+        from ddpm_hf.demo import run_demo  # takes seconds to import, and not everybody has it
+    except ModuleNotFoundError as error:
+        raise ValueError('the demo needs Gradio: pip install "ddpm-hf[demo]"') from error
+    run_demo(**options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -52,8 +53,12 @@ def draw_images(
     """
     indices = iter(indices)
     while batch := list(islice(indices, batch_size)):
-        generators = [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in batch]
-        yield from zip(batch, pipeline(len(batch), generators, num_inference_steps).images)
+        yield from zip(batch, pipeline(len(batch), generators_of(pipeline, seed, batch), num_inference_steps).images)
+
+
+def generators_of(pipeline: DiffusionPipeline, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """The sources of noise of the images with these indices."""
+    return [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
 
 
 def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:
