@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
 from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.sampling import SCHEDULERS, fill_folder, open_model, save_grid
+from ddpm_hf.space import push_space, write_space
 
 
 def main(argv: list[str] | None = None):
@@ -134,17 +136,26 @@ def _add_push(subcommands):
     parser = subcommands.add_parser(
         "push",
         help="share a trained model on the Hub",
-        description="Upload the pipeline of a run with its model card, in one commit.",
+        description="Upload the pipeline of a run with its model card, in one commit; or its demo, as a Space.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of train_ddpm.py or of ddpm-hf convert")
     parser.add_argument("--hub_model_id", help="repository; by default that of the run, else named like the folder")
     parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private, if it is made")
     parser.add_argument("--hub_token", help="a token that can write; by default that of HF_TOKEN or `hf auth login`")
+    parser.add_argument("--space", action="store_true", help="write the demo into RUN/space, and upload that instead")
+    parser.add_argument("--no_upload", action="store_true", help="of a Space: only write the folder")
     parser.set_defaults(run=_push)
 
 
-def _push(folder: str, hub_model_id: str | None, hub_private_repo: bool, hub_token: str | None):
-    print(f"Pushed to {push_run(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
+    if no_upload and not space:
+        raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
+    if space:
+        written = write_space(folder)
+        print(f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}")
+    if not no_upload:
+        push = push_space if space else push_run
+        print(f"Pushed to {push(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
 
 
 def _add_demo(subcommands):

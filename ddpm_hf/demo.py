@@ -6,6 +6,7 @@ It runs where nothing but this machine can be reached: no fonts or scripts of ot
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
@@ -18,7 +19,11 @@ from ddpm_hf.studio import Studio, enlarge
 ANY_CLASS = "any"
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # the model has the machine to itself
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-CSS = ".gradio-container {max-width: 1000px !important} img {image-rendering: pixelated}"
+CSS = """
+.app {max-width: 1000px !important}
+.grid-wrap {min-height: 0 !important; overflow: auto !important}
+img {image-rendering: pixelated}
+"""
 
 
 def run_demo(
@@ -28,6 +33,7 @@ def run_demo(
     server_name: str | None = None,
     server_port: int | None = None,
     open_browser: bool = False,
+    title: str | None = None,
 ):
     """Serve the demo of a model until the process is stopped.
 
@@ -36,12 +42,14 @@ def run_demo(
         server_name (`str`, *optional*): Address to listen at; by default GRADIO_SERVER_NAME, or this machine alone.
         server_port (`int`, *optional*): By default GRADIO_SERVER_PORT, or the first that is free from 7860 on.
         open_browser (`bool`): Whether to show the page at once.
+        title (`str`, *optional*): Heading of the page; by default the name of the folder or repository.
 
     Raises:
         ValueError: See [`open_model`], or if the model's samples are no pictures.
         OSError: If the model cannot be read, or the port is taken.
     """
-    page = make_page(Studio(open_model(source, checkpoint, None, revision)))
+    studio = Studio(open_model(source, checkpoint, None, revision))
+    page = make_page(studio, title or Path(source).resolve().name)
     page.launch(
         server_name=server_name,
         server_port=server_port,
@@ -54,11 +62,11 @@ def run_demo(
     )
 
 
-def make_page(studio: Studio) -> gr.Blocks:
+def make_page(studio: Studio, title: str) -> gr.Blocks:
     """The page, to be launched."""
     width, height = studio.size
-    with gr.Blocks(title="DDPM", analytics_enabled=False) as page:
-        gr.Markdown(f"# Denoising diffusion\nPictures of {width} x {height} pixels out of noise.")
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}\nA denoising diffusion model of pictures of {width} x {height} pixels.")
         with gr.Tab("Sample"):
             _add_sample(studio)
         with gr.Tab("Denoise"):
@@ -81,7 +89,7 @@ def _add_sample(studio: Studio):
             steps, seed = _steps(studio, 100), _seed()
             button = gr.Button("Sample", variant="primary")
         with gr.Column(scale=2):
-            pictures = gr.Gallery(label="Samples", columns=3, format="png", object_fit="contain", height=560)
+            pictures = gr.Gallery(label="Samples", columns=3, format="png", object_fit="contain", height="auto")
 
     @_friendly
     def sample(num_images, class_name, guidance, scheduler, steps, seed, progress=gr.Progress()):
@@ -102,8 +110,9 @@ def _add_denoise(studio: Studio):
         with gr.Column(scale=2):
             place = gr.Slider(0, 1, 0, step=1, label="Way out of the noise", interactive=True)
             with gr.Row():
-                x_t = gr.Image(label="Picture on the way, x_t", format="png", interactive=False)
-                x_0 = gr.Image(label="What the network takes it for, x_0", format="png", interactive=False)
+                buttons = ["fullscreen", "download"]
+                x_t = gr.Image(label="x_t", format="png", interactive=False, buttons=buttons)
+                x_0 = gr.Image(label="x_0 predicted from it", format="png", interactive=False, buttons=buttons)
 
     @_friendly
     def denoise(steps, seed, progress=gr.Progress()):
@@ -121,8 +130,8 @@ def _add_interpolate(studio: Studio):
     T = studio.num_train_timesteps
     with gr.Row():
         with gr.Column(scale=1):
-            num_frames = gr.Slider(3, 15, 9, step=1, label="Frames")
-            timestep = gr.Slider(0, T, T // 2, step=1, label="Noising steps", info="The more, the freer the model is.")
+            num_frames = gr.Slider(3, 20, 10, step=1, label="Frames")
+            timestep = gr.Slider(0, T, T // 4, step=1, label="Noising steps", info="More leave the model more freedom.")
             steps, seed = _steps(studio, 100), _seed()
             drawing = gr.Button("Draw two pictures")
             button = gr.Button("Interpolate", variant="primary")
@@ -131,7 +140,7 @@ def _add_interpolate(studio: Studio):
                 one = gr.Image(label="From", type="pil", image_mode="RGBA", format="png", sources=["upload"])
                 another = gr.Image(label="To", type="pil", image_mode="RGBA", format="png", sources=["upload"])
             note = gr.Markdown()
-            strip = gr.Gallery(label="Frames", columns=5, format="png", object_fit="contain")
+            strip = gr.Gallery(label="Frames", columns=5, format="png", object_fit="contain", height="auto")
 
     @_friendly
     def draw(steps, seed, progress=gr.Progress()):
@@ -153,7 +162,7 @@ def _add_inpaint(studio: Studio):
     with gr.Row():
         with gr.Column(scale=1):
             num_images = gr.Slider(1, 8, 4, step=1, label="Pictures")
-            num_resamples = gr.Slider(1, 10, 5, step=1, label="Resamplings", info="More fit the edges better.")
+            num_resamples = gr.Slider(1, 10, 5, step=1, label="Resamplings", info="More make the edges fit better.")
             steps, seed = _steps(studio, 50), _seed()
             drawing = gr.Button("Draw one for me")
             button = gr.Button("Inpaint", variant="primary")
@@ -168,7 +177,7 @@ def _add_inpaint(studio: Studio):
                 brush=gr.Brush(default_size=40, colors=["#ff4000"], color_mode="fixed"),
             )
             note = gr.Markdown()
-            pictures = gr.Gallery(label="Painted", columns=4, format="png", object_fit="contain")
+            pictures = gr.Gallery(label="Painted", columns=4, format="png", object_fit="contain", height="auto")
 
     @_friendly
     def draw(steps, seed, progress=gr.Progress()):
