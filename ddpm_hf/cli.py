@@ -152,7 +152,9 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
     if space:
         written = write_space(folder)
-        print(f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}")
+        print(
+            f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}"
+        )
     if not no_upload:
         push = push_space if space else push_run
         print(f"Pushed to {push(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -53,12 +52,14 @@ def draw_images(
     """
     indices = iter(indices)
     while batch := list(islice(indices, batch_size)):
-        yield from zip(batch, pipeline(len(batch), generators_of(pipeline, seed, batch), num_inference_steps).images)
+        yield from zip(
+            batch, pipeline(len(batch), generators_of(pipeline.device, seed, batch), num_inference_steps).images
+        )
 
 
-def generators_of(pipeline: DiffusionPipeline, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
     """The sources of noise of the images with these indices."""
-    return [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
+    return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
 
 
 def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:

@@ -3,7 +3,6 @@
 The Space gets the versions that are installed here, since those are known to work together.
 """
 
-import json
 import re
 import shutil
 import sys

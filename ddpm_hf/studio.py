@@ -1,7 +1,7 @@
 """What the tabs of the demo compute: functions of numbers and pictures, without an interface.
 
-Every call has a scheduler of its own, so that calls may run side by side. `track` wraps the loop over the steps, as tqdm
-does.
+Every call has a scheduler of its own, so that calls may run side by side. `track` wraps the loop over the steps, as
+tqdm does.
 """
 
 from collections.abc import Callable, Iterable
@@ -73,15 +73,14 @@ class Studio:
         """
         pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
         wish = {"class_labels": [class_name] * num_images, "guidance_scale": guidance_scale} if class_name else {}
-        generators = generators_of(pipeline, seed, range(num_images))
-        return pipeline(num_images, generators, num_inference_steps=steps, **wish).images
+        return pipeline(num_images, self._noise(seed, num_images), num_inference_steps=steps, **wish).images
 
     def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
         """The way of sample 0 of this seed out of the noise: pairs of x_t and the x_0 predicted from it."""
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         output = pipeline(
             num_frames=min(steps + 1, MOST_FRAMES),
-            generator=generators_of(pipeline, seed, [0]),
+            generator=self._noise(seed),
             num_inference_steps=steps,
         )
         return [(x_t, x_0) for (x_t,), (x_0,) in zip(output.x_t, output.x_0)]
@@ -98,7 +97,7 @@ class Studio:
     ) -> list[Image.Image]:
         """Frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
         pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
-        generator = torch.Generator(pipeline.device).manual_seed(seed)
+        (generator,) = self._noise(seed)
         pictures = [self.fit(picture)[0] for picture in (one, another)]
         return pipeline(
             *pictures, num_frames=num_frames, timestep=timestep, generator=generator, num_inference_steps=steps
@@ -123,9 +122,9 @@ class Studio:
         if mask.getextrema()[1] < 128:
             raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
         pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
-        generators = generators_of(pipeline, seed, range(num_images))
+        generator = self._noise(seed, num_images)
         return pipeline(
-            picture, mask, num_images, num_resamples=num_resamples, generator=generators, num_inference_steps=steps
+            picture, mask, num_images, num_resamples=num_resamples, generator=generator, num_inference_steps=steps
         ).images
 
     def fit(self, picture: Image.Image) -> tuple[Image.Image, str]:
@@ -154,6 +153,11 @@ class Studio:
         pipeline = kind(unet=self.unet, scheduler=SCHEDULERS[scheduler].from_config(self.scheduler_config))
         pipeline.progress_bar = track
         return pipeline
+
+    def _noise(self, seed: int | None, num_images: int = 1) -> list[torch.Generator]:
+        if seed is None:
+            raise ValueError("The seed is empty; expected a whole number.")
+        return generators_of(self.unet.device, seed, range(num_images))
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
