@@ -55,6 +55,7 @@ def run_demo(
         server_port=server_port,
         inbrowser=open_browser,
         share=False,
+        show_error=True,  # also Gradio's own, of files that are no pictures
         ssr_mode=False,
         footer_links=[],
         theme=THEME,
@@ -137,8 +138,8 @@ def _add_interpolate(studio: Studio):
             button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=2):
             with gr.Row():
-                one = gr.Image(label="From", type="pil", image_mode="RGBA", format="png", sources=["upload"])
-                another = gr.Image(label="To", type="pil", image_mode="RGBA", format="png", sources=["upload"])
+                one = gr.Image(label="From", type="pil", image_mode=None, format="png", sources=["upload"])
+                another = gr.Image(label="To", type="pil", image_mode=None, format="png", sources=["upload"])
             note = gr.Markdown()
             strip = gr.Gallery(label="Frames", columns=5, format="png", object_fit="contain", height="auto")
 
@@ -219,13 +220,13 @@ def _notes(studio: Studio, **pictures: Image.Image) -> str:
 
 
 def _friendly(function: Callable) -> Callable:
-    """The function, with its ValueErrors shown in the page."""
+    """The function, with what it has to say about its input shown in the page."""
 
     @functools.wraps(function)
     def wrapped(*arguments):
         try:
             return function(*arguments)
-        except ValueError as error:
-            raise gr.Error(str(error), title="This does not work", print_exception=False) from error
+        except (ValueError, OSError) as error:  # OSError: PIL's, of broken pictures
+            raise gr.Error(str(error), print_exception=False) from error
 
     return wrapped

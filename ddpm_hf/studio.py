@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from ddpm_hf.decoding import to_eight_bits
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
@@ -133,17 +134,16 @@ class Studio:
         An enlarged picture becomes what it was, pixel by pixel.
         """
         width, height = self.size
-        picture = picture.convert("RGBA")
-        fitted = ImageOps.fit(picture, self.size, Image.Resampling.BOX)
-        cut = round(picture.width * height / picture.height) != width
+        whole = to_eight_bits(picture, "RGB")
+        fitted = ImageOps.fit(whole, self.size, Image.Resampling.BOX)
+        cut = round(whole.width * height / whole.height) != width
         notes = []
         if cut:
             notes.append("cut to its centre")
-        if cut or fitted.resize(picture.size, Image.Resampling.NEAREST) != picture:
-            notes.append(f"resized from {picture.width} x {picture.height} to {width} x {height} pixels")
-        if picture.getextrema()[3][0] < 255:
+        if cut or fitted.resize(whole.size, Image.Resampling.NEAREST) != whole:
+            notes.append(f"resized from {whole.width} x {whole.height} to {width} x {height} pixels")
+        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
             notes.append("put on white where it is transparent")
-        fitted = Image.alpha_composite(Image.new("RGBA", self.size, "white"), fitted).convert("RGB")
         colours = np.array(fitted)  # (H, W, 3)
         if self.channels == 1 and (colours != colours[..., :1]).any():
             notes.append("turned to greyscale, as the model is")

@@ -108,6 +108,9 @@ def test_pictures_of_any_size_and_mode(model, pictures):
     fitted, note = model.fit(Image.new("RGBA", (8, 8)))
     assert pixels(fitted).min() == 255
     assert note == "It was put on white where it is transparent."
+    fitted, note = model.fit(Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)))
+    assert (pixels(fitted) == 100).all()
+    assert note == ""
 
 
 @pytest.mark.parametrize("wish", [{}, {"class_labels": ["two"] * 3, "guidance_scale": 4.0}])
@@ -157,14 +160,19 @@ def test_buttons(functions, model, pictures):
     assert note == ""
 
 
-def test_bad_input_is_answered_in_one_line(functions, pictures):
+def test_bad_input_is_answered_in_one_line(functions, pictures, tmp_path):
     import gradio as gr
 
+    pictures[0].resize((99, 99)).save(tmp_path / "broken.png")
+    with open(tmp_path / "broken.png", "r+b") as file:
+        file.truncate(900)
+    broken = Image.open(tmp_path / "broken.png")
     empty = {"background": None, "layers": []}
     untouched = {"background": pictures[0].convert("RGBA"), "layers": [Image.new("RGBA", (8, 8))]}
     for name, arguments, message in (
         ("sample", (2, None, 2.0, "ddpm", 10, None), "The seed is empty; expected a whole number."),
-        ("interpolate", (None, pictures[0], 5, 3, 10, 0), "Two pictures are needed: upload them, or"),
+        ("interpolate", (None, broken, 5, 3, 10, 0), "Two pictures are needed: upload them, or"),
+        ("interpolate", (broken, broken, 5, 3, 10, 0), "image file is truncated"),
         ("inpaint", (empty, 2, 2, 10, 0), "A picture is needed: upload one, or"),
         ("inpaint", (untouched, 2, 2, 10, 0), "Nothing is to be painted: draw over"),
     ):
@@ -266,9 +274,11 @@ class Visitor:
         driver.get(server.url)
 
     def wait(self, condition, what):
+        from selenium.common import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, 60).until(lambda _: condition(), what)
+        changing = [StaleElementReferenceException]  # the page is being drawn
+        return WebDriverWait(self.driver, 60, ignored_exceptions=changing).until(lambda _: condition(), what)
 
     def visible(self, css, text=None):
         found = [e for e in self.driver.find_elements("css selector", css) if e.is_displayed()]
@@ -370,8 +380,8 @@ def draw_over(visitor):
     """Strokes over the middle of the picture in the editor."""
     from selenium.webdriver import ActionChains
 
-    canvas = visitor.wait(lambda: visitor.visible("canvas"), "the editor")[0]
-    time.sleep(2)  # it draws itself
+    visitor.wait(lambda: visitor.visible("button[aria-label='Brush Size']"), "a picture in the editor")
+    (canvas, *_) = visitor.visible("canvas")
     strokes = ActionChains(visitor.driver).move_to_element_with_offset(canvas, -40, -30).click_and_hold()
     for x, y in ((80, 0), (0, 30), (-80, 0)):
         strokes.move_by_offset(x, y)
