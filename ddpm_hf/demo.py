@@ -17,6 +17,7 @@ from ddpm_hf.sampling import SCHEDULERS, open_model
 from ddpm_hf.studio import Studio, enlarge
 
 ANY_CLASS = "any"
+DAY = 24 * 60 * 60  # seconds, after which pictures that were shown are deleted from the disk
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # the model has the machine to itself
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
@@ -66,7 +67,7 @@ def run_demo(
 def make_page(studio: Studio, title: str) -> gr.Blocks:
     """The page, to be launched."""
     width, height = studio.size
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
         gr.Markdown(f"# {title}\nA denoising diffusion model of pictures of {width} x {height} pixels.")
         with gr.Tab("Sample"):
             _add_sample(studio)
@@ -117,11 +118,12 @@ def _add_denoise(studio: Studio):
 
     @_friendly
     def denoise(steps, seed, progress=gr.Progress()):
-        way = [(enlarge(x_t), enlarge(x_0)) for x_t, x_0 in studio.denoise(seed, steps, progress.tqdm)]
-        return way, gr.Slider(maximum=len(way) - 1, value=len(way) - 1), *way[-1]
+        way = studio.denoise(seed, steps, progress.tqdm)
+        last = len(way) - 1
+        return way, gr.Slider(maximum=last, value=last), *show(way, last)
 
     def show(way, place):
-        return way[min(place, len(way) - 1)] if way else (None, None)
+        return [enlarge(picture) for picture in way[place]] if way else (None, None)
 
     button.click(denoise, [steps, seed], [frames, place, x_t, x_0], api_name="denoise", **ONE_AT_A_TIME)
     place.input(show, [frames, place], [x_t, x_0], show_progress="hidden", trigger_mode="always_last", api_name=False)
