@@ -74,16 +74,13 @@ class Studio:
         """
         pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
         wish = {"class_labels": [class_name] * num_images, "guidance_scale": guidance_scale} if class_name else {}
-        return pipeline(num_images, self._noise(seed, num_images), num_inference_steps=steps, **wish).images
+        return pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
 
     def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
         """The way of sample 0 of this seed out of the noise: pairs of x_t and the x_0 predicted from it."""
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
-        output = pipeline(
-            num_frames=min(steps + 1, MOST_FRAMES),
-            generator=self._noise(seed),
-            num_inference_steps=steps,
-        )
+        num_frames = min(steps + 1, MOST_FRAMES)
+        output = pipeline(num_frames=num_frames, generator=self._generators(seed), num_inference_steps=steps)
         return [(x_t, x_0) for (x_t,), (x_0,) in zip(output.x_t, output.x_0)]
 
     def interpolate(
@@ -98,7 +95,7 @@ class Studio:
     ) -> list[Image.Image]:
         """Frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
         pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
-        (generator,) = self._noise(seed)
+        (generator,) = self._generators(seed)
         pictures = [self.fit(picture)[0] for picture in (one, another)]
         return pipeline(
             *pictures, num_frames=num_frames, timestep=timestep, generator=generator, num_inference_steps=steps
@@ -123,9 +120,9 @@ class Studio:
         if mask.getextrema()[1] < 128:
             raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
         pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
-        generator = self._noise(seed, num_images)
+        generators = self._generators(seed, num_images)
         return pipeline(
-            picture, mask, num_images, num_resamples=num_resamples, generator=generator, num_inference_steps=steps
+            picture, mask, num_images, num_resamples=num_resamples, generator=generators, num_inference_steps=steps
         ).images
 
     def fit(self, picture: Image.Image) -> tuple[Image.Image, str]:
@@ -154,7 +151,7 @@ class Studio:
         pipeline.progress_bar = track
         return pipeline
 
-    def _noise(self, seed: int | None, num_images: int = 1) -> list[torch.Generator]:
+    def _generators(self, seed: int | None, num_images: int = 1) -> list[torch.Generator]:
         if seed is None:
             raise ValueError("The seed is empty; expected a whole number.")
         return generators_of(self.unet.device, seed, range(num_images))

@@ -235,6 +235,7 @@ class Server:
             except OSError:
                 assert self.process.poll() is None, self.process.stdout.read()
                 time.sleep(0.2)
+        self.process.kill()
         raise TimeoutError(self.url)
 
     def __exit__(self, *exception):
