@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
 from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.sampling import SCHEDULERS, Classes, fill_folder, open_model, save_grid
+from ddpm_hf.space import push_space, write_space
 
 
 def main(argv: list[str] | None = None):
@@ -26,6 +28,7 @@ def main(argv: list[str] | None = None):
     _add_evaluate(subcommands)
     _add_convert(subcommands)
     _add_push(subcommands)
+    _add_demo(subcommands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -153,17 +156,51 @@ def _add_push(subcommands):
     parser = subcommands.add_parser(
         "push",
         help="share a trained model on the Hub",
-        description="Upload the pipeline of a run with its model card, in one commit.",
+        description="Upload the pipeline of a run with its model card, in one commit; or its demo, as a Space.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of train_ddpm.py or of ddpm-hf convert")
     parser.add_argument("--hub_model_id", help="repository; by default that of the run, else named like the folder")
     parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private, if it is made")
     parser.add_argument("--hub_token", help="a token that can write; by default that of HF_TOKEN or `hf auth login`")
+    parser.add_argument("--space", action="store_true", help="write the demo into RUN/space, and upload that instead")
+    parser.add_argument("--no_upload", action="store_true", help="of a Space: only write the folder")
     parser.set_defaults(run=_push)
 
 
-def _push(folder: str, hub_model_id: str | None, hub_private_repo: bool, hub_token: str | None):
-    print(f"Pushed to {push_run(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
+    if no_upload and not space:
+        raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
+    if space:
+        written = write_space(folder)
+        print(
+            f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}"
+        )
+    if not no_upload:
+        push = push_space if space else push_run
+        print(f"Pushed to {push(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+
+
+def _add_demo(subcommands):
+    parser = subcommands.add_parser(
+        "demo",
+        help="try a model in the browser",
+        description="Serve a page to sample, denoise, interpolate and inpaint with a model, until Ctrl-C.",
+    )
+    parser.add_argument("source", metavar="RUN_OR_REPO", help="folder of a run or a pipeline, or Hub id")
+    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--server_name", help="address to listen at, such as 0.0.0.0; default: this machine alone")
+    parser.add_argument("--server_port", type=int, help="default: the first that is free from 7860 on")
+    parser.add_argument("--open_browser", action="store_true", help="show the page at once")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(**options):
+    try:
+        from ddpm_hf.demo import run_demo  # takes seconds to import, and not everybody has it
+    except ModuleNotFoundError as error:
+        raise ValueError('the demo needs Gradio: pip install "ddpm-hf[demo]"') from error
+    run_demo(**options)
 
 
 if __name__ == "__main__":

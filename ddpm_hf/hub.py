@@ -41,12 +41,13 @@ def find_token(token: str | None = None) -> str:
     return token
 
 
-def check_push(repo_id: str, token: str | None = None) -> str:
+def check_push(repo_id: str, token: str | None = None, repo_type: str = "model") -> str:
     """Find out whether a push can succeed, so that it does not fail after the training.
 
     Args:
         repo_id (`str`): `user/name`, `organisation/name`, or a name of the user's own.
         token (`str`, *optional*): See [`find_token`].
+        repo_type (`str`): `"model"` or `"space"`.
 
     Returns:
         `str`: The repository with its owner.
@@ -66,7 +67,7 @@ def check_push(repo_id: str, token: str | None = None) -> str:
         owner, _, _ = repo_id.rpartition("/")
         repo_id = repo_id if owner else f"{me['name']}/{repo_id}"
         _check_owner(me, repo_id)
-        persist(lambda: api.auth_check(repo_id, write=True))
+        persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
     except RepositoryNotFoundError:
         pass  # it will be made
     except HfHubHTTPError as error:

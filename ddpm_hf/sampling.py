@@ -87,9 +87,13 @@ def draw_images(
     """
     indices = iter(indices)
     while batch := list(islice(indices, batch_size)):
-        generators = [torch.Generator(pipeline.device).manual_seed(seed_of(seed, "sample", i)) for i in batch]
-        options = classes.options(batch) if classes else {}
+        generators, options = generators_of(pipeline.device, seed, batch), classes.options(batch) if classes else {}
         yield from zip(batch, pipeline(len(batch), generators, num_inference_steps, **options).images)
+
+
+def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """The sources of noise of the images with these indices."""
+    return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
 
 
 def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:

@@ -18,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import ModelCard
 
-REPO = r"(?P<repo>[^/]+/[^/]+?)"
+REPO = r"(?P<repo>(?:spaces/)?[^/]+/[^/]+?)"  # a Space's name begins with spaces/
+API = rf"/api/(?:models/|(?=spaces/)){REPO}"
 
 
 @dataclass
@@ -75,6 +76,10 @@ class Repository:
             if sha == revision:
                 return sha, files
         raise HubError(404, "RevisionNotFound")
+
+
+def owner_of(name: str) -> str:
+    return name.removeprefix("spaces/").split("/")[0]
 
 
 class HubError(Exception):
@@ -147,13 +152,13 @@ class LoopbackHub:
 
     def role(self, user: User | None, name: str) -> str | None:
         """What a user may do in the repositories of an owner; nothing in particular without a role."""
-        owner = name.split("/")[0]
+        owner = owner_of(name)
         if user is None or user.name == owner:
             return user and "admin"
         return self.organisations.get(owner, {}).get(user.name)
 
     def may_write(self, user: User | None, name: str, roles: tuple[str, ...]) -> bool:
-        scoped = user and (user.role == "write" or {name, name.split("/")[0]} & set(user.scopes))
+        scoped = user and (user.role == "write" or {name, owner_of(name)} & set(user.scopes))
         return bool(scoped) and self.role(user, name) in roles
 
     def readable(self, name: str, user: User | None) -> Repository:
@@ -194,7 +199,8 @@ class LoopbackHub:
         wish = json.loads(body)
         if not user:
             raise HubError(401)
-        name = f"{wish.get('organization') or user.name}/{wish['name']}"
+        kind = "spaces/" if wish.get("type") == "space" else ""
+        name = f"{kind}{wish.get('organization') or user.name}/{wish['name']}"
         if not self.may_write(user, name, roles=("admin", "write", "contributor")):
             raise HubError(403)
         answer = {"url": f"{self.url}/{name}", "name": name}
@@ -292,17 +298,17 @@ class LoopbackHub:
 
 ROUTES = [
     ("GET", r"/api/whoami-v2", LoopbackHub.whoami),
-    ("GET", rf"/api/models/{REPO}/auth-check/write", LoopbackHub.auth_check),
+    ("GET", rf"{API}/auth-check/write", LoopbackHub.auth_check),
     ("POST", r"/api/validate-yaml", LoopbackHub.validate_card),
     ("POST", r"/api/repos/create", LoopbackHub.create),
-    ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>.+)", LoopbackHub.preupload),
-    ("POST", rf"/api/models/{REPO}/commit/(?P<revision>.+)", LoopbackHub.commit),
+    ("POST", rf"{API}/preupload/(?P<revision>.+)", LoopbackHub.preupload),
+    ("POST", rf"{API}/commit/(?P<revision>.+)", LoopbackHub.commit),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", LoopbackHub.lfs_batch),
     ("POST", r"/lfs/verify", LoopbackHub.lfs_verify),
     ("PUT", r"/lfs/(?P<sha256>[0-9a-f]{64})", LoopbackHub.lfs_put),
-    ("GET", rf"/api/models/{REPO}", LoopbackHub.info),
-    ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", LoopbackHub.info),
-    ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", LoopbackHub.tree),
+    ("GET", API, LoopbackHub.info),
+    ("GET", rf"{API}/revision/(?P<revision>[^/]+)", LoopbackHub.info),
+    ("GET", rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", LoopbackHub.tree),
     ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.resolve),
 ]
 

@@ -24,6 +24,7 @@ from ddpm_hf import cli, retry
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hub import CARD_SET_ASIDE, check_push, push_run, share_run
 from ddpm_hf.retry import FIRST_WAIT, TRIES
+from ddpm_hf.space import push_space, write_space
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_PACKAGE = "import sys; sys.modules['ddpm_hf'] = None"
@@ -145,6 +146,47 @@ def test_edits_here_and_there(hub, run, capsys):
 
     push_run(run, "alice/another", TOKEN)  # where there is no card yet
     assert b"There, too." in files_of(hub, "alice/another")["README.md"]
+
+
+def test_a_space_in_one_commit(hub, run, capsys):
+    push = ["push", str(run), "--space", "--hub_model_id", "digits", "--hub_token", TOKEN]
+    cli.main(push)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Pushed to {hub.url}/spaces/alice/digits."
+    files = files_of(hub, "spaces/alice/digits")
+    written = {path.relative_to(run / "space").as_posix(): path for path in (run / "space").rglob("*")}
+    assert files == {name: path.read_bytes() for name, path in written.items() if path.is_file()}
+    assert {"app.py", "requirements.txt", "README.md", "model/model_index.json", "ddpm_hf/demo.py"} <= set(files)
+    assert b"private" not in files.values()
+    assert not any(word in b"".join(files.values()) for word in (TOKEN.encode(), str(run.parent).encode()))
+
+    cli.main(push)
+    assert commits_of(hub, "spaces/alice/digits") == 1
+    assert list(hub.repositories) == ["spaces/alice/digits"]
+
+
+def test_a_space_through_a_busy_hub(hub, run, waits):
+    write_space(run)
+    requests = ("whoami", "check", "create", "validate", "preupload", "lfs put", "commit")
+    for request in requests:
+        hub.fail(REQUESTS[request], 503, times=2)
+    push_space(run, "lab/digits", TOKEN, private=True)
+    assert all(fault.times == 0 for fault in hub.faults)
+    assert hub.repositories["spaces/lab/digits"].private
+    assert commits_of(hub, "spaces/lab/digits") == 1
+
+
+def test_a_space_is_written_before_it_cannot_be_pushed(hub, run, capsys):
+    with pytest.raises(SystemExit, match="no token for the Hub"):
+        cli.main(["push", str(run), "--space"])
+    assert capsys.readouterr().out.startswith(
+        f"{run}/space holds a Space that needs nothing else; try it with: python "
+    )
+    shutil.rmtree(run / "space")
+    cli.main(["push", str(run), "--space", "--no_upload"])
+    assert (run / "space" / "app.py").exists()
+    assert hub.requests == []
+    with pytest.raises(SystemExit, match="--no_upload: a model has nothing to write first; pass --space too"):
+        cli.main(["push", str(run), "--no_upload"])
 
 
 # ---- What it survives ------------------------------------------------------------------------------------------------

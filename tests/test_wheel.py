@@ -14,6 +14,8 @@ import ddpm_hf
 from ddpm_hf.data import EMBEDDED_DIGITS
 assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
 assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
+from ddpm_hf.studio import Studio, DDPMInpaintingPipeline
+assert DDPMInpaintingPipeline.__module__ == "ddpm_hf.pipelines.ddpm_inpainting"
 from ddpm_hf.model_card import TEMPLATE
 assert TEMPLATE.exists()
 unet = ddpm_hf.DDPMUNetModel(
@@ -22,7 +24,8 @@ unet = ddpm_hf.DDPMUNetModel(
 )
 pipeline = ddpm_hf.DDPMPipelineCustom(unet, ddpm_hf.DDPMLinearScheduler(num_train_timesteps=3))
 pipeline.save_pretrained("pipeline")
-print(len(ddpm_hf.DDPMPipelineCustom.from_pretrained("pipeline")(batch_size=2).images), "images")
+pipeline = ddpm_hf.DDPMPipelineCustom.from_pretrained("pipeline")
+print(len(pipeline(batch_size=2).images), "images,", len(Studio(pipeline).denoise(seed=0, steps=3)), "frames")
 """
 
 
@@ -42,4 +45,4 @@ def test_wheel_imports_and_samples(tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout == "2 images\n"
+    assert run.stdout == "2 images, 4 frames\n"

@@ -1,0 +1,128 @@
+"""The demo of a run as a Hugging Face Space: a folder with the model, this package's source and what both need.
+
+The Space gets the versions that are installed here, since those are known to work together.
+"""
+
+import re
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from ddpm_hf.hub import PUSHED, check_push, default_repo_id, find_token
+from ddpm_hf.model_card import CARD, write_card
+from ddpm_hf.retry import PASSING_ERRORS, one_line, persist
+
+SPACE = "space"  # in the folder of a run
+PACKAGE = Path(__file__).parent
+SOURCE = ("*.py", "*.md", "pipelines/*.py")  # of the package: all but the embedded digits
+APP = '''"""With the packages of requirements.txt: python app.py"""
+
+from pathlib import Path
+
+from ddpm_hf.demo import run_demo
+
+if __name__ == "__main__":
+    run_demo(str(Path(__file__).with_name("model")), title={name!r})
+'''
+README = """---
+{metadata}
+---
+
+# {name}
+
+The demo of a DDPM: sample, denoise, interpolate and inpaint. `model/` is the model, and `ddpm_hf/` the source of the
+package that made it, under Apache-2.0. Written by `ddpm-hf push --space`, which writes all of it anew each time.
+"""
+
+
+def write_space(folder: str | Path) -> Path:
+    """Write the Space of a run into its folder `space/`, in the place of an older one.
+
+    Args:
+        folder (`str` or `Path`): The run, or any folder with a pipeline.
+
+    Returns:
+        `Path`: The Space.
+
+    Raises:
+        ValueError: If the folder holds no pipeline, or Gradio is not installed.
+        OSError: If it cannot be written.
+    """
+    folder = Path(folder).resolve()
+    write_card(folder)  # says what is missing
+    requirements, space, name = _requirements(), folder / SPACE, folder.name
+    shutil.rmtree(space, ignore_errors=True)
+    _copy(folder, [pattern for pattern in PUSHED if pattern != CARD], space / "model")
+    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
+    (space / "app.py").write_text(APP.format(name=name))
+    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
+    repo_id = default_repo_id(folder)
+    metadata = SpaceCardData(
+        title=name,
+        sdk="gradio",
+        sdk_version=requirements["gradio"],
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license=ModelCard.load(folder / CARD).data.license,
+        models=[repo_id] if "/" in repo_id else None,
+    )
+    (space / CARD).write_text(README.format(metadata=metadata.to_yaml(), name=name))
+    return space
+
+
+def push_space(folder: str | Path, repo_id: str, token: str | None = None, private: bool = False) -> str:
+    """Upload the Space of a run in one commit; none if nothing has changed.
+
+    Args:
+        folder (`str` or `Path`): The run; [`write_space`] was there.
+        repo_id, token, private: See [`push_run`].
+
+    Returns:
+        `str`: The address of the Space.
+
+    Raises:
+        ValueError: See [`check_push`].
+        OSError: If the Hub does not take it, after all tries.
+    """
+    space, token = Path(folder, SPACE), find_token(token)
+    repo_id = check_push(repo_id, token, repo_type="space")
+    api = HfApi(token=token)
+    names = sorted(path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file())
+    try:
+        persist(
+            lambda: api.create_repo(
+                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
+            )
+        )
+        persist(
+            lambda: api.create_commit(
+                repo_id,
+                [CommitOperationAdd(name, str(space / name)) for name in names],
+                repo_type="space",
+                commit_message="Upload the demo",
+            )
+        )
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        raise OSError(f"cannot push {space} to {repo_id}: {one_line(error)}") from error
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def _requirements() -> dict[str, str]:
+    """Package -> installed version, of all that this package needs for the demo."""
+    try:
+        needed = [line for line in requires("ddpm-hf") if "extra ==" not in line]
+        names = ["gradio", *(re.match(r"[\w.-]+", line)[0] for line in needed)]
+        return {name: version(name).split("+")[0] for name in names}  # torch calls itself 2.13.0+cpu
+    except PackageNotFoundError as error:
+        raise ValueError(f'a Space needs to know the version of {error.name}: pip install "ddpm-hf[demo]"') from error
+
+
+def _copy(source: Path, patterns, target: Path):
+    for path in {path for pattern in patterns for path in source.glob(pattern)}:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
