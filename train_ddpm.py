@@ -29,6 +29,7 @@ from ddpm_hf.hub import check_before_training, share_run
 from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
     choose_mixed_precision,
+    compile_blocks,
     join_processes_on_cpus,
     keep_freed_memory,
     note_signals,
@@ -113,6 +114,8 @@ def main():
     # Model, optimizer, and the average of the weights, which samples are drawn with.
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if config.compile:
+        compile_blocks(unet)
     optimizer = make_optimizer(unet, config)
     lr_scheduler = make_lr_scheduler(optimizer, config)
     model, prepared_optimizer = prepare(accelerator, unet, optimizer)

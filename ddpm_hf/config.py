@@ -83,6 +83,7 @@ class TrainingConfig:
     adam_weight_decay: float = _option(0.0, "Optimisation", "Weight decay.", minimum=0)
     adam_epsilon: float = _option(1e-8, "Optimisation", "epsilon of Adam.", minimum=0)
     max_grad_norm: float = _option(1.0, "Optimisation", "Gradients are scaled down to this norm; 0 leaves them.", minimum=0)
+    compile: bool = _option(False, "Optimisation", "Compile the network, which takes a minute at the start.")
     gradient_checkpointing: bool = _option(False, "Optimisation", "Recompute activations in the backward pass: less memory, more time.")
 
     use_ema: bool = _option(True, "Moving average", "Keep an exponential moving average of the weights, and sample and save with it.")

@@ -12,17 +12,18 @@ import diffusers
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
+from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
 import ddpm_hf
 
 
 def choose_mixed_precision(choice: str) -> str:
-    """Resolve `"auto"`: bf16 on GPUs that support it and on CPUs with matrix units for it (AMX), else no."""
+    """Resolve `"auto"`: bf16 on GPUs that support it and on CPUs with AMX or AVX512-BF16, else no."""
     if choice != "auto":
         return choice
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if fast else "no"
 
 
@@ -72,6 +73,12 @@ def keep_freed_memory():
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def compile_blocks(unet: ModelMixin):
+    """Compile the blocks that repeat, in place, so the names of the weights stay; at the first step, for a minute."""
+    torch._dynamo.config.recompile_limit = 128  # blocks of one class differ in their shapes, each to be compiled
+    unet.compile_repeated_blocks(dynamic=False)
 
 
 def note_signals() -> list[int]:

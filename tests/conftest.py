@@ -36,6 +36,7 @@ def small(tmp_path):
     )
     model.save_config(tmp_path / "model")
     defaults = {
+        "mixed_precision": "no",  # so that numbers can be compared
         "model_config_name_or_path": tmp_path / "model",
         "cache_dir": tmp_path / "cache",
         "max_train_steps": 4,

@@ -12,7 +12,7 @@ def test_mixed_precision_auto(monkeypatch):
     assert choose_mixed_precision("fp16") == "fp16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for fast, wanted in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
         assert choose_mixed_precision("auto") == wanted
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import equal, metrics
+from runs import equal, metrics, weights
 from safetensors.torch import load_file
 
 import train_ddpm
@@ -41,6 +41,20 @@ def assert_equal_runs(a, b):
     first, second = (load_state(folder / "checkpoints" / last) for folder in (a, b))
     for key in ("step", "micro_batches", "losses"):
         assert first[key] == second[key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", [("--compile",), ("--mixed_precision", "bf16")], ids=["compiled", "bf16"])
+def test_fast_runs_resume_exactly_too(train, fast):
+    options = {"lr_scheduler": "constant", "checkpointing_steps": 2}
+    whole = train("whole", *fast, max_train_steps=4, **options)
+    train("parts", *fast, max_train_steps=2, **options)
+    parts = train("parts", *fast, max_train_steps=4, **options)
+    assert_equal_runs(whole, parts)
+    assert not any("_orig_mod" in name for name in weights(whole))
+    slow = train("slow", max_train_steps=4, **options)
+    for name, weight in weights(slow).items():
+        torch.testing.assert_close(weights(whole)[name], weight, rtol=0, atol=2e-2, msg=name)
 
 
 @pytest.fixture

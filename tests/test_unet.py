@@ -87,8 +87,16 @@ def tiny(**kwargs):
 # ---- Parity ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[False, True], ids=["contiguous", "channels_last"])
+def memory_format(request, monkeypatch):
+    """Of machines without and with matrix units."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+    return torch.channels_last if request.param else torch.contiguous_format
+
+
 @pytest.mark.parametrize("name", STOCK)
-def test_equals_stock_unet(name):
+def test_equals_stock_unet(name, memory_format):
     stock = perturbed(UNet2DModel(**STOCK[name]))
     ours = from_unet2d(stock).eval()
     labels = {"class_labels": torch.tensor([3, 9, 0])} if "num_class_embeds" in STOCK[name] else {}
@@ -98,10 +106,11 @@ def test_equals_stock_unet(name):
             wanted = stock(x, t, **labels).sample
             got = ours(x, t, **labels).sample
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    assert all(p.is_contiguous(memory_format=memory_format) for p in ours.parameters() if p.ndim == 4)
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_gradients_equal_stock_unet(name):
+def test_gradients_equal_stock_unet(name, memory_format):
     stock = perturbed(UNet2DModel(**STOCK[name]))
     ours = from_unet2d(stock).eval()
     x = torch.randn(2, stock.config.in_channels, 16, 16)
@@ -113,6 +122,22 @@ def test_gradients_equal_stock_unet(name):
         parameter.data = parameter.grad
     for (key, parameter), (_, gradient) in zip(stock.named_parameters(), to_unet2d(ours).named_parameters()):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_bf16_is_close_to_float64(memory_format):
+    """Under autocast, as in training: the prediction, and the gradients of each part, relative to their norms."""
+    unet = perturbed(tiny(block_out_channels=(16, 32)))
+    x, t = torch.randn(4, 1, 16, 16), torch.tensor([0, 10, 500, 999])
+
+    def run(dtype, autocast):
+        unet.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = unet.to(dtype)(x.to(dtype), t).sample.double()
+        output.square().mean().backward()
+        return [output.detach(), torch.cat([p.grad.double().flatten() for p in unet.parameters()])]
+
+    for exact, coarse in zip(run(torch.float64, False), run(torch.float32, True)):
+        assert ((exact - coarse).norm() / exact.norm()).item() < 2e-2
 
 
 def test_default_is_the_papers_cifar10_model():
