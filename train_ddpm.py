@@ -147,8 +147,8 @@ def main():
                 losses = denoising_loss(model.train(), scheduler, x_0, t, eps, labels)
                 accelerator.backward((weights[t] * losses).mean())
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-                    grad_norm = whole(grad_norm)
+                    longest = config.max_grad_norm or math.inf
+                    grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), longest))
                     finite = bool(grad_norm.isfinite())  # alike on all processes
                 if not accelerator.sync_gradients or finite or accelerator.scaler:
                     prepared_optimizer.step()

@@ -209,6 +209,7 @@ def test_an_unconditional_model_takes_neither(pipeline):
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_labels_resumes_and_draws_classes(train, tmp_path, monkeypatch):
     options = {"max_train_steps": 4, "lr_scheduler": "constant"}
     whole = train("whole", "--class_conditional", **options)
