@@ -3,9 +3,15 @@
 import re
 
 import pytest
-from reading_map import README, line_of, links
+from reading_map import LINK, README, line_of, links
 
-EQUATIONS = ["2", "4", "5", "6-7", "8", "11", "12", "13", "14", "15"]
+PAPER = ["eq. 2", "eq. 3", "eq. 4", "eq. 5", "eq. 6-7", "eq. 8", "eq. 9-11", "eq. 12", "eq. 13", "eq. 14", "eq. 15"]
+PAPER += ["Algorithm 1", "Algorithm 2", "section 3.2", "section 4.3", "section 4.4", "appendix B"]
+TUTORIAL = """gather DenoiseDiffusion.q_xt_x0 q_sample DenoiseDiffusion.p_sample DenoiseDiffusion.loss
+    UNet Swish TimeEmbedding ResidualBlock AttentionBlock DownBlock UpBlock MiddleBlock Downsample Upsample
+    Configs Configs.init Configs.sample Configs.train run CelebADataset MNISTDataset
+    Sampler.sample Sampler.p_sample p_x0 Sampler.sample_animation Sampler.interpolate interpolate_animate
+    Sampler.show_image make_video"""
 
 
 def test_links_lead_to_their_lines():
@@ -20,7 +26,14 @@ def test_a_name_that_is_gone_is_found_out():
         line_of("DDPMUNetModel.forward", "magic", "ddpm_hf/unet_ddpm.py")
 
 
-def test_all_equations_are_there():
-    rows = re.findall(r"^\| (?:eq\. )?([\w -]+) \|.*#L\d+", README.read_text(), re.MULTILINE)
-    assert set(EQUATIONS) <= set(rows)
-    assert {"Algorithm 1", "Algorithm 2"} <= set(rows)
+def rows(title):
+    """The rows of a table, each with a link that is well formed."""
+    section = README.read_text().split(f"## From {title} to the code\n")[1].split("\n## ")[0]
+    found = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    assert all(len(LINK.findall(row)) == row.count("](") > 0 for row in found)
+    return [row.removeprefix("| ").split(" | ")[0] for row in found]
+
+
+def test_all_equations_and_names_are_there():
+    assert rows("the paper") == PAPER
+    assert re.findall(r"`([\w.]+)`", " ".join(rows("the annotated tutorial"))) == TUTORIAL.split()
