@@ -269,7 +269,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         self.time_projection = nn.Linear(time_channels, sum(time_widths))
 
         # Channels last pays where matrices have units of their own (GPUs, AMX). On other CPUs it slows group norm down,
-        # by up to four times, and speeds nothing up.
+        # several times, and speeds nothing up.
         has_matrix_units = torch.accelerator.is_available() or torch.cpu._is_amx_tile_supported()
         self.memory_format = torch.channels_last if has_matrix_units else torch.contiguous_format
 
