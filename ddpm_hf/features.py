@@ -5,6 +5,7 @@ device, and returns features `(N, D)`, floating. It may resize and normalise as 
 images repeated to three channels, and itself enlarges all to 299 x 299.
 """
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -86,6 +87,7 @@ def load_extractor(name: str, device: torch.device) -> Extractor:
     return _load_callable(name, device)
 
 
+@functools.cache  # a run that measures itself asks for it each time
 def _load_inception(device: torch.device) -> Extractor:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -94,13 +96,13 @@ def _load_inception(device: torch.device) -> Extractor:
     except ImportError as error:
         raise ValueError(
             "--features inception needs packages that are not installed: pip install torchmetrics torch-fidelity; or "
-            "name an extractor of your own: --features path.pt, or module:callable."
+            "name an extractor of your own: --features path.pt, or module:callable; --metrics bpd needs none."
         ) from error
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
             f"--features inception: its weights cannot be fetched ({error}). Put {INCEPTION_URL} into {folder}, or "
-            "name an extractor of your own."
+            "name an extractor of your own; --metrics bpd needs none."
         ) from error
     network.to(device)
     return Extractor(

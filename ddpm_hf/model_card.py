@@ -222,7 +222,12 @@ def _samples_caption(config: dict, samples: list[str]) -> str:
     step = int(Path(samples[0]).stem.removeprefix("step-"))
     weights = "the averaged weights" if config.get("use_ema") else "the weights"
     steps, seed = config.get("ddpm_num_inference_steps"), config.get("seed")
-    return f"Samples, not selected: {weights} after {step:,} optimizer steps, {steps} denoising steps, seed {seed}."
+    classes = ""
+    if config.get("class_conditional"):
+        guidance = config.get("guidance_scale")
+        classes = f", the classes in turns, guidance scale {2.0 if guidance is None else guidance}"
+    how = f"{steps} denoising steps, seed {seed}{classes}"
+    return f"Samples, not selected: {weights} after {step:,} optimizer steps, {how}."
 
 
 def _training(config: dict, run: dict, metrics: list[dict]) -> str:

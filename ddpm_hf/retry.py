@@ -51,9 +51,9 @@ def persist(request: Callable[[], Answer]) -> Answer:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line, without the period at its end."""
+    """What an error says, in one line, without the period or the colon at its end."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".")
+    return text.rstrip(".:")
 
 
 def _passes(error: Exception) -> bool:

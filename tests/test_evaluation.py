@@ -16,7 +16,7 @@ from PIL import Image
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
 from ddpm_hf.evaluation import evaluate_during_training, open_reference
-from ddpm_hf.features import load_extractor
+from ddpm_hf.features import _load_inception, load_extractor
 from ddpm_hf.measuring import Measurement, PictureFolder
 from ddpm_hf.set_metrics import frechet_distance
 
@@ -167,14 +167,14 @@ def test_inception_without_its_packages_or_weights_says_what_to_put_where(monkey
         raise URLError("Temporary failure in name resolution")
 
     monkeypatch.setattr(fid, "NoTrainInceptionV3", no_package)
-    with pytest.raises(ValueError, match="pip install torchmetrics torch-fidelity"):
+    with pytest.raises(ValueError, match=r"pip install torchmetrics torch-fidelity.* --metrics bpd needs none"):
         load_extractor("inception", CPU)
     monkeypatch.setattr(fid, "NoTrainInceptionV3", no_network)
     with pytest.raises(ValueError, match=r"name resolution.* Put https://.*pth into .*/hub/checkpoints"):
         load_extractor("inception", CPU)
 
 
-def test_inception_gets_three_channels(monkeypatch):
+def test_inception_gets_three_channels_and_is_loaded_once(monkeypatch, request):
     import torchmetrics.image.fid as fid
 
     class Colours(torch.nn.Module):
@@ -186,10 +186,12 @@ def test_inception_gets_three_channels(monkeypatch):
             return pixels.float().mean((2, 3))
 
     monkeypatch.setattr(fid, "NoTrainInceptionV3", Colours)
+    request.addfinalizer(_load_inception.cache_clear)
     grey, colour = torch.randint(0, 256, (2, 1, 8, 8)).byte(), torch.randint(0, 256, (2, 3, 8, 8)).byte()
     extractor = load_extractor("inception", CPU)
     torch.testing.assert_close(extractor(grey), grey.float().mean((2, 3)).expand(2, 3))
     torch.testing.assert_close(extractor(colour), colour.float().mean((2, 3)))
+    assert load_extractor("inception", CPU) is extractor
 
 
 # ---- The command ---------------------------------------------------------------------------------------------------

@@ -56,6 +56,23 @@ def test_metadata_is_what_the_hub_reads(run):
     assert "/home" not in render_card(run)
 
 
+def test_card_of_a_pipeline_without_a_run_has_no_empty_table(run):
+    assert "| setting | value |" in render_card(run)
+    (run / "config.json").unlink()
+    assert "| setting | value |" not in render_card(run)
+
+
+def test_caption_tells_of_classes(run):
+    def caption(**options):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, **options}))
+        return next(line for line in render_card(run).splitlines() if line.startswith("Samples, not selected"))
+
+    assert caption().endswith("seed 0.")
+    assert caption(class_conditional=True).endswith("seed 0, the classes in turns, guidance scale 2.0.")
+    assert caption(guidance_scale=1.0).endswith("guidance scale 1.0.")
+
+
 def test_card_says_what_the_run_left_behind(run):
     card = render_card(run)
     assert "model-index" not in card
