@@ -9,6 +9,7 @@ This file is self-contained: a Hub repository ships it beside the weights, so it
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -327,11 +328,16 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             if class_labels is None:
                 class_labels = torch.full((1,), len(self.config.class_names), device=sample.device)
             embedding = embedding + self.class_embedding(class_labels)
-        times = self.time_projection(F.silu(embedding))[:, :, None, None].split(self.time_widths, dim=1)
-        times = iter(times)  # each (B or 1, width, 1, 1)
+        times = self.time_projection(F.silu(embedding))[:, :, None, None]
+        dtype = times.dtype  # of what is computed: autocast's, or that of the weights
+        times = iter(times.split(self.time_widths, dim=1))  # each (B or 1, width, 1, 1)
 
-        # 2. Down.
-        h = self.conv_in(sample).contiguous(memory_format=self.memory_format)
+        # 2. Down. Autocast or not, x_t is read at full precision: rounding it to bf16 would add noise to it, of a tenth
+        # of the least noise that the network has to predict.
+        kind = sample.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            h = self.conv_in(sample.to(self.dtype))
+        h = h.to(dtype, memory_format=self.memory_format)
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):

@@ -140,6 +140,15 @@ def test_bf16_is_close_to_float64(memory_format):
         assert ((exact - coarse).norm() / exact.norm()).item() < 2e-2
 
 
+def test_autocast_does_not_round_x_t():
+    """Between 1 and 1.0078 bf16 has no numbers; the least noise of the linear schedule is 0.01."""
+    unet = perturbed(tiny()).eval()
+    ones = torch.ones(1, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(unet(ones, 0).sample, unet(1.003 * ones, 0).sample)
+        assert unet(ones.bfloat16(), 0).sample.dtype == torch.bfloat16
+
+
 def test_default_is_the_papers_cifar10_model():
     stock = UNet2DModel(
         sample_size=32,
