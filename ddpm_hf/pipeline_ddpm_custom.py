@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 # The files that a saved pipeline carries, which are modules of this package where it is installed.
 SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
+CPU_PIXELS = 2**16  # of the images that a CPU computes at once; more would take memory and gain no speed
 INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
 
 
@@ -63,7 +65,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         """Draw images.
 
         Args:
-            batch_size (`int`, *optional*): How many; by default one for each of `class_labels`, or one.
+            batch_size (`int`, *optional*): How many; by default one for each of `class_labels`, or one. The network
+                computes them in parts, if the memory is too small for all at once.
             generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
                 image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
@@ -90,6 +93,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         shape = self._check_inputs(batch_size, generator, output_type)
         network = self._network(labels, guidance_scale)
         device = self._execution_device
+        # A GPU says when its memory is full; a process that fills a CPU's is ended without a word.
+        self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else batch_size
         steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -120,18 +125,30 @@ class DDPMPipelineCustom(DiffusionPipeline):
     def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
         """What the network predicts as a function of x_t and t, for these labels and with this guidance."""
         if labels is None:
-            return lambda x_t, t: self.unet(x_t, t).sample
+            return self._in_parts
         labels = torch.tensor(labels, device=self._execution_device)  # (B,)
         if guidance_scale == 1:
-            return lambda x_t, t: self.unet(x_t, t, class_labels=labels).sample
+            return lambda x_t, t: self._in_parts(x_t, t, labels)
         no_class = torch.full_like(labels, len(self.unet.config.class_names))
         both = torch.cat((labels, no_class))  # (2 B,)
 
         def guided(x_t, t):
-            of_class, of_none = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+            of_class, of_none = self._in_parts(torch.cat((x_t, x_t)), t, both).chunk(2)
             return of_none + guidance_scale * (of_class - of_none)
 
         return guided
+
+    def _in_parts(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """The network's output for a batch of any size, in as many parts as the memory asks for."""
+        while True:
+            size = min(self._images_at_once, len(x_t))  # guidance doubles the batch
+            parts = zip(x_t.split(size), repeat(None) if labels is None else labels.split(size))
+            try:
+                return torch.cat([self.unet(x_t, t, class_labels=labels).sample for x_t, labels in parts])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self._images_at_once = size // 2
 
     def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return network(self.scheduler.scale_model_input(x, t), t)

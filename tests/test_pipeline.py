@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from oracles import GaussianDenoiser
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.convert import to_unet2d
@@ -25,7 +26,7 @@ def quiet(pipeline):
 
 @pytest.fixture
 def make_pipeline():
-    def make(channels=1, size=8, T=10):
+    def make(channels=1, size=8, T=10, **config):
         unet = DDPMUNetModel(
             sample_size=size,
             in_channels=channels,
@@ -36,6 +37,7 @@ def make_pipeline():
             layers_per_block=1,
             norm_num_groups=4,
             zero_init=False,
+            **config,
         )
         return quiet(DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=T)))
 
@@ -134,6 +136,13 @@ def test_all_training_steps_by_default(make_pipeline):
     assert steps == [(i, 6 - i) for i in range(7)]
 
 
+@pytest.mark.parametrize("options", [{}, {"class_labels": ["zero", "one"], "guidance_scale": 2.0}])
+def test_no_value_travels_from_the_device_to_the_host(make_pipeline, options):
+    """A GPU never waits for Python between the steps. Tensors on the meta device have no values to read."""
+    pipeline = make_pipeline(class_names=("zero", "one"), num_class_embeds=3).to("meta")
+    assert pipeline(2, num_inference_steps=5, output_type="pt", **options).images.device.type == "meta"
+
+
 def test_callback_can_replace_the_sample(make_pipeline):
     pipeline = make_pipeline()
 
@@ -154,6 +163,43 @@ def test_an_image_depends_on_its_generator_only(make_pipeline):
         split = [pipeline(n, generators(a, a + n), output_type="np").images for n, a in zip(parts, ends)]
         np.testing.assert_allclose(np.concatenate(split), together, rtol=0, atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+class FullMemory(TorchDispatchMode):
+    """Stands for a device whose memory is too small to convolve more than `images` images at once."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images, self.sizes = images, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            self.sizes.append(len(args[0]))
+            if len(args[0]) > self.images:
+                raise torch.OutOfMemoryError("The memory is full.")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("guidance_scale", "too_many"), [(1.0, [7, 3]), (2.0, [14, 7, 3])])
+def test_a_batch_too_big_for_the_memory_is_split(make_pipeline, guidance_scale, too_many):
+    pipeline = make_pipeline(class_names=("zero", "one"), num_class_embeds=3)
+    arguments = {"class_labels": [0, 1, 1, 0, 1, 0, 0], "guidance_scale": guidance_scale, "output_type": "pt"}
+    whole = pipeline(generator=generators(0, 7), **arguments).images
+    with FullMemory(images=2) as memory:
+        split = pipeline(generator=generators(0, 7), **arguments).images
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+    assert [size for size in memory.sizes if size > 2] == too_many
+    with FullMemory(images=0), pytest.raises(torch.OutOfMemoryError, match="full"):
+        pipeline(**arguments)
+
+
+def test_a_cpu_computes_a_bounded_number_of_pixels_at_once(make_pipeline):
+    pipeline = make_pipeline(size=128)  # four such images
+    singly = [pipeline(1, [g], 2, output_type="pt").images for g in generators(0, 5)]
+    with FullMemory(images=4) as memory:
+        together = pipeline(5, generators(0, 5), 2, output_type="pt").images
+    assert set(memory.sizes) == {4, 1}
+    torch.testing.assert_close(together, torch.cat(singly), rtol=0, atol=1e-5)
 
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
