@@ -111,6 +111,12 @@ def _add_evaluate(subcommands):
     parser.add_argument(
         "--features", default=defaults.features, help="inception; file of TorchScript or torch.export; module:callable"
     )
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=defaults.guidance_scale,
+        help="of a class-conditional model's samples, which are of all classes in turns; default: 1, none",
+    )
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")

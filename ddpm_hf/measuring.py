@@ -25,7 +25,7 @@ from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import this_process
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.sampling import fill_folder, picture_path
+from ddpm_hf.sampling import Classes, fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.set_metrics import check_enough, frechet_distance, kernel_distance, precision_recall
 
@@ -45,6 +45,8 @@ class Measurement:
         bpd_timesteps (`int`): Timesteps for each image of bpd; T for the exact sum.
         seed (`int`): Of all noise and choices.
         features (`str`): See [`~ddpm_hf.features.load_extractor`].
+        guidance_scale (`float`): Of a class-conditional model's samples, which are of its classes in turns; 1 is none.
+            The bound is always that of the model without a class.
 
     Raises:
         ValueError: If a value is out of range, or torchmetrics is needed and not there.
@@ -57,6 +59,7 @@ class Measurement:
     bpd_timesteps: int = 50
     seed: int = 0
     features: str = "inception"
+    guidance_scale: float = 1.0
 
     def __post_init__(self):
         for metric in self.metrics:
@@ -157,7 +160,7 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
     part = variational_bound(pipeline.unet, scheduler, images, mine, *options)
     rows = (_gathered(array, len(chosen)) for array in (part.prior, part.bits, part.squared_errors))
     bound = Bound(*rows, len(scheduler))
-    numbers = {**bound.summary(), "variance_type": scheduler.config.variance_type}
+    numbers = {**bound.summary(), "variance_type": scheduler.config.variance_type, "class_labels": None}
     return {**numbers, "progressive": bound.progressive()} if numbers["exact_over_timesteps"] else numbers
 
 
@@ -176,11 +179,12 @@ def _features(
     path = features_file(images.folder.parent / "features", images.folder.name, extractor.fingerprint)
     real = _kept(path, lambda: shared_out(images))
     check_enough(wanted.of_samples, wanted.num_images, *real.shape)  # before the samples, which take time
-    fill_folder(
-        pipeline, samples, wanted.num_images, wanted.batch_size, wanted.seed, wanted.num_inference_steps, source=model
-    )
+    classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
+    how_many, steps = (wanted.num_images, wanted.batch_size), wanted.num_inference_steps
+    fill_folder(pipeline, samples, *how_many, wanted.seed, steps, source=model, classes=classes)
     fake = shared_out(PictureFolder(samples, wanted.num_images))
     about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
+    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale)
     return real, fake, about
 
 

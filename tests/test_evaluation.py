@@ -57,11 +57,12 @@ def extractors(tmp_path, monkeypatch):
     return tmp_path
 
 
-def small_pipeline(channels=1, **options):
+def small_pipeline(channels=1, class_names=None, **options):
     torch.manual_seed(0)
     unet = DDPMUNetModel(
         sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8,), norm_num_groups=4,
         layers_per_block=1, down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], add_attention=False,
+        class_names=class_names, num_class_embeds=class_names and len(class_names) + 1,
     )  # fmt: skip
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
     return DDPMPipelineCustom(unet, DDPMLinearScheduler(num_train_timesteps=10, beta_end=0.5, **options))
@@ -226,6 +227,20 @@ def test_numbers_are_recorded_with_all_they_depend_on(model, capsys):
     assert Image.open(model / "nearest.png").size[1] == 8 * 8
     printed = capsys.readouterr().out
     assert f"fid        {fid['value']:>10.4f}" in printed and "few samples: 12" in printed
+
+
+def test_samples_of_a_class_conditional_model_are_of_all_classes_in_turns(model):
+    pipeline = small_pipeline(class_names=("cat", "dog", "eel"))
+    torch.nn.init.normal_(pipeline.unet.down_blocks[0].resnets[0].conv2.weight)  # else the label does not matter
+    pipeline.save_pretrained(model)
+    options = "--num_images", 6, "--guidance_scale", 3
+    record = evaluate(model, *options, "--save_samples", "drawn", metrics=("fid", "bpd"))
+    assert (record["fid"]["class_labels"], record["fid"]["guidance_scale"]) == (["cat", "dog", "eel"], 3.0)
+    assert record["bpd"]["class_labels"] is None
+    main(["sample", str(model), *map(str, options), "--output", "wanted", "--num_inference_steps", "2"])
+    for i in range(6):
+        assert (Path("drawn") / f"{i:06d}.png").read_bytes() == (Path("wanted") / f"{i:06d}.png").read_bytes()
+    assert evaluate(model, "--num_images", 6)["fid"]["value"] != record["fid"]["value"]
 
 
 def test_an_interrupted_command_goes_on(model, monkeypatch):
