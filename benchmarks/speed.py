@@ -21,7 +21,7 @@ from pathlib import Path
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
@@ -133,9 +133,11 @@ def main():
     for size in arguments.sizes:
         unet = DDPMUNetModel(sample_size=size, zero_init=False)
         for batch_size in arguments.batch_sizes:
+            flops = forward_flops(unet, batch_size, size)
             for ours, theirs in comparisons(device, arguments.compile):
                 for row in compare(unet, ours, theirs, batch_size, size, device, arguments.rounds):
                     peak = max(peaks["bf16" if ours.precision == "bf16" else "float32"].values())
+                    row["flops"] = flops * (3 if row["step"] == "training" else 1)  # backward is twice forward
                     row["share_of_peak"] = row["flops"] / row["here"]["median"] / peak
                     rows.append(row)
                     print(line(row), flush=True)
@@ -165,11 +167,8 @@ def compare(unet, ours: Side, theirs: Side, batch_size: int, size: int, device: 
     tolerance = max(TOLERANCES[side.precision] for side in (ours, theirs))
     if difference > tolerance:
         raise SystemExit(f"{ours} here and {theirs} in diffusers differ by {difference:.1e}, over {tolerance}.")
-    with FlopCounterMode(display=False) as counter:
-        UNet2DModel.forward(to_unet2d(unet).to(device), x_t, 500)
-    forward = counter.get_total_flops()
 
-    for kind, flops, parts in (("training", 3 * forward, 1), ("sampling", forward, SAMPLING_STEPS)):
+    for kind, parts in (("training", 1), ("sampling", SAMPLING_STEPS)):
         times = {name: [] for name in runners}
         for i in tqdm(range(rounds + 2), desc=f"{kind} {size} px", leave=False):
             for name, runner in runners.items():
@@ -178,12 +177,19 @@ def compare(unet, ours: Side, theirs: Side, batch_size: int, size: int, device: 
                 synchronize(device)
                 if i >= 2:  # the first rounds warm up, and compile
                     times[name].append((time.perf_counter() - started) / parts)
-        row = {"step": kind, "pixels": size, "batch": batch_size, "sides": (str(ours), str(theirs)), "flops": flops}
+        row = {"step": kind, "pixels": size, "batch": batch_size, "sides": (str(ours), str(theirs))}
         row["largest_difference"] = difference
         for name, seconds in times.items():
             low, median, high = statistics.quantiles(seconds, n=4)
             row[name] = {"median": median, "quartiles": (low, high), "seconds": seconds}
         yield row
+
+
+def forward_flops(unet: DDPMUNetModel, batch_size: int, size: int) -> int:
+    """Operations of diffusers' network, from the shapes alone."""
+    with FlopCounterMode(display=False) as counter:
+        to_unet2d(unet).to("meta")(torch.empty(batch_size, 3, size, size, device="meta"), 500)
+    return counter.get_total_flops()
 
 
 def line(row: dict) -> str:

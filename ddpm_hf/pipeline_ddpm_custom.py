@@ -142,9 +142,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
         """The network's output for a batch of any size, in as many parts as the memory asks for."""
         while True:
             size = min(self._images_at_once, len(x_t))  # guidance doubles the batch
-            parts = zip(x_t.split(size), repeat(None) if labels is None else labels.split(size))
+            options = repeat({}) if labels is None else ({"class_labels": part} for part in labels.split(size))
             try:
-                return torch.cat([self.unet(x_t, t, class_labels=labels).sample for x_t, labels in parts])
+                return torch.cat([self.unet(part, t, **its).sample for part, its in zip(x_t.split(size), options)])
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
