@@ -19,11 +19,11 @@ import ddpm_hf
 
 
 def choose_mixed_precision(choice: str) -> str:
-    """Resolve `"auto"`: bf16 on GPUs that support it and on CPUs with AMX or AVX512-BF16, else no."""
+    """Resolve `"auto"`: bf16 on GPUs that compute in it and on CPUs with AMX or AVX512-BF16, else no."""
     if choice != "auto":
         return choice
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    fast = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if fast else "no"
 
 

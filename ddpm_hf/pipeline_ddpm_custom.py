@@ -94,7 +94,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         network = self._network(labels, guidance_scale)
         device = self._execution_device
         # A GPU says when its memory is full; a process that fills a CPU's is ended without a word.
-        self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else batch_size
+        self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
         steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -141,7 +141,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
     def _in_parts(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """The network's output for a batch of any size, in as many parts as the memory asks for."""
         while True:
-            size = min(self._images_at_once, len(x_t))  # guidance doubles the batch
+            size = min(self._images_at_once, len(x_t))
             options = repeat({}) if labels is None else ({"class_labels": part} for part in labels.split(size))
             try:
                 return torch.cat([self.unet(part, t, **its).sample for part, its in zip(x_t.split(size), options)])

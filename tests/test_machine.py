@@ -1,6 +1,7 @@
 """What a run asks of the machine."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,18 @@ def test_mixed_precision_auto(monkeypatch):
     for fast, wanted in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
         assert choose_mixed_precision("auto") == wanted
+
+
+@pytest.mark.parametrize(("generation", "wanted"), [(7, "no"), (8, "bf16")])
+def test_bf16_is_not_emulated(generation, wanted, monkeypatch):
+    """Before Ampere (compute capability 8), GPUs only emulate it, slowly; torch calls that support, too."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=generation))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert torch.cuda.is_bf16_supported()
+    assert choose_mixed_precision("auto") == wanted
 
 
 @pytest.mark.parametrize(
