@@ -1,6 +1,7 @@
 """Pictures of a run: grids of samples, the way from noise to samples, and the curve of the loss."""
 
 import math
+from itertools import count
 
 import numpy as np
 import torch
@@ -78,20 +79,21 @@ def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (8
         y = bottom - (np.log10(loss) - low) / (high - low) * (bottom - top)
         return float(x), float(y)
 
-    # Axes: a line for 1, 2 and 5 in each decade of the loss, five numbers along the steps.
+    # Axes: a line for 1, 2 and 5 in each decade of the loss, up to seven round numbers along the steps.
     for loss in (m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)):
         if low <= math.log10(loss) <= high:
             y = place(first, loss)[1]
             draw.line((left, y, right, y), fill="#e0e0e0")
             draw.text((left - 8, y), f"{loss:g}", fill="black", anchor="rm")
-    for step in np.linspace(first, last, 5):
+    spacing = next(m * 10**e for e in count() for m in (1, 2, 5) if 6 * m * 10**e >= last - first)
+    for step in np.arange(math.ceil(first / spacing), last / spacing + 0.01) * spacing:
         draw.text((place(step, 10**low)[0], bottom + 8), f"{step:.0f}", fill="black", anchor="mt")
     draw.rectangle((left, top, right, bottom), outline="black")
     draw.text(((left + right) / 2, top - 8), "loss over optimizer steps", fill="black", anchor="mb")
 
-    # Curves. The mean runs over a twentieth of the values on either side.
-    reach = max(1, len(losses) // 20)
-    mean = [losses[max(0, i - reach) : i + reach + 1].mean() for i in range(len(losses))]
+    # Curves. The mean runs over a twentieth of the values on either side; over fewer at first, where the loss falls.
+    reaches = np.minimum(np.arange(len(losses)) // 4, max(1, len(losses) // 20))
+    mean = [losses[i - reach : i + reach + 1].mean() for i, reach in enumerate(reaches)]
     for values, colour, width in ((losses, "#b0b0b0", 1), (mean, "#1f5fbf", 3)):
         draw.line([place(s, v) for s, v in zip(steps, values)], fill=colour, width=width, joint="curve")
     return canvas
