@@ -39,7 +39,7 @@ from ddpm_hf.machine import (
 )
 from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
 from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
-from ddpm_hf.sampling import Classes, draw_images
+from ddpm_hf.sampling import Classes, Drawing, draw_images
 from ddpm_hf.sharding import check_sharding, prepare, whole
 from ddpm_hf.streaming import StreamedImages
 from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
@@ -258,10 +258,9 @@ def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator)
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    with accelerator.autocast():
-        classes = Classes.chosen(pipeline, None, config.guidance_scale)
-        options = config.seed, config.ddpm_num_inference_steps, len(mine), classes
-        images = list(draw_images(pipeline, mine, *options))
+    classes = Classes.chosen(pipeline, None, config.guidance_scale)
+    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
+    images = list(draw_images(pipeline, mine, how))
     return [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
 
 

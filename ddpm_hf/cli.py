@@ -12,7 +12,7 @@ from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
 from ddpm_hf.measuring import METRICS, Measurement
-from ddpm_hf.sampling import SCHEDULERS, Classes, fill_folder, open_model, save_grid
+from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
 
 
@@ -57,37 +57,34 @@ def _add_sample(subcommands):
         help="numbers or names of classes, in turns; default: all, if there are any",
     )
     parser.add_argument("--guidance_scale", type=float, help="towards the classes; 1: none; default: 2")
+    _add_mixed_precision(parser)
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.set_defaults(run=_sample)
 
 
-def _sample(
-    source,
-    output,
-    num_images,
-    batch_size,
-    num_inference_steps,
-    scheduler,
-    seed,
-    class_labels,
-    guidance_scale,
-    checkpoint,
-    revision,
-):
-    for name, number in (("num_images", num_images), ("batch_size", batch_size)):
+def _add_mixed_precision(parser):
+    parser.add_argument(
+        "--mixed_precision",
+        choices=("auto", "no", "bf16", "fp16"),
+        default="no",
+        help="of samples; auto: bf16 where the hardware is fast at it; default: no, so that seeds hold everywhere",
+    )
+
+
+def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
+    for name, number in (("num_images", num_images), ("batch_size", how["batch_size"])):
         if number is not None and number < 1:
             raise ValueError(f"--{name} {number}: expected at least 1.")
     pipeline = open_model(source, checkpoint, scheduler, revision)
-    classes = Classes.chosen(pipeline, class_labels, guidance_scale)
+    how = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
     if num_images is None:
         output = output or Path("samples.png")
-        save_grid(pipeline, output, batch_size, seed, num_inference_steps, classes)
+        save_grid(pipeline, output, how)
     else:
         output = output or Path("samples")
-        steps, name = num_inference_steps, checkpoint or source
-        fill_folder(pipeline, output, num_images, batch_size, seed, steps, name, classes)
-    print(f"{output} holds {num_images or batch_size} images.")
+        fill_folder(pipeline, output, num_images, how, checkpoint or source)
+    print(f"{output} holds {num_images or how.batch_size} images.")
 
 
 def _add_evaluate(subcommands):
@@ -117,6 +114,7 @@ def _add_evaluate(subcommands):
         default=defaults.guidance_scale,
         help="of a class-conditional model's samples, which are of all classes in turns; default: 1, none",
     )
+    _add_mixed_precision(parser)
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")

@@ -57,7 +57,7 @@ def evaluate(
         images, record = open_reference(pipeline, _run_options(source), reference)
     # What was drawn before an interruption is only found by a command that would draw the same.
     steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
-    drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}"
+    drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
     results = measure(pipeline, images, wanted, samples, record)
     if state.is_main_process:

@@ -27,6 +27,12 @@ def choose_mixed_precision(choice: str) -> str:
     return "bf16" if fast else "no"
 
 
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """The context in which networks on this device compute in "bf16", "fp16", "no" (their own type) or "auto"."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[choose_mixed_precision(mixed_precision)]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def use_all_cores():
     """Share the cores out over this machine's processes, where `accelerate launch` left each its default, one thread.
 

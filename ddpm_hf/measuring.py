@@ -23,9 +23,9 @@ from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.features import digest_of_weights, extract, features_file, keep_features, load_extractor
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
-from ddpm_hf.machine import this_process
+from ddpm_hf.machine import choose_mixed_precision, this_process
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.sampling import Classes, fill_folder, picture_path
+from ddpm_hf.sampling import Classes, Drawing, fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.set_metrics import check_enough, frechet_distance, kernel_distance, precision_recall
 
@@ -47,6 +47,8 @@ class Measurement:
         features (`str`): See [`~ddpm_hf.features.load_extractor`].
         guidance_scale (`float`): Of a class-conditional model's samples, which are of its classes in turns; 1 is none.
             The bound is always that of the model without a class.
+        mixed_precision (`str`): What the samples' network computes in, see [`~ddpm_hf.machine.autocast`]. The bound is
+            always computed in its own type.
 
     Raises:
         ValueError: If a value is out of range, or torchmetrics is needed and not there.
@@ -60,6 +62,7 @@ class Measurement:
     seed: int = 0
     features: str = "inception"
     guidance_scale: float = 1.0
+    mixed_precision: str = "no"
 
     def __post_init__(self):
         for metric in self.metrics:
@@ -180,11 +183,12 @@ def _features(
     real = _kept(path, lambda: shared_out(images))
     check_enough(wanted.of_samples, wanted.num_images, *real.shape)  # before the samples, which take time
     classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
-    how_many, steps = (wanted.num_images, wanted.batch_size), wanted.num_inference_steps
-    fill_folder(pipeline, samples, *how_many, wanted.seed, steps, source=model, classes=classes)
+    precision = choose_mixed_precision(wanted.mixed_precision)
+    how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, precision)
+    fill_folder(pipeline, samples, wanted.num_images, how, source=model)
     fake = shared_out(PictureFolder(samples, wanted.num_images))
     about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
-    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale)
+    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale, mixed_precision=precision)
     return real, fake, about
 
 

@@ -16,7 +16,7 @@ from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors, replace_text
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.convert import load_pipeline
-from ddpm_hf.machine import this_process
+from ddpm_hf.machine import autocast, choose_mixed_precision, this_process
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_folder import CHECKPOINTS
@@ -64,31 +64,45 @@ class Classes:
         return {"class_labels": labels, "guidance_scale": self.guidance_scale}
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn, by whichever model.
+
+    Args:
+        seed (`int`): Image i is a function of the model, the steps, this and i.
+        num_inference_steps (`int`, *optional*): Denoising steps; by default T.
+        batch_size (`int`): Images at once.
+        classes ([`Classes`], *optional*): What they show, by a class-conditional model.
+        mixed_precision (`str`): What the network computes in, see [`~ddpm_hf.machine.autocast`].
+    """
+
+    seed: int = 0
+    num_inference_steps: int | None = None
+    batch_size: int = 16
+    classes: Classes | None = None
+    mixed_precision: str = "no"
+
+
 def draw_images(
-    pipeline: DDPMPipelineCustom,
-    indices: Iterable[int],
-    seed: int,
-    num_inference_steps: int | None,
-    batch_size: int,
-    classes: Classes | None = None,
+    pipeline: DDPMPipelineCustom, indices: Iterable[int], how: Drawing
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Draw images, each of which depends on nothing but the model, the steps, the seed and its index.
+    """Draw images, each of which depends on nothing but the model, `how` and its index.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on its device.
         indices (`Iterable[int]`): Which images.
-        seed (`int`): See above.
-        num_inference_steps (`int`, *optional*): Denoising steps; by default T.
-        batch_size (`int`): Images to draw at once.
-        classes ([`Classes`], *optional*): What they show, by a class-conditional model.
+        how ([`Drawing`]): See there.
 
     Yields:
         `tuple`: The index, and the image.
     """
     indices = iter(indices)
-    while batch := list(islice(indices, batch_size)):
-        generators, options = generators_of(pipeline.device, seed, batch), classes.options(batch) if classes else {}
-        yield from zip(batch, pipeline(len(batch), generators, num_inference_steps, **options).images)
+    while batch := list(islice(indices, how.batch_size)):
+        generators = generators_of(pipeline.device, how.seed, batch)
+        options = how.classes.options(batch) if how.classes else {}
+        with autocast(pipeline.device, how.mixed_precision):
+            images = pipeline(len(batch), generators, how.num_inference_steps, **options).images
+        yield from zip(batch, images)
 
 
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -132,15 +146,8 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
     return DDPMPipelineCustom(unet.eval(), scheduler)
 
 
-def save_grid(
-    pipeline: DDPMPipelineCustom,
-    path: Path,
-    batch_size: int,
-    seed: int,
-    num_inference_steps: int | None,
-    classes: Classes | None = None,
-):
-    """Draw `batch_size` images and save them as one picture.
+def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
+    """Draw as many images as fit into one batch, and save them as one picture.
 
     Raises:
         ValueError: If the file name's suffix is of no picture.
@@ -149,28 +156,17 @@ def save_grid(
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = draw_images(pipeline, range(batch_size), seed, num_inference_steps, batch_size, classes)
-    image_grid([image for _, image in images]).save(path)
+    image_grid([image for _, image in draw_images(pipeline, range(how.batch_size), how)]).save(path)
 
 
-def fill_folder(
-    pipeline: DDPMPipelineCustom,
-    folder: Path,
-    num_images: int,
-    batch_size: int,
-    seed: int,
-    num_inference_steps: int | None,
-    source: str,
-    classes: Classes | None = None,
-):
+def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str):
     """Draw images 0 to `num_images` - 1 into a folder, shared out over the processes, but those that are there already.
 
     Args:
-        pipeline, num_inference_steps, seed, batch_size: See [`draw_images`].
+        pipeline, how: See [`draw_images`].
         folder (`Path`): Will hold 000000.png, 000001.png, ..., and what they were drawn with.
         num_images (`int`): How many there should be.
         source (`str`): The name of the model, for the record.
-        classes ([`Classes`], *optional*): See [`draw_images`].
 
     Raises:
         ValueError: If the folder's images were drawn with other settings.
@@ -179,10 +175,11 @@ def fill_folder(
     state = this_process()
     settings = {
         "source": source,
-        "seed": seed,
-        "num_inference_steps": num_inference_steps,
+        "seed": how.seed,
+        "num_inference_steps": how.num_inference_steps,
         "scheduler": type(pipeline.scheduler).__name__,
-        "classes": classes and {"labels": list(classes.labels), "guidance_scale": classes.guidance_scale},
+        "mixed_precision": choose_mixed_precision(how.mixed_precision),
+        "classes": how.classes and {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
     }
     with state.main_process_first():
         _claim(folder, settings)
@@ -190,7 +187,7 @@ def fill_folder(
     missing = [i for i in mine if not picture_path(folder, i).exists()]
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process) as bar:
-        for i, image in draw_images(pipeline, missing, seed, num_inference_steps, batch_size, classes):
+        for i, image in draw_images(pipeline, missing, how):
             path = picture_path(folder, i)
             unfinished = path.with_name(f".unfinished-{path.name}")
             image.save(unfinished)

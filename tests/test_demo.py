@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from runs import make_run
 
 from ddpm_hf import cli, studio
-from ddpm_hf.sampling import SCHEDULERS, draw_images, open_model
+from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, open_model
 from ddpm_hf.studio import Studio, enlarge
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def equal(some, others):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_sample_draws_what_the_command_draws(model, run, scheduler):
     images = model.sample(3, 1, scheduler, 5)
-    drawn = [image for _, image in draw_images(open_model(str(run), None, scheduler, None), range(3), 1, 5, 3)]
+    drawn = [image for _, image in draw_images(open_model(str(run), None, scheduler, None), range(3), Drawing(1, 5, 3))]
     assert equal(images, drawn)
     assert not equal(images, model.sample(3, 2, scheduler, 5))
     assert images[0].mode == "L"

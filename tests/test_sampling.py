@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import weights
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.cli import main
-from ddpm_hf.sampling import SCHEDULERS, draw_images, open_model
+from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, generators_of, open_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,11 +106,24 @@ def test_images_depend_on_seed_and_index_alone(tmp_path):
     )
     pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    drawn = dict(draw_images(pipeline, [7, 2, 5], 0, 4, 2))
+    drawn = dict(draw_images(pipeline, [7, 2, 5], Drawing(0, 4, 2)))
     assert list(drawn) == [7, 2, 5]
-    (alone,) = draw_images(pipeline, [5], 0, 4, 1)
+    (alone,) = draw_images(pipeline, [5], Drawing(0, 4, 1))
     assert np.abs(np.asarray(alone[1]).astype(int) - np.asarray(drawn[5])).max() <= 1
     assert len({seed_of(0, "sample", i) for i in range(1000)}) == 1000
+
+
+def test_mixed_precision(run, tmp_path):
+    flags = "--num_images", 2, "--output", tmp_path
+    sample(run, *flags, "--mixed_precision", "bf16")
+    pipeline = open_model(str(run), None, None, None)
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = pipeline(2, generators_of(pipeline.device, 0, range(2)), 3).images
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(pixels(tmp_path / f"{i:06d}.png"), np.asarray(image))
+    with pytest.raises(SystemExit, match="drawn otherwise: mixed_precision bf16 -> no"):
+        sample(run, *flags)
 
 
 @pytest.mark.parametrize(
