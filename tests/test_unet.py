@@ -89,10 +89,21 @@ def tiny(**kwargs):
 
 @pytest.fixture(params=[False, True], ids=["contiguous", "channels_last"])
 def memory_format(request, monkeypatch):
-    """Of machines without and with matrix units."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+    """Of machines without a GPU and with one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: request.param)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.channels_last if request.param else torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("gpu", "amx", "channels", "channels_last"),
+    [(False, False, 32, False), (False, True, 32, True), (False, True, 8, False), (True, False, 8, True)],
+)
+def test_memory_format_is_the_machines(gpu, amx, channels, channels_last, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    unet = tiny(block_out_channels=(channels, channels))
+    assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 @pytest.mark.parametrize("name", STOCK)
