@@ -94,6 +94,18 @@ class SelfAttention(nn.Module):
         return x + self.to_out(h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
+class Stem(nn.Conv2d):
+    """The first convolution, which reads x_t at full precision, autocast or not.
+
+    Rounding x_t to bf16 would add noise to it, of a tenth of the least noise that the network has to predict.
+    """
+
+    def forward(self, x_t: torch.Tensor) -> torch.Tensor:
+        kind = x_t.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            return super().forward(x_t.to(self.weight.dtype))
+
+
 class Downsample(nn.Module):
     """Halves height and width by a 3x3 stride-2 convolution; `padding=0` pads one pixel, right and bottom only."""
 
@@ -225,7 +237,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
         self.time_embedding = TimeEmbedding(widths[0], time_channels, flip_sin_to_cos, freq_shift)
         self.class_embedding = nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = Stem(in_channels, widths[0], 3, padding=1)
 
         # Down. Every output is kept for the way up, so its width is noted.
         skip_widths, h_width = [widths[0]], widths[0]
@@ -333,12 +345,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         dtype = times.dtype  # of what is computed: autocast's, or that of the weights
         times = iter(times.split(self.time_widths, dim=1))  # each (B or 1, width, 1, 1)
 
-        # 2. Down. Autocast or not, x_t is read at full precision: rounding it to bf16 would add noise to it, of a tenth
-        # of the least noise that the network has to predict.
-        kind = sample.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            h = self.conv_in(sample.to(self.dtype))
-        h = h.to(dtype, memory_format=self.memory_format)
+        # 2. Down.
+        h = self.conv_in(sample).to(dtype, memory_format=self.memory_format)
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
