@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.config import TrainingConfig, add_flag
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.hub import default_repo_id, push_run
+from ddpm_hf.machine import choose_mixed_precision
 from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
@@ -56,7 +57,9 @@ def _add_sample(subcommands):
         nargs="+",
         help="numbers or names of classes, in turns; default: all, if there are any",
     )
-    parser.add_argument("--guidance_scale", type=float, help="towards the classes; 1: none; default: 2")
+    parser.add_argument(
+        "--guidance_scale", type=float, help=f"towards the classes; 1: none; default: {GUIDANCE_SCALE:g}"
+    )
     _add_mixed_precision(parser)
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
@@ -66,6 +69,7 @@ def _add_sample(subcommands):
 def _add_mixed_precision(parser):
     parser.add_argument(
         "--mixed_precision",
+        type=choose_mixed_precision,
         choices=("auto", "no", "bf16", "fp16"),
         default="no",
         help="of samples; auto: bf16 where the hardware is fast at it; default: no, so that seeds hold everywhere",

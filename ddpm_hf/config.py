@@ -14,6 +14,8 @@ from typing import ClassVar, Literal
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
+GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
+
 
 def _option(default, group: str, help: str, minimum: float | None = None, maximum: float | None = None):
     metadata = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
@@ -102,7 +104,7 @@ class TrainingConfig:
     logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
     ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples, in a grid and to measure.", minimum=1)
-    guidance_scale: float | None = _option(None, "Output", "Guidance of a class-conditional model's samples; 1 is none; by default 2.", minimum=0)
+    guidance_scale: float | None = _option(None, "Output", f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
     eval_steps: int | None = _option(None, "Output", "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _option("bpd", "Output", "What to measure: bpd, fid, kid and prdc, with commas between them.")
     eval_num_images: int = _option(256, "Output", "Images of a measurement.", minimum=1)

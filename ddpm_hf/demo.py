@@ -13,6 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from PIL import Image
 
+from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.sampling import SCHEDULERS, open_model
 from ddpm_hf.studio import Studio, enlarge
 
@@ -86,7 +87,7 @@ def _add_sample(studio: Studio):
         with gr.Column(scale=1):
             num_images = gr.Slider(1, 16, 9, step=1, label="Pictures")
             class_name = gr.Dropdown([ANY_CLASS, *(names or [])], label="Class", visible=bool(names))
-            guidance = gr.Slider(0, 10, 2, label="Guidance towards the class", visible=bool(names))
+            guidance = gr.Slider(0, 10, GUIDANCE_SCALE, label="Guidance towards the class", visible=bool(names))
             scheduler = gr.Dropdown(list(SCHEDULERS), value="ddpm", label="Scheduler")
             steps, seed = _steps(studio, 100), _seed()
             button = gr.Button("Sample", variant="primary")

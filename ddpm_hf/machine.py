@@ -28,8 +28,8 @@ def choose_mixed_precision(choice: str) -> str:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """The context in which networks on this device compute in "bf16", "fp16", "no" (their own type) or "auto"."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[choose_mixed_precision(mixed_precision)]
+    """The context in which networks on this device compute in "bf16", "fp16" or "no" (their own type)."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[mixed_precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 

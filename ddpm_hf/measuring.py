@@ -23,7 +23,7 @@ from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.features import digest_of_weights, extract, features_file, keep_features, load_extractor
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
-from ddpm_hf.machine import choose_mixed_precision, this_process
+from ddpm_hf.machine import this_process
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.sampling import Classes, Drawing, fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
@@ -183,12 +183,12 @@ def _features(
     real = _kept(path, lambda: shared_out(images))
     check_enough(wanted.of_samples, wanted.num_images, *real.shape)  # before the samples, which take time
     classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
-    precision = choose_mixed_precision(wanted.mixed_precision)
-    how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, precision)
+    how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, wanted.mixed_precision)
     fill_folder(pipeline, samples, wanted.num_images, how, source=model)
     fake = shared_out(PictureFolder(samples, wanted.num_images))
     about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
-    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale, mixed_precision=precision)
+    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale)
+    about["mixed_precision"] = wanted.mixed_precision
     return real, fake, about
 
 

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from ddpm_hf.checkpoint import INDEX, read_json_lines, replace_text
+from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
 from ddpm_hf.run_folder import DENOISING, EVALUATION
 
@@ -102,7 +103,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         width=width,
         steps=steps,
         class_names=class_names,
-        wanted=f"class_labels={class_names[:4]}, guidance_scale=2.0" if class_names else "batch_size=4",
+        wanted=f"class_labels={class_names[:4]}, guidance_scale={GUIDANCE_SCALE}" if class_names else "batch_size=4",
         data=data,
         preprocessing=describe_preprocessing(config) if config else "not recorded.",
         samples=samples and samples[0],
@@ -225,7 +226,7 @@ def _samples_caption(config: dict, samples: list[str]) -> str:
     classes = ""
     if config.get("class_conditional"):
         guidance = config.get("guidance_scale")
-        classes = f", the classes in turns, guidance scale {2.0 if guidance is None else guidance}"
+        classes = f", the classes in turns, guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
     how = f"{steps} denoising steps, seed {seed}{classes}"
     return f"Samples, not selected: {weights} after {step:,} optimizer steps, {how}."
 

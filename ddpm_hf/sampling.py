@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors, replace_text
-from ddpm_hf.config import TrainingConfig
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig
 from ddpm_hf.convert import load_pipeline
-from ddpm_hf.machine import autocast, choose_mixed_precision, this_process
+from ddpm_hf.machine import autocast, this_process
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_folder import CHECKPOINTS
@@ -41,21 +41,21 @@ class Classes:
     """Which class each sample is of: the labels in turns.
 
     Args:
-        labels (`tuple[int | str, ...]`): Numbers or names; image i is of label i modulo their number. None: no class.
+        labels (`tuple[int | str, ...]`): Numbers or names; image i is of label i modulo their number. Empty: no class.
         guidance_scale (`float`): See [`DDPMPipelineCustom`].
     """
 
-    labels: tuple[int | str, ...]
-    guidance_scale: float
+    labels: tuple[int | str, ...] = ()
+    guidance_scale: float = 1.0
 
     @classmethod
     def chosen(
         cls, pipeline: DDPMPipelineCustom, labels: Sequence[str] | None, guidance_scale: float | None
     ) -> "Classes":
-        """What a user named; by default all classes that the model has names for, with a guidance of 2."""
+        """What a user named; by default all classes that the model has names for, with guidance."""
         names = pipeline.unet.config.get("class_names") or ()
         numbers = [int(label) if label.isdigit() and label not in names else label for label in labels or names]
-        default = 2.0 if names else 1.0
+        default = GUIDANCE_SCALE if names else 1.0
         return cls(tuple(numbers), default if guidance_scale is None else guidance_scale)
 
     def options(self, indices: Sequence[int]) -> dict:
@@ -72,14 +72,14 @@ class Drawing:
         seed (`int`): Image i is a function of the model, the steps, this and i.
         num_inference_steps (`int`, *optional*): Denoising steps; by default T.
         batch_size (`int`): Images at once.
-        classes ([`Classes`], *optional*): What they show, by a class-conditional model.
+        classes ([`Classes`]): What they show, by a class-conditional model.
         mixed_precision (`str`): What the network computes in, see [`~ddpm_hf.machine.autocast`].
     """
 
     seed: int = 0
     num_inference_steps: int | None = None
     batch_size: int = 16
-    classes: Classes | None = None
+    classes: Classes = Classes()
     mixed_precision: str = "no"
 
 
@@ -99,9 +99,8 @@ def draw_images(
     indices = iter(indices)
     while batch := list(islice(indices, how.batch_size)):
         generators = generators_of(pipeline.device, how.seed, batch)
-        options = how.classes.options(batch) if how.classes else {}
         with autocast(pipeline.device, how.mixed_precision):
-            images = pipeline(len(batch), generators, how.num_inference_steps, **options).images
+            images = pipeline(len(batch), generators, how.num_inference_steps, **how.classes.options(batch)).images
         yield from zip(batch, images)
 
 
@@ -178,8 +177,8 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
         "seed": how.seed,
         "num_inference_steps": how.num_inference_steps,
         "scheduler": type(pipeline.scheduler).__name__,
-        "mixed_precision": choose_mixed_precision(how.mixed_precision),
-        "classes": how.classes and {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
+        "mixed_precision": how.mixed_precision,
+        "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
     }
     with state.main_process_first():
         _claim(folder, settings)

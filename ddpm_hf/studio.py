@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.decoding import to_eight_bits
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
@@ -55,7 +56,7 @@ class Studio:
         scheduler: str,
         steps: int,
         class_name: str | None = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = GUIDANCE_SCALE,
         track: Track = tqdm,
     ) -> list[Image.Image]:
         """Draw what `ddpm-hf sample` draws with this seed.
