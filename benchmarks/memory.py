@@ -28,9 +28,8 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
-    parser.add_argument(
-        "--one", type=int, nargs=2, help=argparse.SUPPRESS
-    )  # which side and step, in a process of its own
+    # Which side and step, in a process of its own.
+    parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.one:

@@ -8,12 +8,13 @@ uses all cores already, two of them show what the exchange of gradients costs. P
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from ddpm_hf.checkpoint import read_json_lines
 
 TRAINING = Path(__file__).parent.parent / "train_ddpm.py"
 
@@ -39,7 +40,7 @@ def images_per_second(processes: int, steps: int, flags: list[str]) -> float:
         timed = ["--max_train_steps", str(steps), "--save_images_steps", str(steps), "--logging_steps", "10"]
         short = ["--ddpm_num_inference_steps", "2", "--output_dir", folder, "--overwrite_output_dir"]
         subprocess.run([*launcher, str(TRAINING), *flags, *timed, *short], check=True, capture_output=True)
-        lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        lines = read_json_lines(Path(folder, "metrics.jsonl"))
     return statistics.median(line["images_per_second"] for line in lines[1:])  # the first ten steps warm up
 
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.convert import to_unet2d
-from ddpm_hf.machine import compile_blocks, keep_freed_memory
+from ddpm_hf.machine import autocast, compile_blocks, keep_freed_memory
 from ddpm_hf.training import MovingAverage, denoising_loss, make_optimizer
 
 # Largest difference of the predictions, relative to the largest prediction.
@@ -56,18 +56,18 @@ class Runner:
 
     def __init__(self, side: Side, unet: DDPMUNetModel, batch_size: int, size: int, device: torch.device):
         self.side, self.device, self.step = side, device, 0
-        own = side.library == "ddpm_hf"
-        self.unet = (DDPMUNetModel.from_config(unet.config) if own else to_unet2d(unet)).to(device)
-        if own:
+        self.own = side.library == "ddpm_hf"
+        self.unet = (DDPMUNetModel.from_config(unet.config) if self.own else to_unet2d(unet)).to(device)
+        if self.own:
             self.unet.load_state_dict(unet.state_dict())
         elif side.channels_last:
             self.unet.to(memory_format=torch.channels_last)
         if side.compiled:
-            compile_blocks(self.unet) if own else self.unet.compile(dynamic=False)
+            compile_blocks(self.unet) if self.own else self.unet.compile(dynamic=False)
         self.x_0 = torch.rand(batch_size, 3, size, size, device=device) * 2 - 1
         self.eps = torch.randn_like(self.x_0)
         self.t = torch.randint(0, 1000, (batch_size,), device=device)
-        if own:
+        if self.own:
             config = parse_command_line(["--preset", "cifar10"])[0]
             self.scheduler, self.optimizer = DDPMLinearScheduler(), make_optimizer(self.unet, config)
             self.ema = MovingAverage(self.unet, 1.0, 0.75, 0.9999)
@@ -83,7 +83,7 @@ class Runner:
         """The context that the side computes in."""
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.side.precision == "tf32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.side.precision == "bf16")
+        return autocast(self.device, "bf16" if self.side.precision == "bf16" else "no")
 
     @torch.no_grad()
     def predict(self, x_t: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ class Runner:
         self.step += 1
         self.unet.train()
         with self.precision():
-            if self.side.library == "ddpm_hf":
+            if self.own:
                 loss = denoising_loss(self.unet, self.scheduler, self.x_0, self.t, self.eps).mean()
             else:
                 x_t = self.scheduler.add_noise(self.x_0, self.eps, self.t)
@@ -103,7 +103,7 @@ class Runner:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.step) if self.side.library == "ddpm_hf" else self.ema.step(self.unet.parameters())
+        self.ema.update(self.step) if self.own else self.ema.step(self.unet.parameters())
 
     def sample(self):
         self.unet.eval()
