@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
@@ -36,6 +38,9 @@ def main(argv: list[str] | None = None):
         run(**arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"ddpm-hf: error: {' '.join(str(error).split())}")
+    # As train_ddpm.py does: threads of the group that are left to the interpreter's end can abort the process there.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _add_sample(subcommands):
