@@ -38,7 +38,8 @@ from ddpm_hf.machine import (
     use_all_cores,
 )
 from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
-from ddpm_hf.run_folder import CHECKPOINTS, RunFolder
+from ddpm_hf.run_files import CHECKPOINTS
+from ddpm_hf.run_folder import RunFolder
 from ddpm_hf.sampling import Classes, Drawing, draw_images
 from ddpm_hf.sharding import check_sharding, prepare, whole
 from ddpm_hf.streaming import StreamedImages

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ddpm_hf.checkpoint import read_json_lines
+from ddpm_hf.files import read_json_lines
 
 TRAINING = Path(__file__).parent.parent / "train_ddpm.py"
 
@@ -40,7 +40,7 @@ def images_per_second(processes: int, steps: int, flags: list[str]) -> float:
         timed = ["--max_train_steps", str(steps), "--save_images_steps", str(steps), "--logging_steps", "10"]
         short = ["--ddpm_num_inference_steps", "2", "--output_dir", folder, "--overwrite_output_dir"]
         subprocess.run([*launcher, str(TRAINING), *flags, *timed, *short], check=True, capture_output=True)
-        lines = read_json_lines(Path(folder, "metrics.jsonl"))
+        lines = read_json_lines(Path(folder, "metrics.jsonl"), {"step": int})
     return statistics.median(line["images_per_second"] for line in lines[1:])  # the first ten steps warm up
 
 

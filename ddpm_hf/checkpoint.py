@@ -1,10 +1,8 @@
 """Saving that a crash or a full disk cannot spoil: everything is written aside, synced, and renamed into place."""
 
-import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,10 +10,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-INDEX = "model_index.json"  # what makes a folder a pipeline
-MANIFEST = "manifest.json"  # what makes a folder a checkpoint
-STATE = "state.json"
-
+from ddpm_hf.files import sha256_of, sync
+from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints
 
 # ---- The pipeline --------------------------------------------------------------------------------------------------
 
@@ -40,7 +36,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
         pipeline.save_pretrained(unfinished)
         for file in unfinished.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"cannot save the pipeline in {folder}: {error}") from error
@@ -52,7 +48,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
             os.rename(folder / name, replaced / name)
     for name in names:
         os.rename(unfinished / name, folder / name)
-    _sync(folder)
+    sync(folder)
     unfinished.rmdir()
     shutil.rmtree(replaced)
 
@@ -90,13 +86,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.
             save_file({key: value.contiguous() for key, value in named.items()}, unfinished / f"{name}.safetensors")
         (unfinished / STATE).write_text(json.dumps(state, indent=1) + "\n")
         files = sorted(unfinished.iterdir())
-        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (*files, unfinished / MANIFEST, unfinished):
-            _sync(path)
+            sync(path)
         shutil.rmtree(finished, ignore_errors=True)
         os.rename(unfinished, finished)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"cannot save the checkpoint {finished}: {error}") from error
@@ -148,11 +144,6 @@ def find_checkpoint(folder: Path, wanted: str, flag: str = "--resume_from_checkp
     return None, []
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints, the oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def verify_checkpoint(path: Path):
     """Compare the files of a checkpoint with its manifest.
 
@@ -167,7 +158,7 @@ def verify_checkpoint(path: Path):
         file = path / name
         if not file.exists():
             raise ValueError(f"{file} is missing")
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
             raise ValueError(f"{file} is not what was saved")
 
 
@@ -179,37 +170,3 @@ def load_tensors(path: Path) -> dict[str, dict[str, torch.Tensor]]:
 def load_state(path: Path) -> dict:
     """The state of a checkpoint, as [`save_checkpoint`] was given it."""
     return json.loads((path / STATE).read_text())
-
-
-def replace_text(path: Path, text: str):
-    """Write a small file, the old or the new at every moment."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(text)
-    _sync(unfinished)
-    os.replace(unfinished, path)
-
-
-def read_json_lines(path: Path) -> list[dict]:
-    """The lines of a file of JSON, if it is there. A process that was killed may have left half a line at the end."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path):
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import read_json_lines, replace_text
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import common_mode, load_dataset
 from ddpm_hf.features import load_extractor
+from ddpm_hf.files import read_json_lines, replace_text
 from ddpm_hf.image_cache import ImageCache, load_images
 from ddpm_hf.machine import this_process
 from ddpm_hf.measuring import Measurement, PictureFolder, fingerprint, measure
 from ddpm_hf.nearest import nearest_picture
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.run_folder import EVALUATION
+from ddpm_hf.run_files import EVALUATION
 from ddpm_hf.sampling import open_model
 
 # The options of a run that say which images it saw, and how they were read.
@@ -202,7 +202,7 @@ def evaluate_during_training(
         shutil.rmtree(samples, ignore_errors=True)
         path = folder / "evaluations.jsonl"
         earlier = [
-            line for line in read_json_lines(path) if line["step"] < step
+            line for line in read_json_lines(path, {"step": int}) if line["step"] < step
         ]  # the run may have gone on from a checkpoint
         replace_text(path, "".join(json.dumps(line) + "\n" for line in [*earlier, {"step": step, **numbers}]))
         tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))

@@ -9,10 +9,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
-from ddpm_hf.checkpoint import INDEX, replace_text
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.files import replace_text
 from ddpm_hf.model_card import CARD, merge_cards, pictures_in, render_card, write_card
 from ddpm_hf.retry import PASSING_ERRORS, one_line, persist
+from ddpm_hf.run_files import INDEX
 
 # What is pushed of a run, beside the pictures that the card shows; nothing else.
 PUSHED = (

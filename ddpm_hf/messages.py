@@ -4,9 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ddpm_hf.checkpoint import list_checkpoints
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.run_folder import CHECKPOINTS
+from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged

@@ -12,10 +12,10 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCardData
 
-from ddpm_hf.checkpoint import INDEX, read_json_lines, replace_text
 from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
-from ddpm_hf.run_folder import DENOISING, EVALUATION
+from ddpm_hf.files import read_json_lines, replace_text
+from ddpm_hf.run_files import DENOISING, EVALUATION, INDEX
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -80,7 +80,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         raise ValueError(f"{folder} holds no trained pipeline: there is no {INDEX}.")
     config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
     unet = _read_json(folder / "unet" / "config.json")
-    metrics = read_json_lines(folder / "metrics.jsonl")
+    metrics = read_json_lines(folder / "metrics.jsonl", {"step": int})
     measured = _measured(_read_json(folder / EVALUATION))
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = repo_id.split("/")[-1], facts_of(config)

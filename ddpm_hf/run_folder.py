@@ -11,22 +11,12 @@ from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import (
-    INDEX,
-    prune_checkpoints,
-    read_json_lines,
-    replace_text,
-    save_checkpoint,
-    save_pipeline,
-)
+from ddpm_hf.checkpoint import prune_checkpoints, save_checkpoint, save_pipeline
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.files import read_json_lines, replace_text
 from ddpm_hf.machine import describe_machine
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
-
-CHECKPOINTS = "checkpoints"
-UNREADABLE = "unreadable_images.jsonl"
-DENOISING = "denoising.png"
-EVALUATION = "evaluation.json"
+from ddpm_hf.run_files import CHECKPOINTS, DENOISING, EVALUATION, INDEX, UNREADABLE
 
 
 class RunFolder:
@@ -61,7 +51,7 @@ class RunFolder:
                 for name in (UNREADABLE, DENOISING, EVALUATION):
                     (self.path / name).unlink(missing_ok=True)
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            earlier = read_json_lines(self.path / "metrics.jsonl")
+            earlier = read_json_lines(self.path / "metrics.jsonl", {"step": int})
             self.metrics = [numbers for numbers in earlier if numbers["step"] <= step]
             lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
             replace_text(self.path / "metrics.jsonl", lines)

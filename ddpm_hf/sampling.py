@@ -13,13 +13,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.batch_plan import seed_of
-from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors, replace_text
+from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig
 from ddpm_hf.convert import load_pipeline
+from ddpm_hf.files import replace_text
 from ddpm_hf.machine import autocast, this_process
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.run_folder import CHECKPOINTS
+from ddpm_hf.run_files import CHECKPOINTS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training import make_model
 

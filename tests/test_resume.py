@@ -232,7 +232,7 @@ def dying(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return wrapper
-checkpoint._sync = dying(checkpoint._sync)
+checkpoint.sync = dying(checkpoint.sync)
 checkpoint.os.rename = dying(os.rename)
 checkpoint.save_file = dying(checkpoint.save_file)
 train_ddpm.denoising_loss = dying(train_ddpm.denoising_loss)

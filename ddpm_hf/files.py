@@ -1,0 +1,152 @@
+"""Small files: written whole or not at all, and read with a check of their form.
+
+A form is a dictionary of the keys that a file has to have and of the types of their values, such as
+`{"step": int, "images": int | None}`. A number that may be a fraction is `float`, and whole numbers are fine there too.
+"""
+
+import hashlib
+import json
+import math
+import os
+import types
+from pathlib import Path
+from typing import Any, get_args
+
+from tqdm.auto import tqdm
+
+Form = dict[str, Any]
+
+_WORDS = {
+    bool: "true or false",
+    dict: "keys and values",
+    float: "a number",
+    int: "a whole number",
+    list: "a list",
+    str: "a text",
+    types.NoneType: "null",
+}
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------------
+
+
+def replace_text(path: Path, text: str):
+    """Write a small file, the old or the new at every moment."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    sync(unfinished)
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, value):
+    """Write a file of JSON, the old or the new at every moment."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, lines: list[dict]):
+    """Write a file with an object of JSON in each line, the old or the new at every moment."""
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sync(path: Path):
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- Reading -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, form: Form, advice: str) -> dict:
+    """Read a file that holds one object of JSON, and check its form.
+
+    Args:
+        path (`Path`): The file.
+        form (`dict`): See the top of this file.
+        advice (`str`): What to do if the file is broken, as a sentence.
+
+    Returns:
+        `dict`: All keys of the file, also those that the form does not name.
+
+    Raises:
+        ValueError: If the file cannot be read, or has another form. The message names the file, the key, what was
+            expected, and what to do.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing. {advice}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is broken ({reason}); expected JSON. {advice}") from error
+    if problem := misfit(value, form):
+        raise ValueError(f"{path} is broken: {problem}. {advice}")
+    return value
+
+
+def read_json_lines(path: Path, form: Form) -> list[dict]:
+    """Read a file with an object of JSON in each line, if it is there.
+
+    A process that was killed may have left half a line at the end. Lines that are broken or of another form are left
+    out, and their number is said.
+    """
+    good, bad = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if misfit(value, form):
+            bad += 1
+        else:
+            good.append(value)
+    if bad:
+        tqdm.write(f"{bad} of {len(good) + bad} lines of {path} cannot be read and are left out.")
+    return good
+
+
+def misfit(value, form: Form, name: str = "the file") -> str:
+    """How a value differs from a form, in words; nothing if it does not."""
+    if not isinstance(value, dict):
+        return f"{name} holds {shown(value)}; expected keys and values"
+    for key, kind in form.items():
+        if key not in value:
+            return f"{name} has no `{key}`; expected {in_words(kind)}"
+        if not is_of(value[key], kind):
+            return f"`{key}` is {shown(value[key])}; expected {in_words(kind)}"
+    return ""
+
+
+def is_of(value, kind) -> bool:
+    """Whether a value of JSON is of a type, or of one of a union."""
+    if isinstance(kind, types.UnionType):
+        return any(is_of(value, each) for each in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def in_words(kind) -> str:
+    """A type, or a union of some, as a reader of JSON would call it."""
+    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return " or ".join(_WORDS[each] for each in kinds)
+
+
+def shown(value) -> str:
+    """A value of JSON as an error shows it, cut short if it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
