@@ -8,28 +8,29 @@ accelerate launch train_ddpm.py --preset cifar10 --dry_run           see the opt
 import dataclasses
 import json
 import math
-import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
 from ddpm_hf.batch_plan import ShuffledImages, seed_of
-from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors
-from ddpm_hf.config import parse_command_line
+from ddpm_hf.checkpoint import load_tensors
+from ddpm_hf.config import TrainingConfig, check_launcher, parse_command_line
 from ddpm_hf.data import common_mode, label_settings, load_dataset
-from ddpm_hf.evaluation import evaluate_during_training, measurement_of
+from ddpm_hf.evaluation import check_measurement, evaluate_during_training, measurement_of
 from ddpm_hf.hub import check_before_training, share_run
 from ddpm_hf.image_cache import load_images
 from ddpm_hf.machine import (
     choose_mixed_precision,
     compile_blocks,
+    gathered,
     join_processes_on_cpus,
     keep_freed_memory,
     note_signals,
@@ -38,8 +39,9 @@ from ddpm_hf.machine import (
     use_all_cores,
 )
 from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
-from ddpm_hf.run_files import CHECKPOINTS
-from ddpm_hf.run_folder import RunFolder
+from ddpm_hf.resuming import check_pictures, find_start, is_finished
+from ddpm_hf.run_folder import RunFolder, going_on
+from ddpm_hf.run_lock import alone_in
 from ddpm_hf.sampling import Classes, Drawing, draw_images
 from ddpm_hf.sharding import check_sharding, prepare, whole
 from ddpm_hf.streaming import StreamedImages
@@ -59,23 +61,29 @@ from ddpm_hf.training import (
 
 def main():
     config, dry_run = parse_command_line()
+    with ExitStack() as at_the_end:
+        train(config, dry_run, at_the_end)
+
+
+def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
+    """Train as the options say. What has to be let go, however that ends, is noted in `at_the_end`."""
     join_processes_on_cpus()
     use_all_cores()
     keep_freed_memory()
 
-    # Whatever can be wrong with the options is found here, before any work is done.
+    # Whatever can be wrong with the options, the data or the folder is found here, before any work is done.
     with one_line_errors():
+        notes = check_launcher(config)
         config.mixed_precision = choose_mixed_precision(config.mixed_precision)
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
             **tracking_options(config),
         )
         check_sharding(accelerator)
         is_main = accelerator.is_main_process
-        # On CPUs, `accelerate launch --num_processes 2` sets these up and starts one process.
-        if is_main and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
-            print("This is one process; for several on CPUs: accelerate launch --multi_gpu --num_processes N ...")
+        if is_main and not dry_run:
+            at_the_end.enter_context(alone_in(Path(config.output_dir)))
         with accelerator.main_process_first():
             dataset = load_dataset(config)
             mode = common_mode(dataset)
@@ -88,28 +96,38 @@ def main():
         if is_main and dry_run:
             print(json.dumps(dataclasses.asdict(config), indent=2))
         if is_main:
-            print(describe(config, unet, count, images_per_step), flush=True)
+            print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
             check_before_training(config)
         if dry_run:
             return
-        checkpoint, saved = open_checkpoint(config, count, images_per_step, is_main)
-        if saved and saved["step"] >= config.max_train_steps:
+        start = find_start(config, images_per_step)
+        if is_main:
+            print("".join(f"{note}\n" for note in start.notes), end="", flush=True)
+        if start.step >= config.max_train_steps and is_finished(Path(config.output_dir)):
             if is_main:
-                print(f"{config.output_dir} is trained: {saved['step']:,} steps. A higher --max_train_steps goes on.")
+                print(f"{config.output_dir} is trained: {start.step:,} steps. A higher --max_train_steps goes on.")
                 share_run(config, finished=True)
             return
-        step = saved["step"] if saved else 0
-        folder = RunFolder(config, unet.get_memory_footprint(), step) if is_main else None
+        folder = RunFolder(config)
+        if is_main:
+            folder.check_space(unet.get_memory_footprint())
         if config.streaming:
-            images = StreamedImages(dataset, mode, config, saved and saved["stream"])
+            pictures, fingerprint = None, None
+            images = StreamedImages(dataset, mode, config, start.saved and start.saved["stream"])
         else:
             with accelerator.main_process_first():
                 pictures = load_images(dataset, mode, config)
-                images = ShuffledImages(pictures, config.seed, pictures.labels)
+            images, fingerprint = ShuffledImages(pictures, config.seed, pictures.labels), pictures.fingerprint
+        at_the_end.callback(images.close)
         del dataset  # its memory-mapped files would count as this process's memory
+        check_pictures(start, count, fingerprint)
+        if measurement:
+            check_measurement(measurement, pictures)
+        accelerator.wait_for_everyone()  # all have read the folder as it was
         if is_main:
+            folder.begin(start.step)
             folder.note_unreadable(images.unreadable)
-            folder.note_run(accelerator, unet, count, images_per_step)
+            folder.note_run(accelerator, unet, count, images_per_step, start.step)
         start_trackers(accelerator, config)
 
     # Model, optimizer, and the average of the weights, which samples are drawn with.
@@ -123,17 +141,45 @@ def main():
     ema = MovingAverage(unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay) if config.use_ema else None
     meter = LossMeter(config.ddpm_num_steps, accelerator.device)
     state = RunState(unet, optimizer, lr_scheduler, ema, accelerator.scaler, meter)
-    if checkpoint:
-        state.load(load_tensors(checkpoint), saved, is_main)
+    if start.checkpoint:
+        state.load(load_tensors(start.checkpoint), start.saved, is_main)
     weights = loss_weights(scheduler, config).to(accelerator.device)
     plan = make_plan(images, unet, scheduler, config, accelerator.device)
     x_0, *_ = plan.micro_batch(state.micro_batches + accelerator.process_index)
     assert x_0.shape[1:] == (len(mode), config.resolution, config.resolution)
 
+    def give_out(due: set[str], is_last: bool):
+        """Save the pipeline, draw samples and measure, all with the averaged weights, as far as they are due."""
+        if not due:
+            return
+        with state.unet_to_draw_with() as drawing_unet:
+            pipeline = DDPMPipelineCustom(drawing_unet, scheduler)
+            if is_main and "save" in due and is_last:
+                with one_line_errors():
+                    folder.save_last_pipeline(pipeline)
+            elif is_main and "save" in due:
+                folder.save_pipeline(pipeline)
+            if "draw" in due:
+                with going_on("draw samples"):
+                    samples = draw_samples(pipeline, config, accelerator)
+                    if is_main:
+                        folder.save_samples(state.step, samples)
+                    track_samples(accelerator, samples, state.step)
+            if "measure" in due:
+                with going_on("measure the model"):
+                    numbers = evaluate_during_training(pipeline, pictures, measurement, folder.path, state.step)
+                    track_numbers(accelerator, numbers, state.step)
+
+    # Where the run was stopped, something may have been due that was not given out.
+    last = state.step == config.max_train_steps
+    if start.checkpoint:
+        missing = [outputs_due(config, state.step) - folder.outputs_of(state.step)]
+        give_out(broadcast_object_list(missing)[0], is_last=last)
+
     signals = note_signals()
     started = time.perf_counter()
     window = state.step, started  # where the count of images/s begins
-    first_step, skipped_in_a_row = state.step, 0
+    first_step, skipped_in_a_row, interrupted = state.step, 0, False
     progress = tqdm(total=config.max_train_steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
     while state.step < config.max_train_steps:
         for _ in range(config.gradient_accumulation_steps):
@@ -176,46 +222,30 @@ def main():
             numbers["epoch"] = count and round(state.micro_batches * config.train_batch_size / count, 4)
             numbers["grad_norm"] = grad_norm.item() if finite else None
             numbers.update(learning_rate=learning_rate, skipped_updates=state.skipped, images_per_second=round(rate, 1))
-            track_numbers(accelerator, numbers, state.step)
             if is_main:
                 folder.log(step=state.step, **numbers)
+            with going_on("track the numbers"):
+                track_numbers(accelerator, numbers, state.step)
             window = state.step, time.perf_counter()
 
-        # Draw samples and save the pipeline, both with the averaged weights.
-        draw = last or state.step % config.save_images_steps == 0
-        save = interrupted or state.step % config.save_model_steps == 0
-        measure = measurement and (last or state.step % config.eval_steps == 0)
-        if draw or save or measure:
-            with state.unet_to_draw_with() as drawing_unet:
-                pipeline = DDPMPipelineCustom(drawing_unet, scheduler)
-                if draw:
-                    samples = draw_samples(pipeline, config, accelerator)
-                    track_samples(accelerator, samples, state.step)
-                if is_main and draw:
-                    folder.save_samples(state.step, samples)
-                if is_main and last:
-                    with one_line_errors():
-                        folder.save_last_pipeline(pipeline)
-                elif is_main and save:
-                    folder.save_pipeline(pipeline)
-                if measure:
-                    place = Path(config.output_dir), state.step
-                    numbers = evaluate_during_training(pipeline, images.images, measurement, *place)
-                    track_numbers(accelerator, numbers, state.step)
-            window = state.step, time.perf_counter()
-
-        # Save all that the same command needs to go on from here, while all is well.
-        if last or interrupted or (state.step % config.checkpointing_steps == 0 and finite):
+        # Save all that the same command needs to go on from here, before anything that takes time or may fail.
+        keep = last or interrupted or (state.step % config.checkpointing_steps == 0 and finite)
+        if keep:
             numbers = {**state.numbers(accelerator), "config": dataclasses.asdict(config), "images": count}
-            numbers.update(images_per_step=images_per_step, stream=images.state())
+            numbers.update(images_per_step=images_per_step, stream=images.state(), pictures=fingerprint)
             tensors = state.tensors()
             if is_main:
                 folder.note_unreadable(images.unreadable)
                 folder.save_checkpoint(state.step, tensors, numbers)
             del tensors
+        due = {"save"} if interrupted else outputs_due(config, state.step)
+        give_out(due, is_last=last and not interrupted)
+        if keep or due:
             window = state.step, time.perf_counter()
         if interrupted:
             break
+    if is_main and last and not interrupted:
+        folder.finish()
     progress.close()
     accelerator.wait_for_everyone()
     # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
@@ -224,34 +254,16 @@ def main():
     accelerator.end_training()
     if is_main:
         print(farewell(config, state.step - first_step, state.step, time.perf_counter() - started))
-        share_run(config, finished=last)
+        share_run(config, finished=last and not interrupted)
     if signal.SIGINT in signals:
         sys.exit(128 + signal.SIGINT)
 
 
-def open_checkpoint(config, images: int | None, images_per_step: int, is_main: bool) -> tuple[Path | None, dict | None]:
-    """The checkpoint to go on from, and its numbers, if there is one; a ValueError if it is of another run."""
-    if config.overwrite_output_dir:
-        return None, None
-    path, problems = find_checkpoint(Path(config.output_dir) / CHECKPOINTS, config.resume_from_checkpoint)
-    if is_main:
-        print("\n".join(problems), end="\n" if problems else "")
-    if path is None:
-        return None, None
-    saved = load_state(path)
-    differences = config.differences(saved["config"])
-    if saved["images"] != images:
-        differences.append(f"images {saved['images']} -> {images}")
-    if differences:
-        raise ValueError(
-            f"{path} is of a run with other options: {'; '.join(differences)}. Repeat the options of that run, name "
-            "another --output_dir, or pass --overwrite_output_dir to train anew."
-        )
-    if is_main:
-        print(f"Going on from {path}.", flush=True)
-        if saved["images_per_step"] != images_per_step:
-            print(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.", flush=True)
-    return path, saved
+def outputs_due(config: TrainingConfig, step: int) -> set[str]:
+    """What is to be given out after a step: `"save"`, `"draw"`, `"measure"`."""
+    last = step == config.max_train_steps
+    often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
+    return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
 
 
 def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator) -> list:
@@ -261,8 +273,8 @@ def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator)
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
     classes = Classes.chosen(pipeline, None, config.guidance_scale)
     how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
-    images = list(draw_images(pipeline, mine, how))
-    return [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
+    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
+    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,20 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddpm_hf.files import sha256_of, sync
+from ddpm_hf.files import misfit, read_json, sha256_of, sync
 from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints
+
+STATE_FORM = {
+    "step": int,
+    "micro_batches": int,
+    "skipped": int,
+    "losses": list,
+    "config": dict,
+    "images": int | None,
+    "images_per_step": int,
+}
+SUFFIXES_OF_PIPELINES = (".json", ".safetensors", ".py")
+ADVICE = "Take another checkpoint."
 
 # ---- The pipeline --------------------------------------------------------------------------------------------------
 
@@ -50,7 +62,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
         os.rename(unfinished / name, folder / name)
     sync(folder)
     unfinished.rmdir()
-    shutil.rmtree(replaced)
+    _remove_replaced(folder, replaced)
 
 
 def _undo_half_replaced(folder: Path, replaced: Path):
@@ -60,6 +72,16 @@ def _undo_half_replaced(folder: Path, replaced: Path):
             if (folder / name).is_dir():
                 shutil.rmtree(folder / name)
             os.replace(replaced / name, folder / name)
+    _remove_replaced(folder, replaced)
+
+
+def _remove_replaced(folder: Path, replaced: Path):
+    """Delete the older pipeline, but for files that somebody put beside its own: those go to the new one."""
+    for path in sorted(replaced.rglob("*")):
+        target = folder / path.relative_to(replaced)
+        if path.is_file() and path.suffix not in SUFFIXES_OF_PIPELINES and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -98,11 +120,21 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.
         raise OSError(f"cannot save the checkpoint {finished}: {error}") from error
 
 
-def prune_checkpoints(folder: Path, total_limit: int | None):
-    """Delete the oldest checkpoints but `total_limit`, and what crashes left unfinished."""
-    for path in folder.glob(".unfinished-*"):
+def prune_checkpoints(folder: Path, total_limit: int, newest: int):
+    """Delete what crashes left unfinished, and checkpoints over the limit.
+
+    Args:
+        folder (`Path`): The run's checkpoints.
+        total_limit (`int`): How many to keep.
+        newest (`int`): The step of the one just written. Those of later steps are of a course that the run went back
+            from, so they are the first to go; then the oldest.
+    """
+    for path in folder.glob(".unfinished-step-*"):
         shutil.rmtree(path)
-    for path in list_checkpoints(folder)[: -total_limit if total_limit else 0]:
+    steps = {path: int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)}
+    left_behind = [path for path, step in steps.items() if step > newest]
+    earlier = [path for path, step in steps.items() if step <= newest]
+    for path in [*left_behind, *earlier][: max(len(steps) - total_limit, 0)]:
         shutil.rmtree(path)
 
 
@@ -150,15 +182,22 @@ def verify_checkpoint(path: Path):
     Raises:
         ValueError: If one is missing or changed; the message names it.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path / MANIFEST} cannot be read: {error}") from error
+    always = (STATE, "model.safetensors", "optimizer.safetensors")
+    manifest = read_json(path / MANIFEST, dict.fromkeys(always, dict))
+    unlisted = {file.name for file in path.glob("*.safetensors")} - manifest.keys()
+    if unlisted:
+        raise ValueError(f"{path / MANIFEST} does not list {', '.join(sorted(unlisted))}")
     for name, expected in manifest.items():
         file = path / name
-        if not file.exists():
+        if problem := misfit(expected, {"bytes": int, "sha256": str}, name):
+            raise ValueError(f"{path / MANIFEST} is broken: {problem}")
+        if not file.is_file():
             raise ValueError(f"{file} is missing")
-        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+        try:
+            is_whole = file.stat().st_size == expected["bytes"] and sha256_of(file) == expected["sha256"]
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        if not is_whole:
             raise ValueError(f"{file} is not what was saved")
 
 
@@ -168,5 +207,9 @@ def load_tensors(path: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def load_state(path: Path) -> dict:
-    """The state of a checkpoint, as [`save_checkpoint`] was given it."""
-    return json.loads((path / STATE).read_text())
+    """The state of a checkpoint, as [`save_checkpoint`] was given it.
+
+    Raises:
+        ValueError: If it has another form; the message names the file and the key.
+    """
+    return read_json(path / STATE, STATE_FORM, ADVICE)

@@ -5,13 +5,17 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
+from ddpm_hf.files import in_words, is_of, shown
+from ddpm_hf.machine import wished_precision
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
@@ -34,8 +38,8 @@ class TrainingConfig:
 
     # fmt: off
     preset: str = _option("mnist-mini", "Run", "Where the defaults come from: a column of the table of presets.")
-    output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default ddpm-PRESET.")
-    overwrite_output_dir: bool = _option(False, "Run", "Train anew, and throw away what the folder holds of an earlier run.")
+    output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.")
+    overwrite_output_dir: bool = _option(False, "Run", "Train anew, and throw away what the folder holds of an earlier run; other files stay.")
     resume_from_checkpoint: str = _option("latest", "Run", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.")
     seed: int = _option(0, "Run", "The run is a function of its options and this number.", minimum=0)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "Run", "auto: bf16 where the hardware is fast at it, else no.")
@@ -119,7 +123,7 @@ class TrainingConfig:
     hub_token: ClassVar[str | None] = None
 
     def __post_init__(self):
-        self.output_dir = self.output_dir or f"ddpm-{self.preset}"
+        self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
         for option in dataclasses.fields(self):
             _check_range(option, getattr(self, option.name))
         if self.dataset_name and self.train_data_dir:
@@ -145,6 +149,14 @@ class TrainingConfig:
                 f"a multiple of {2**halvings}, such as {fits}."
             )
 
+    def _name_of_the_data(self) -> str:
+        """What the output folder is named after: the preset, unless other pictures are trained on."""
+        source = self.train_data_dir or self.dataset_name
+        if source is None or source == PRESETS[self.preset]["dataset_name"]:
+            return self.preset
+        name = Path(source).resolve().name
+        return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures"
+
     def count_steps(self, steps_per_epoch: float):
         """Turn what was given in epochs into optimizer steps, now that the size of the data set is known."""
         if self.max_train_steps is None:
@@ -154,12 +166,27 @@ class TrainingConfig:
         if self.save_model_epochs is not None:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
 
-    def differences(self, saved: dict) -> list[str]:
-        """The options that decide about the weights and are not as in a saved run, each as one line of text."""
+    def differences(self, saved: dict, same_pictures: bool = False) -> list[str]:
+        """The options that make this another run than a saved one, each as one line of text.
+
+        Args:
+            saved (`dict`): The options of that run.
+            same_pictures (`bool`): Whether the pixels and labels are known to be the same; then it does not matter where
+                they come from.
+        """
+        may_differ = (*ROUNDING_ONLY, *(WHICH_IMAGES if same_pictures else ()))
+        return [line for name, line in self._changes(saved) if name not in may_differ]
+
+    def roundings(self, saved: dict) -> list[str]:
+        """The options that are not as in a saved run and change its numbers by rounding only."""
+        return [line for name, line in self._changes(saved) if name in ROUNDING_ONLY]
+
+    def _changes(self, saved: dict) -> list[tuple[str, str]]:
+        """Name and line of text of each option that decides about the weights and is not as in a saved run."""
         mine, defaults = json.loads(self.to_json()), dataclasses.asdict(TrainingConfig())
         saved = {**defaults, **saved}  # a run that is older than an option
         return [
-            f"--{option.name} {saved[option.name]} -> {mine[option.name]}"
+            (option.name, f"--{option.name} {saved[option.name]} -> {mine[option.name]}")
             for option in dataclasses.fields(self)
             if option.metadata["group"] not in ("Output", "Hub")
             and option.name not in MAY_CHANGE
@@ -170,6 +197,12 @@ class TrainingConfig:
         """All options, as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
+
+# The options that say which images a run sees.
+WHICH_IMAGES = ("dataset_name", "dataset_config_name", "dataset_split", "train_data_dir", "image_column")
+
+# Options that change the order of the arithmetic, and nothing else.
+ROUNDING_ONLY = ("compile", "gradient_checkpointing")
 
 # Options that a run may be resumed with other values of, beside those of the groups "Output" and "Hub".
 MAY_CHANGE = (
@@ -184,6 +217,32 @@ MAY_CHANGE = (
     "max_train_steps",
     "gradient_accumulation_steps",
 )
+
+
+def check_saved_options(options: dict, where: Path, advice: str):
+    """Raise a ValueError unless the options of a run, as a file holds them, are of the types that they should be.
+
+    Args:
+        options (`dict`): The options; some may be missing, in a run that is older than they are.
+        where (`Path`): The file, for the errors.
+        advice (`str`): What to do if it is broken, as a sentence.
+
+    Raises:
+        ValueError: If a value is of another type, or an option is unknown; the message names the file and the key.
+    """
+    hints = typing.get_type_hints(TrainingConfig)
+    for name, value in options.items():
+        if name not in hints:
+            raise ValueError(
+                f"{where} has the unknown option `{name}`; a newer version of ddpm_hf may have written it."
+            )
+        kind = hints[name]
+        if choices := typing.get_args(kind) if typing.get_origin(kind) is Literal else ():
+            fits, expected = value in choices, f"one of {', '.join(choices)}"
+        else:
+            fits, expected = is_of(value, kind), in_words(kind)
+        if not fits:
+            raise ValueError(f"{where} is broken: `{name}` is {shown(value)}; expected {expected}. {advice}")
 
 
 def _check_range(option: dataclasses.Field, value):
@@ -271,6 +330,8 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     if "num_epochs" in flags:
         del options["max_train_steps"]
     try:
+        if steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+            flags.setdefault("gradient_accumulation_steps", _whole_number(steps))
         if "model_config_name_or_path" in flags:
             options["model"] = _load_model_config(flags["model_config_name_or_path"])
         config = TrainingConfig(**{**options, **flags})
@@ -278,6 +339,37 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
         parser.error(" ".join(str(error).split()))
     config.hub_token = token
     return config, dry_run
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise ValueError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS {text}: expected a whole number.")
+    return int(text)
+
+
+def check_launcher(config: TrainingConfig) -> list[str]:
+    """Compare the options with what accelerate was told, by its launcher or its configuration.
+
+    Returns:
+        `list[str]`: Where they contradict each other; the options of train_ddpm.py are obeyed.
+
+    Raises:
+        ValueError: If accelerate was told something that is not supported here.
+    """
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise ValueError(
+            f"accelerate asks for the dynamo backend {backend}; choose none there, and pass --compile to train_ddpm.py."
+        )
+    told = {
+        "mixed_precision": wished_precision() if config.mixed_precision != "auto" else None,
+        "gradient_accumulation_steps": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+    }
+    return [
+        f"--{name} {getattr(config, name)} is obeyed, and not the {wish} that accelerate was told."
+        for name, wish in told.items()
+        if wish is not None and wish != str(getattr(config, name))
+    ]
 
 
 def _load_model_config(name_or_path: str) -> dict:
@@ -337,12 +429,29 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
+# Flags of other training scripts, and what there is here instead.
+_ELSEWHERE = {
+    "--local_rank": "leave it out: `accelerate launch` and `torchrun` tell each process its number by LOCAL_RANK",
+    "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "
+    "configuration of a saved network, without its weights",
+    "--enable_xformers_memory_efficient_attention": "leave it out: attention is always memory-efficient",
+    "--dataloader_num_workers": "leave it out: images are decoded once, before the training",
+    "--report_to": "use --logger",
+    "--image_size": "use --resolution",
+    "--lr": "use --learning_rate",
+    "--fp16": "use --mixed_precision fp16",
+    "--bf16": "use --mixed_precision bf16",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest known flag."""
 
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7)
         hint = f" (did you mean {near[0]}?)" if near and message.startswith("unrecognized") else ""
+        elsewhere = _ELSEWHERE.get(unknown.replace("-", "_").replace("__", "--", 1))
+        hint = f" ({elsewhere})" if elsewhere else hint
         message = re.sub(r"\bhf_\w+", "hf_***", message)  # a token after a mistyped flag
         self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")

@@ -1,26 +1,23 @@
 """`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
 
-import json
-import shutil
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_hf.config import TrainingConfig
+from ddpm_hf.config import WHICH_IMAGES, TrainingConfig, check_saved_options
 from ddpm_hf.data import common_mode, load_dataset
 from ddpm_hf.features import load_extractor
-from ddpm_hf.files import read_json_lines, replace_text
+from ddpm_hf.files import misfit, read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.image_cache import ImageCache, load_images
 from ddpm_hf.machine import this_process
-from ddpm_hf.measuring import Measurement, PictureFolder, fingerprint, measure
+from ddpm_hf.measuring import Measurement, PictureFolder, check_measurable, fingerprint, measure
 from ddpm_hf.nearest import nearest_picture
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.run_files import EVALUATION
-from ddpm_hf.sampling import open_model
+from ddpm_hf.run_files import EVALUATION, EVALUATIONS, NEAREST, OPTIONS, PROGRESSIVE, is_run
+from ddpm_hf.sampling import clear_samples, open_model
 
-# The options of a run that say which images it saw, and how they were read.
-WHICH_IMAGES = ("dataset_name", "dataset_config_name", "dataset_split", "train_data_dir", "image_column")
+# The options of a run that say how its images were read.
 HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
 
 
@@ -51,10 +48,12 @@ def evaluate(
     """
     state = this_process()
     output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
-    output.parent.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier_results(output)
     pipeline = open_model(source, checkpoint, scheduler, revision)
     with state.main_process_first():
-        images, record = open_reference(pipeline, _run_options(source), reference)
+        images, record = open_reference(pipeline, _run_options(Path(source)), reference)
+    check_measurable(wanted, images)
+    output.parent.mkdir(parents=True, exist_ok=True)
     # What was drawn before an interruption is only found by a command that would draw the same.
     steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
     drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
@@ -63,24 +62,32 @@ def evaluate(
     if state.is_main_process:
         progressive = results.get("bpd", {}).pop("progressive", [])
         if progressive:
-            replace_text(
-                output.with_name("progressive.jsonl"), "".join(json.dumps(line) + "\n" for line in progressive)
-            )
+            write_json_lines(output.with_name(PROGRESSIVE), progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images))
-            nearest_picture(shown, images, k=8).save(output.with_name("nearest.png"))
-        replace_text(output, json.dumps({**_earlier_results(output, results), **results}, indent=2) + "\n")
+            nearest_picture(shown, images, k=8).save(output.with_name(NEAREST))
+        write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
         if not save_samples:
-            shutil.rmtree(samples, ignore_errors=True)
+            clear_samples(samples)
     state.wait_for_everyone()
 
 
-def _run_options(source: str) -> dict:
-    """The options of a training run about its images, its `config.json`; none if the source is no run."""
-    path = Path(source) / "config.json"
-    options = json.loads(path.read_text()) if path.exists() else {}
-    return {key: options[key] for key in WHICH_IMAGES + HOW_TO_READ if key in options}
+def _run_options(folder: Path) -> dict:
+    """The options of a training run about its images; none if the folder is no run.
+
+    Where something is written, such as the cache, is for the caller to choose, and not for a folder of somebody else.
+
+    Raises:
+        ValueError: If they are broken.
+    """
+    if not is_run(folder):
+        return {}
+    advice = "Move it away, and name the images with --dataset or --train_data_dir."
+    options = read_json(folder / OPTIONS, {}, advice)
+    check_saved_options(options, folder / OPTIONS, advice)
+    about_images = {*WHICH_IMAGES, *HOW_TO_READ} - {"cache_dir"}
+    return {key: value for key, value in options.items() if key in about_images}
 
 
 def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tuple[ImageCache, dict]:
@@ -122,14 +129,28 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
     return load_images(dataset, mode, config), record
 
 
-def _earlier_results(path: Path, results: dict) -> dict:
-    """Other metrics in the file, if they are of the same model."""
-    try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+def _earlier_results(path: Path) -> dict:
+    """What the file of the numbers holds already.
+
+    Raises:
+        ValueError: If it was not written by this command, nor what will be put beside it.
+    """
+    advice = "Move it away, or name another file with --output."
+    if path.exists():
+        earlier = read_json(path, {}, advice)
+        for metric, numbers in earlier.items():
+            if problem := misfit(numbers, {"model_fingerprint": str}, f"`{metric}`"):
+                raise ValueError(f"{path} does not hold numbers of `ddpm-hf evaluate`: {problem}. {advice}")
+        return earlier
+    others = [path.with_name(name) for name in (NEAREST, PROGRESSIVE) if path.with_name(name).exists()]
+    if others and not is_run(path.parent):
+        raise ValueError(f"{others[0]} would be overwritten. {advice}")
+    return {}
+
+
+def _of_the_same_model(earlier: dict, results: dict) -> dict:
     models = {numbers["model_fingerprint"] for numbers in results.values()}
-    return {metric: numbers for metric, numbers in earlier.items() if {numbers.get("model_fingerprint")} == models}
+    return {metric: numbers for metric, numbers in earlier.items() if {numbers["model_fingerprint"]} == models}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -175,6 +196,16 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
     return wanted
 
 
+def check_measurement(wanted: Measurement, images: ImageCache):
+    """Raise a ValueError if a run could not measure so, before its first step; see [`check_measurable`]."""
+    try:
+        check_measurable(wanted, images)
+    except ValueError as error:
+        raise ValueError(
+            f"the run cannot be measured (the names of these options begin with --eval_): {error}"
+        ) from error
+
+
 def evaluate_during_training(
     pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path, step: int
 ) -> dict[str, float]:
@@ -195,15 +226,14 @@ def evaluate_during_training(
     """
     state, samples = this_process(), folder / "evaluation-samples"
     if state.is_main_process:
-        shutil.rmtree(samples, ignore_errors=True)  # of a run that was stopped here
+        clear_samples(samples)  # of a run that was stopped here
     state.wait_for_everyone()
     numbers = flat(measure(pipeline, images, wanted, samples, record={}))
     if state.is_main_process:
-        shutil.rmtree(samples, ignore_errors=True)
-        path = folder / "evaluations.jsonl"
-        earlier = [
-            line for line in read_json_lines(path, {"step": int}) if line["step"] < step
-        ]  # the run may have gone on from a checkpoint
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in [*earlier, {"step": step, **numbers}]))
+        clear_samples(samples)
+        path = folder / EVALUATIONS
+        # The run may have gone on from a checkpoint.
+        earlier = [line for line in read_json_lines(path, {"step": int}) if line["step"] < step]
+        write_json_lines(path, [*earlier, {"step": step, **numbers}])
         tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
     return numbers

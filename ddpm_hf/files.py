@@ -60,13 +60,13 @@ def sync(path: Path):
 # ---- Reading -------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, form: Form, advice: str) -> dict:
+def read_json(path: Path, form: Form, advice: str = "") -> dict:
     """Read a file that holds one object of JSON, and check its form.
 
     Args:
         path (`Path`): The file.
         form (`dict`): See the top of this file.
-        advice (`str`): What to do if the file is broken, as a sentence.
+        advice (`str`): What to do if the file is broken, as a sentence; the error ends with it.
 
     Returns:
         `dict`: All keys of the file, also those that the form does not name.
@@ -78,13 +78,17 @@ def read_json(path: Path, form: Form, advice: str) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing. {advice}") from error
+        raise ValueError(_with_advice(f"{path} is missing", advice)) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is broken ({reason}); expected JSON. {advice}") from error
+        raise ValueError(_with_advice(f"{path} is broken ({reason}); expected JSON", advice)) from error
     if problem := misfit(value, form):
-        raise ValueError(f"{path} is broken: {problem}. {advice}")
+        raise ValueError(_with_advice(f"{path} is broken: {problem}", advice))
     return value
+
+
+def _with_advice(problem: str, advice: str) -> str:
+    return f"{problem}. {advice}" if advice else problem
 
 
 def read_json_lines(path: Path, form: Form) -> list[dict]:

@@ -5,13 +5,15 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
@@ -19,12 +21,27 @@ import ddpm_hf
 
 
 def choose_mixed_precision(choice: str) -> str:
-    """Resolve `"auto"`: bf16 on GPUs that compute in it and on CPUs with AMX or AVX512-BF16, else no."""
+    """Resolve `"auto"`: what accelerate was told; else bf16 on GPUs that compute in it and on CPUs with AMX or
+    AVX512-BF16, and no on others.
+
+    Raises:
+        ValueError: If accelerate was told something that is not supported here.
+    """
     if choice != "auto":
         return choice
+    if wish := wished_precision():
+        if wish not in ("bf16", "fp16"):
+            raise ValueError(f"accelerate asks for mixed precision {wish}; expected no, bf16 or fp16.")
+        return wish
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     fast = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if fast else "no"
+
+
+def wished_precision() -> str | None:
+    """The mixed precision that `accelerate launch` or its configuration asks for; its `no` stands for no wish."""
+    wish = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    return None if wish == "no" else wish
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
@@ -99,6 +116,21 @@ def note_signals() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, note)
     return received
+
+
+def gathered(compute: Callable[[], Any]) -> list:
+    """What each process computes, in their order; if one fails, all raise an error, and none waits for ever."""
+    try:
+        result, failure = compute(), None
+    except Exception as error:
+        result, failure = None, error
+    parts = gather_object([(result, failure and " ".join(str(failure).split()))])
+    if failure:
+        raise failure
+    for i, (_, reason) in enumerate(parts):
+        if reason is not None:
+            raise ValueError(f"process {i}: {reason}")
+    return [result for result, _ in parts]
 
 
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:

@@ -23,7 +23,7 @@ from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.features import digest_of_weights, extract, features_file, keep_features, load_extractor
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
-from ddpm_hf.machine import this_process
+from ddpm_hf.machine import gathered, this_process
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.sampling import Classes, Drawing, fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
@@ -116,8 +116,6 @@ def measure(
         OSError: If samples or features cannot be written.
     """
     state = this_process()
-    if min(wanted.num_images, len(images)) < state.num_processes:
-        raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
     pipeline.unet.eval()
     record = {
         **record,
@@ -143,6 +141,17 @@ def measure(
     return results if state.is_main_process else {}
 
 
+def check_measurable(wanted: Measurement, images: ImageCache):
+    """Raise a ValueError if there are too few images, or the extractor fails on a batch of them; see [`measure`]."""
+    state = this_process()
+    if min(wanted.num_images, len(images)) < state.num_processes:
+        raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
+    if wanted.of_samples:
+        extractor, some = load_extractor(wanted.features, state.device), range(min(wanted.batch_size, len(images)))
+        features = extract(extractor, images, some, wanted.batch_size, show_progress=False)
+        check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
+
+
 def fingerprint(pipeline: DDPMPipelineCustom) -> str:
     """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
     digest = hashlib.sha256(digest_of_weights(pipeline.unet))
@@ -160,9 +169,9 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
     chosen = np.sort(random.permutation(len(images))[: wanted.num_images]).tolist()
     mine = chosen[state.process_index :: state.num_processes]
     options = (timesteps, wanted.batch_size, wanted.seed, pipeline.device, state.is_main_process)
-    part = variational_bound(pipeline.unet, scheduler, images, mine, *options)
-    rows = (_gathered(array, len(chosen)) for array in (part.prior, part.bits, part.squared_errors))
-    bound = Bound(*rows, len(scheduler))
+    parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
+    columns = ([getattr(part, name) for part in parts] for name in ("prior", "bits", "squared_errors"))
+    bound = Bound(*(_in_turns(column, len(chosen)) for column in columns), len(scheduler))
     numbers = {**bound.summary(), "variance_type": scheduler.config.variance_type, "class_labels": None}
     return {**numbers, "progressive": bound.progressive()} if numbers["exact_over_timesteps"] else numbers
 
@@ -176,12 +185,11 @@ def _features(
 
     def shared_out(pictures: Sequence[np.ndarray]) -> np.ndarray:
         mine = range(state.process_index, len(pictures), state.num_processes)
-        part = extract(extractor, pictures, mine, wanted.batch_size, state.is_main_process)
-        return _gathered(part, len(pictures))
+        parts = gathered(lambda: extract(extractor, pictures, mine, wanted.batch_size, state.is_main_process))
+        return _in_turns(parts, len(pictures))
 
     path = features_file(images.folder.parent / "features", images.folder.name, extractor.fingerprint)
     real = _kept(path, lambda: shared_out(images))
-    check_enough(wanted.of_samples, wanted.num_images, *real.shape)  # before the samples, which take time
     classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
     how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, wanted.mixed_precision)
     fill_folder(pipeline, samples, wanted.num_images, how, source=model)
@@ -197,16 +205,13 @@ def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     state = this_process()
     if not gather_object([path.exists()])[0]:
         features = compute()
-        if state.is_main_process:
-            keep_features(path, features)
-        state.wait_for_everyone()
+        gathered(lambda: keep_features(path, features) if state.is_main_process else None)
     return np.load(path)
 
 
-def _gathered(part: np.ndarray, total: int) -> np.ndarray:
+def _in_turns(parts: list[np.ndarray], total: int) -> np.ndarray:
     """The rows of all processes, where process p of P has the rows p, p + P, p + 2 P, ..."""
-    parts = gather_object([part])
-    rows = np.empty((total, *part.shape[1:]), dtype=part.dtype)
+    rows = np.empty((total, *parts[0].shape[1:]), dtype=parts[0].dtype)
     for p, its_rows in enumerate(parts):
         rows[p :: len(parts)] = its_rows
     return rows

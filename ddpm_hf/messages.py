@@ -15,10 +15,15 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     """The sizes of the run, in one line."""
     steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    start = (
+        f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
+        if config.model_config_name_or_path
+        else ""
+    )
     return (
         f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
         f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
-        f"{torch.get_num_threads()} CPU threads."
+        f"{torch.get_num_threads()} CPU threads.{start}"
     )
 
 

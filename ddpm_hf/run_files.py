@@ -10,31 +10,54 @@ STATE = "state.json"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 OPTIONS = "config.json"
-METRICS = "metrics.jsonl"
 FACTS = "run.json"
+METRICS = "metrics.jsonl"
 UNREADABLE = "unreadable_images.jsonl"
 DENOISING = "denoising.png"
 LOSS = "loss.png"
 EVALUATION = "evaluation.json"
+EARLIER_EVALUATION = "earlier-evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
+NEAREST = "nearest.png"
+PROGRESSIVE = "progressive.jsonl"
+
+METRICS_FORM = {"step": int, "loss": float | None}  # of each line
 
 _ALWAYS_IN_OPTIONS = {"preset", "output_dir", "ddpm_num_steps", "train_batch_size"}
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is one of train_ddpm.py: it has the options of a run, or a checkpoint of one."""
-    return _has_options(folder / OPTIONS) or any(
+    return _read(folder / OPTIONS).keys() >= _ALWAYS_IN_OPTIONS or any(
         all((path / name).is_file() for name in (MANIFEST, STATE, "model.safetensors"))
         for path in list_checkpoints(folder / CHECKPOINTS)
     )
 
 
-def _has_options(path: Path) -> bool:
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder holds a pipeline that this package has saved."""
+    index = _read(folder / INDEX)
+    return "DDPMPipelineCustom" in str(index.get("_class_name"))
+
+
+def parts_of_run(folder: Path) -> list[Path]:
+    """What a run has written into its folder, but for the options, the pipeline and the card. All other files are not
+    its own."""
+    numbers = (METRICS, FACTS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
+    named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
+    samples = [path for path in (folder / SAMPLES).glob("step-*.png") if re.fullmatch(r"step-\d{6,}", path.stem)]
+    unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
+    found = [*list_checkpoints(folder / CHECKPOINTS), *unfinished, *sorted(samples), *named]
+    return [path for path in found if path.exists()]
+
+
+def _read(path: Path) -> dict:
+    """What a file of JSON holds; nothing if it is no such file."""
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(options, dict) and options.keys() >= _ALWAYS_IN_OPTIONS
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

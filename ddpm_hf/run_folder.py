@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,94 +14,136 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.checkpoint import prune_checkpoints, save_checkpoint, save_pipeline
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.files import read_json_lines, replace_text
+from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.machine import describe_machine
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
-from ddpm_hf.run_files import CHECKPOINTS, DENOISING, EVALUATION, INDEX, UNREADABLE
+from ddpm_hf.run_files import (
+    CHECKPOINTS,
+    DENOISING,
+    EARLIER_EVALUATION,
+    EVALUATION,
+    EVALUATIONS,
+    FACTS,
+    LOSS,
+    METRICS,
+    METRICS_FORM,
+    OPTIONS,
+    SAMPLES,
+    UNREADABLE,
+    parts_of_run,
+)
 
 
 class RunFolder:
     """The output folder of a training run.
 
-    A write that fails while training goes on (the disk is full) is reported, and the next output tries again: what was
+    Whatever fails while training goes on (the disk is full) is reported, and the next output tries again: what was
     saved before stays, and what was learned is not lost. Only the last save has to succeed.
 
     Args:
-        config ([`TrainingConfig`]): Its `output_dir` is the folder, made if missing; config.json will hold all of it.
-        model_bytes (`int`): Size of the model; there has to be space for the pipeline and the checkpoints.
-        step (`int`): The step that the run goes on from; what was noted after it is forgotten. 0 for a new run.
-
-    Raises:
-        ValueError: If a new run finds a model in the folder, without `overwrite_output_dir`.
-        OSError: If it cannot be written, or the disk has too little space.
+        config ([`TrainingConfig`]): Its `output_dir` is the folder; config.json will hold all of it.
     """
 
-    def __init__(self, config: TrainingConfig, model_bytes: int, step: int = 0):
-        self.path = Path(config.output_dir)
-        self.checkpoints_total_limit = config.checkpoints_total_limit
-        self.inference_steps, self.seed = config.ddpm_num_inference_steps, config.seed
-        if (self.path / INDEX).exists() and not step and not config.overwrite_output_dir:
-            raise ValueError(
-                f"--output_dir {self.path} holds a trained model and no checkpoint to go on from; name another folder, "
-                "or pass --overwrite_output_dir to replace it."
-            )
-        try:
-            if not step:
-                for name in (CHECKPOINTS, "samples"):
-                    shutil.rmtree(self.path / name, ignore_errors=True)
-                for name in (UNREADABLE, DENOISING, EVALUATION):
-                    (self.path / name).unlink(missing_ok=True)
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            earlier = read_json_lines(self.path / "metrics.jsonl", {"step": int})
-            self.metrics = [numbers for numbers in earlier if numbers["step"] <= step]
-            lines = "".join(json.dumps(numbers) + "\n" for numbers in self.metrics)
-            replace_text(self.path / "metrics.jsonl", lines)
-            replace_text(self.path / "config.json", config.to_json())
-        except OSError as error:
-            raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
+    def __init__(self, config: TrainingConfig):
+        self.config, self.path = config, Path(config.output_dir)
+        self.metrics, self.metrics_are_on_disk, self.facts = [], True, {}
+
+    def check_space(self, model_bytes: int):
+        """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
         # A checkpoint is four models: weights, average, and two moments; the pipeline is one. Each and its successor.
         free = shutil.disk_usage(self.path).free / 1e6
-        needed = (2 + 4 * (config.checkpoints_total_limit + 1)) * model_bytes / 1e6
+        needed = (2 + 4 * (self.config.checkpoints_total_limit + 1)) * model_bytes / 1e6
         if free < needed:
             raise OSError(
                 f"--output_dir {self.path}: the model and its checkpoints need {needed:.0f} MB, and {free:.0f} MB are "
                 "free."
             )
 
-    def log(self, **numbers: float):
-        """Append one line to metrics.jsonl."""
-        self.metrics.append(numbers)
-        with _going_on("append to metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(numbers) + "\n")
+    def begin(self, step: int):
+        """Forget what an earlier run noted, all or only what came after the step that this one goes on from.
 
-    def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int):
-        """Write run.json: what the options do not say about the run, for its model card."""
-        facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
-        facts.update(describe_machine(accelerator))
-        with _going_on("write run.json"):
-            replace_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        Args:
+            step (`int`): 0 for a new run.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        try:
+            if not step:
+                self._clear()
+            (self.path / SAMPLES).mkdir(exist_ok=True)
+            self.metrics = [line for line in self._lines(METRICS, METRICS_FORM) if line["step"] <= step]
+            write_json_lines(self.path / METRICS, self.metrics)
+            if measured := self._lines(EVALUATIONS, {"step": int}):
+                write_json_lines(self.path / EVALUATIONS, [line for line in measured if line["step"] <= step])
+            replace_text(self.path / OPTIONS, self.config.to_json())
+        except OSError as error:
+            raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
+
+    def _clear(self):
+        """Remove what runs wrote, and nothing else; the model stays until a new one takes its place."""
+        parts = parts_of_run(self.path)
+        if parts and self.config.overwrite_output_dir:
+            names = ", ".join(path.relative_to(self.path).as_posix() for path in parts)
+            print(f"--overwrite_output_dir removes from {self.path}: {names}.", flush=True)
+        for path in parts:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _lines(self, name: str, form: dict) -> list[dict]:
+        return read_json_lines(self.path / name, form)
+
+    def log(self, **numbers: float):
+        """Append one line to metrics.jsonl; all lines again, if the last could not be written."""
+        self.metrics.append(numbers)
+        with going_on(f"write {METRICS}"):
+            if self.metrics_are_on_disk:
+                self.metrics_are_on_disk = False  # until the line is whole
+                with open(self.path / METRICS, "a") as file:
+                    file.write(json.dumps(numbers) + "\n")
+            else:
+                write_json_lines(self.path / METRICS, self.metrics)
+            self.metrics_are_on_disk = True
+
+    def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int, step: int):
+        """Write run.json: what the options do not say about the run, for its model card and for going on."""
+        self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
+        self._write_facts()
+
+    def _write_facts(self):
+        with going_on(f"write {FACTS}"):
+            write_json(self.path / FACTS, self.facts)
 
     def note_unreadable(self, unreadable: list[dict]):
         """Add the images that were left out to unreadable_images.jsonl, each once."""
         path = self.path / UNREADABLE
-        with _going_on(f"write {path.name}"):
-            known = set(path.read_text().splitlines()) if path.exists() else set()
-            new = [line for line in dict.fromkeys(map(json.dumps, unreadable)) if line not in known]
+        with going_on(f"write {path.name}"):
+            known = self._lines(UNREADABLE, {})
+            new = [line for line in {json.dumps(line): line for line in unreadable}.values() if line not in known]
             if new:
-                with open(path, "a") as file:
-                    file.writelines(line + "\n" for line in new)
+                write_json_lines(path, known + new)
                 tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
+
+    def outputs_of(self, step: int) -> set[str]:
+        """Which outputs of a step are there: its samples, `"draw"`, and its measurement, `"measure"`."""
+        measured = any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int}))
+        return {name for name, there in (("draw", self._samples(step).exists()), ("measure", measured)) if there}
+
+    def _samples(self, step: int) -> Path:
+        return self.path / SAMPLES / f"step-{step:06d}.png"
 
     def save_samples(self, step: int, images: list[Image.Image]):
         """Write samples/step-000500.png, and loss.png as it stands."""
-        with _going_on("save the samples"):
-            image_grid(images).save(self.path / "samples" / f"step-{step:06d}.png")
-            steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
-            loss_curve(steps, losses).save(self.path / "loss.png")
+        image_grid(images).save(self._samples(step))
+        steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
+        loss_curve(steps, losses).save(self.path / LOSS)
 
     def save_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline while training goes on."""
-        with _going_on("save the model"):
+        with going_on("save the model"):
             save_pipeline(pipeline, self.path)
             self._put_away_what_is_of_older_weights()
 
@@ -111,27 +154,41 @@ class RunFolder:
             OSError: If the pipeline cannot be saved.
         """
         save_pipeline(pipeline, self.path)
-        with _going_on("put away what is of older weights"):
+        with going_on("put away what is of older weights"):
             self._put_away_what_is_of_older_weights()
-        with _going_on(f"save {DENOISING}"):
-            denoising_strip(pipeline, self.inference_steps, seed=self.seed).save(self.path / DENOISING)
+        with going_on(f"save {DENOISING}"):
+            steps, seed = self.config.ddpm_num_inference_steps, self.config.seed
+            denoising_strip(pipeline, steps, seed=seed).save(self.path / DENOISING)
 
     def _put_away_what_is_of_older_weights(self):
         """Of an earlier end of the run, before it went on; the model card is not to show it with this model."""
         (self.path / DENOISING).unlink(missing_ok=True)
         if (self.path / EVALUATION).exists():
-            (self.path / EVALUATION).rename(self.path / f"earlier-{EVALUATION}")
+            (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
 
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
         """Save a checkpoint, and then delete those over the limit."""
-        with _going_on("save a checkpoint"):
+        with going_on("save a checkpoint"):
             save_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
-            prune_checkpoints(self.path / CHECKPOINTS, self.checkpoints_total_limit)
+            prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
+            if not self.facts.get("has_checkpoints"):
+                self.facts["has_checkpoints"] = True
+                self._write_facts()
+
+    def finish(self):
+        """Note that all is done."""
+        if not self.metrics_are_on_disk:
+            with going_on(f"write {METRICS}"):
+                write_json_lines(self.path / METRICS, self.metrics)
+        self.facts["finished"] = True
+        self._write_facts()
 
 
 @contextmanager
-def _going_on(what: str):
+def going_on(what: str) -> Iterator[None]:
+    """Report what fails inside, instead of ending the run: a full disk, a drawing, a measurement."""
     try:
         yield
-    except OSError as error:
-        tqdm.write(f"Could not {what}: {error}. Training goes on; the next output tries again.")
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        tqdm.write(f"Could not {what}: {reason}. Training goes on; the next output tries again.")

@@ -1,8 +1,9 @@
 """Samples of a model that is there: one grid, or a folder of any number of them that goes on where it was left."""
 
-import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.batch_plan import seed_of
-from ddpm_hf.checkpoint import find_checkpoint, load_state, load_tensors
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig
+from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
 from ddpm_hf.convert import load_pipeline
-from ddpm_hf.files import replace_text
-from ddpm_hf.machine import autocast, this_process
+from ddpm_hf.files import read_json, write_json
+from ddpm_hf.machine import autocast, gathered, this_process
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.run_files import CHECKPOINTS
+from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training import make_model
 
@@ -137,7 +138,9 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
     print("\n".join(problems), end="\n" if problems else "")
     if path is None:
         raise ValueError(f"--checkpoint {name}: there are none in {run / CHECKPOINTS}.")
-    config, tensors = TrainingConfig(**load_state(path)["config"]), load_tensors(path)
+    options, tensors = load_state(path)["config"], load_tensors(path)
+    check_saved_options(options, path / STATE, ADVICE)
+    config = TrainingConfig(**options)
     unet, scheduler = make_model(config, channels=tensors["model"]["conv_in.weight"].shape[1])
     unet.load_state_dict(tensors["model"])
     if config.use_ema:
@@ -184,16 +187,41 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
     with state.main_process_first():
         _claim(folder, settings)
     mine = range(state.process_index, num_images, state.num_processes)
-    missing = [i for i in mine if not picture_path(folder, i).exists()]
+    missing = [i for i in mine if not _is_whole(picture_path(folder, i))]
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process) as bar:
+    bar = tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process)
+
+    def draw():
         for i, image in draw_images(pipeline, missing, how):
             path = picture_path(folder, i)
-            unfinished = path.with_name(f".unfinished-{path.name}")
+            unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
             image.save(unfinished)
             os.replace(unfinished, path)
             bar.update()
-    state.wait_for_everyone()
+
+    with bar:
+        gathered(draw)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there; one that a crash of the machine cut off is drawn again."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+        return True
+    except (OSError, SyntaxError):
+        return False
+
+
+def clear_samples(folder: Path):
+    """Delete what [`fill_folder`] wrote, and the folder, unless there is something else in it."""
+    if (folder / SETTINGS).exists():
+        for path in folder.iterdir():
+            if re.fullmatch(r"\d{6,}\.png|\.unfinished-.*\.png", path.name):
+                path.unlink()
+        (folder / SETTINGS).unlink()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def picture_path(folder: Path, i: int) -> Path:
@@ -202,15 +230,22 @@ def picture_path(folder: Path, i: int) -> Path:
 
 
 def _claim(folder: Path, settings: dict):
-    """Note the settings in an empty folder, or compare them with those noted."""
+    """Note the settings in an empty folder, or compare them with those noted.
+
+    Raises:
+        ValueError: If the folder holds images that were drawn otherwise, or files of others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS
     if path.exists():
-        others = json.loads(path.read_text())
+        others = read_json(path, {}, "Name another folder.")
         differences = [
             f"{key} {others.get(key)} -> {value}" for key, value in settings.items() if others.get(key) != value
         ]
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
-    else:
-        replace_text(path, json.dumps(settings, indent=2) + "\n")
+        return
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if names:
+        raise ValueError(f"{folder} holds files that were not drawn here, such as {names[0]}; name another folder.")
+    write_json(path, settings)

@@ -1,12 +1,16 @@
 """What a run leaves behind, on healthy and on full disks."""
 
+import io
 import json
 import os
+import shutil
 
 import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
+from runs import metrics
 
+from ddpm_hf import run_folder
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.config import parse_command_line
 from ddpm_hf.pictures import image_grid, loss_curve
@@ -20,7 +24,7 @@ class FakePipeline(DiffusionPipeline):
         self.content, self.fail_after = content, fail_after
 
     def save_pretrained(self, folder):
-        for i, name in enumerate(("unet/weights", "scheduler/config", "model_index.json")):
+        for i, name in enumerate(("unet/weights.safetensors", "scheduler/config.json", "model_index.json")):
             if i == self.fail_after:
                 raise OSError(28, "No space left on device")
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +36,7 @@ def contents(folder):
 
 
 def saved(content):
-    return {"unet/weights": content, "scheduler/config": content, "model_index.json": content}
+    return {"unet/weights.safetensors": content, "scheduler/config.json": content, "model_index.json": content}
 
 
 def test_saving_replaces_the_older_pipeline_and_nothing_else(tmp_path):
@@ -72,8 +76,15 @@ def test_a_crash_between_the_renames_is_undone_or_complete(tmp_path, monkeypatch
     assert contents(tmp_path) == saved("old")
 
 
-def make_run(tmp_path, *flags, model_bytes=1):
-    return RunFolder(parse_command_line(["--output_dir", str(tmp_path / "run"), *flags])[0], model_bytes)
+def configure(tmp_path, *flags):
+    return parse_command_line(["--output_dir", str(tmp_path / "run"), *flags])[0]
+
+
+def make_run(tmp_path, *flags):
+    run = RunFolder(configure(tmp_path, *flags))
+    run.path.mkdir(exist_ok=True)
+    run.begin(step=0)
+    return run
 
 
 def test_metrics_samples_and_curve(tmp_path):
@@ -97,16 +108,42 @@ def test_training_goes_on_when_writing_fails(tmp_path, capsys):
     assert not (run.path / "model_index.json").exists()
 
 
-def test_bad_folders(tmp_path):
-    save_pipeline(FakePipeline("old"), tmp_path / "run")
-    with pytest.raises(ValueError, match="holds a trained model and no checkpoint"):
-        make_run(tmp_path)
-    make_run(tmp_path, "--overwrite_output_dir")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written"):
-        make_run(tmp_path, "--output_dir", str(tmp_path / "file" / "run"))
+def test_too_little_space(tmp_path):
     with pytest.raises(OSError, match="need 14000000000 MB"):
-        make_run(tmp_path, "--overwrite_output_dir", model_bytes=10**15)
+        make_run(tmp_path).check_space(model_bytes=10**15)
+
+
+def test_a_full_disk_costs_no_line_of_numbers(tmp_path, monkeypatch, capsys):
+    """A write that fails after half a line: the next one writes all lines again."""
+    run = make_run(tmp_path)
+    run.log(step=1, loss=1.0)
+
+    class Full(io.TextIOWrapper):
+        def write(self, text):
+            super().write(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "open", lambda path, mode: Full(open(path, f"{mode}b")), raising=False)
+    run.log(step=2, loss=0.5)
+    assert "Could not write metrics.jsonl" in capsys.readouterr().out
+    assert (run.path / "metrics.jsonl").read_text().count("\n") == 1
+    monkeypatch.undo()
+    run.log(step=3, loss=0.25)
+    assert [line["step"] for line in metrics(run.path)] == [1, 2, 3]
+
+
+def test_files_that_somebody_put_beside_the_weights_stay(tmp_path, monkeypatch):
+    """Also after a crash between the renames and the end."""
+    save_pipeline(FakePipeline("old"), tmp_path)
+    (tmp_path / "unet" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    (tmp_path / ".unfinished").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        save_pipeline(FakePipeline("crashed"), tmp_path)
+    monkeypatch.undo()
+    for content in ("new", "newer"):
+        save_pipeline(FakePipeline(content), tmp_path)
+        assert contents(tmp_path) == {**saved(content), "unet/notes.txt": "mine"}
 
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""Where a run begins: new, from a checkpoint, or not at all, because the folder holds something else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state
+from ddpm_hf.config import TrainingConfig, check_saved_options
+from ddpm_hf.files import read_json
+from ddpm_hf.run_files import CHECKPOINTS, FACTS, INDEX, OPTIONS, STATE, is_pipeline, is_run
+
+SHOWN = 5  # names of files in an error
+
+
+@dataclass
+class Start:
+    """Where a run begins.
+
+    Args:
+        checkpoint (`Path`, *optional*): What it goes on from.
+        saved (`dict`, *optional*): The state in it.
+        notes (`list[str]`): What the user should know.
+    """
+
+    checkpoint: Path | None = None
+    saved: dict | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.saved["step"] if self.saved else 0
+
+
+def find_start(config: TrainingConfig, images_per_step: int) -> Start:
+    """Find out where a run begins, before its images are read.
+
+    Args:
+        config ([`TrainingConfig`]): The options.
+        images_per_step (`int`): Images in an optimizer step.
+
+    Raises:
+        ValueError: If the folder holds files of others, a model that would be lost, or a run with other options; if the
+            images lie in it; or if no checkpoint is whole.
+    """
+    folder = Path(config.output_dir)
+    _refuse_data_inside(folder, config)
+    is_ours = is_run(folder)
+    if not is_ours:
+        _refuse_other_files(folder)
+    if config.overwrite_output_dir:
+        return Start(notes=_note_on_the_model(folder))
+    checkpoint, problems = find_checkpoint(folder / CHECKPOINTS, config.resume_from_checkpoint)
+    if checkpoint:
+        return _go_on(checkpoint, problems, config, images_per_step)
+    has_model, had_checkpoints = (folder / INDEX).exists(), _had_checkpoints(folder)
+    if had_checkpoints or (has_model and had_checkpoints is None):
+        what = "a trained model" if has_model else "what a run left"
+        raise ValueError(
+            f"--output_dir {folder} holds {what} and no checkpoint to go on from; name another folder. "
+            "(--overwrite_output_dir would throw it away.)"
+        )
+    if has_model:
+        _refuse_other_options(folder / OPTIONS, _saved_options(folder), config)
+    return Start(notes=(f"{folder} holds a run that ended before its first checkpoint; it begins again.",) * is_ours)
+
+
+def check_pictures(start: Start, count: int | None, fingerprint: str | None):
+    """Raise a ValueError if a run would go on with other pictures than before.
+
+    Args:
+        start ([`Start`]): Where the run begins.
+        count (`int`, *optional*): How many images there are; None for a stream.
+        fingerprint (`str`, *optional*): Of their pixels and labels; None for a stream.
+    """
+    saved = start.saved
+    if not saved or (saved["images"], saved.get("pictures") or fingerprint) == (count, fingerprint):
+        return
+    raise ValueError(
+        f"{start.checkpoint} is of a run with other pictures: {saved['images']} images then, {count} now"
+        f"{', and not with the same pixels or labels' if saved['images'] == count else ''}. Bring back the pictures of "
+        "that run, or name another --output_dir."
+    )
+
+
+def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images_per_step: int) -> Start:
+    saved = load_state(checkpoint)
+    check_saved_options(saved["config"], checkpoint / STATE, ADVICE)
+    # What the pictures are, and not where they lie, is compared once they are read.
+    _refuse_other_options(checkpoint, saved["config"], config, same_pictures=bool(saved.get("pictures")))
+    notes = [*problems]
+    if saved["step"] < config.max_train_steps:
+        notes.append(f"Going on from {checkpoint}.")
+        notes += [f"{change} changes the numbers by rounding only." for change in config.roundings(saved["config"])]
+        if saved["images_per_step"] != images_per_step:
+            notes.append(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.")
+    return Start(checkpoint, saved, tuple(notes))
+
+
+def _refuse_other_options(where: Path, options: dict, config: TrainingConfig, same_pictures: bool = False):
+    if others := config.differences(options, same_pictures):
+        raise ValueError(
+            f"{where} is of a run with other options: {'; '.join(others)}. Repeat the options of that run, or name "
+            "another --output_dir. (--overwrite_output_dir would throw that run away.)"
+        )
+
+
+def _refuse_data_inside(folder: Path, config: TrainingConfig):
+    for flag in ("train_data_dir", "dataset_name"):
+        source = getattr(config, flag)
+        if source and Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--{flag} {source} lies in --output_dir {folder}, which a run writes into and clears; name another "
+                "output folder."
+            )
+
+
+def _refuse_other_files(folder: Path):
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file; expected a folder.")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if names and not is_pipeline(folder):
+        more = ", ..." if len(names) > SHOWN else ""
+        raise ValueError(
+            f"--output_dir {folder} holds files that no run of train_ddpm.py wrote: {', '.join(names[:SHOWN])}{more}; "
+            "expected an earlier run, an empty folder, or none. Name another folder."
+        )
+
+
+def _note_on_the_model(folder: Path) -> tuple[str, ...]:
+    if not (folder / INDEX).exists():
+        return ()
+    return (f"--overwrite_output_dir: the model in {folder} stays until the first of the new run is saved.",)
+
+
+def _had_checkpoints(folder: Path) -> bool | None:
+    """Whether the run of a folder once had a checkpoint; None if that is not known. If it had none, nothing is lost
+    when it begins again."""
+    try:
+        return read_json(folder / FACTS, {"has_checkpoints": bool})["has_checkpoints"]
+    except ValueError:
+        return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run at its last step has saved its last pipeline, too. Older versions did so before the checkpoint."""
+    try:
+        return read_json(folder / FACTS, {}).get("finished", True) and (folder / INDEX).exists()
+    except ValueError:
+        return False
+
+
+def _saved_options(folder: Path) -> dict:
+    advice = "Name another --output_dir."
+    options = read_json(folder / OPTIONS, {}, advice)
+    check_saved_options(options, folder / OPTIONS, advice)
+    return options

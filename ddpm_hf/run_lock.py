@@ -1,0 +1,77 @@
+"""One run in one folder: a lock that a crash frees."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ddpm_hf.files import read_json, write_json
+
+LOCK = ".lock"
+OWNER = ".running.json"  # who holds it; it outlives a crash, and the lock does not
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if missing; if nothing was put into it, it goes again.
+
+    The lock is the operating system's, on an open file. So it ends with the process, however that ends. On a network
+    file system it holds between machines if the file system passes locks on; where there are none at all, the run
+    starts anyway, and says so.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Raises:
+        ValueError: If another run is in it; the message names its machine and its process.
+        OSError: If the folder cannot be written.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        if (folder / OWNER).exists():
+            print(f"{folder} was left without an orderly end by {_owner(folder)}.", flush=True)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(folder / OWNER, {"host": socket.gethostname(), "process": os.getpid(), "since": now})
+    except OSError as error:
+        raise OSError(f"--output_dir {folder} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            (folder / OWNER).unlink()
+            if made and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def _lock(folder: Path) -> FileLock:
+    """The lock of a folder, taken."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"--output_dir {folder}: another run is in it, {_owner(folder)}. Wait for its end, or name another folder."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(f"The file system of {folder} knows no locks: make sure that no other run is in it.", flush=True)
+    return lock
+
+
+def _owner(folder: Path) -> str:
+    """Who holds the lock, or held it last."""
+    try:
+        owner = read_json(folder / OWNER, {"host": str, "process": int, "since": str})
+    except ValueError:
+        return "an unknown process"
+    return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
