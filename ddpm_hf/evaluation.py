@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import WHICH_IMAGES, TrainingConfig, check_saved_options
@@ -16,6 +18,8 @@ from ddpm_hf.nearest import nearest_picture
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import EVALUATION, EVALUATIONS, NEAREST, OPTIONS, PROGRESSIVE, is_run
 from ddpm_hf.sampling import clear_samples, open_model
+
+SOFTWARE = "ddpm_hf"  # in the pictures, to be known again
 
 # The options of a run that say how its images were read.
 HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
@@ -65,7 +69,9 @@ def evaluate(
             write_json_lines(output.with_name(PROGRESSIVE), progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images))
-            nearest_picture(shown, images, k=8).save(output.with_name(NEAREST))
+            mark = PngInfo()
+            mark.add_text("Software", SOFTWARE)
+            nearest_picture(shown, images, k=8).save(output.with_name(NEAREST), pnginfo=mark)
         write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
         if not save_samples:
@@ -142,10 +148,18 @@ def _earlier_results(path: Path) -> dict:
             if problem := misfit(numbers, {"model_fingerprint": str}, f"`{metric}`"):
                 raise ValueError(f"{path} does not hold numbers of `ddpm-hf evaluate`: {problem}. {advice}")
         return earlier
-    others = [path.with_name(name) for name in (NEAREST, PROGRESSIVE) if path.with_name(name).exists()]
-    if others and not is_run(path.parent):
-        raise ValueError(f"{others[0]} would be overwritten. {advice}")
+    picture = path.with_name(NEAREST)
+    if picture.exists() and not is_run(path.parent) and not _is_our_picture(picture):
+        raise ValueError(f"{picture} would be overwritten. {advice}")
     return {}
+
+
+def _is_our_picture(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except OSError:
+        return False
 
 
 def _of_the_same_model(earlier: dict, results: dict) -> dict:

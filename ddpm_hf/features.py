@@ -166,11 +166,15 @@ def extract(
     batches = []
     progress = tqdm(total=len(indices), desc="Features", unit="img", disable=not show_progress)
     for start in range(0, len(indices), batch_size):
-        squares = [cut_square(images[i], 0.5, 0.5) for i in indices[start : start + batch_size]]
-        batches.append(extractor(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)).numpy())
-        progress.update(len(squares))
+        batches.append(extractor(as_batch(images, indices[start : start + batch_size])).numpy())
+        progress.update(len(batches[-1]))
     progress.close()
     return np.concatenate(batches)
+
+
+def as_batch(images: Sequence[np.ndarray], indices: Sequence[int]) -> torch.Tensor:
+    """Some images, cut to squares, `(len(indices), C, H, W)` uint8."""
+    return torch.from_numpy(np.stack([cut_square(images[i], 0.5, 0.5) for i in indices])).permute(0, 3, 1, 2)
 
 
 def features_file(folder: Path, *key: str) -> Path:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ddpm_hf import __version__
 from ddpm_hf.batch_plan import seed_of
-from ddpm_hf.features import digest_of_weights, extract, features_file, keep_features, load_extractor
+from ddpm_hf.features import as_batch, digest_of_weights, extract, features_file, keep_features, load_extractor
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import gathered, this_process
@@ -148,7 +148,7 @@ def check_measurable(wanted: Measurement, images: ImageCache):
         raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
     if wanted.of_samples:
         extractor, some = load_extractor(wanted.features, state.device), range(min(wanted.batch_size, len(images)))
-        features = extract(extractor, images, some, wanted.batch_size, show_progress=False)
+        features = extractor(as_batch(images, some))
         check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
 
 

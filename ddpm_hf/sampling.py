@@ -35,6 +35,7 @@ SCHEDULERS = {
     "heun": diffusers.HeunDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
+_DRAWN = re.compile(r"\d{6,}\.png")  # names of a folder's samples
 SETTINGS = "sampling.json"  # in a folder of samples: what they were drawn with
 
 
@@ -215,13 +216,11 @@ def _is_whole(path: Path) -> bool:
 
 def clear_samples(folder: Path):
     """Delete what [`fill_folder`] wrote, and the folder, unless there is something else in it."""
-    if (folder / SETTINGS).exists():
-        for path in folder.iterdir():
-            if re.fullmatch(r"\d{6,}\.png|\.unfinished-.*\.png", path.name):
-                path.unlink()
-        (folder / SETTINGS).unlink()
-        with suppress(OSError):
-            folder.rmdir()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == SETTINGS or _DRAWN.fullmatch(path.name.split("-")[-1]):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def picture_path(folder: Path, i: int) -> Path:
@@ -230,7 +229,7 @@ def picture_path(folder: Path, i: int) -> Path:
 
 
 def _claim(folder: Path, settings: dict):
-    """Note the settings in an empty folder, or compare them with those noted.
+    """Note the settings in a folder without such images, or compare them with those noted.
 
     Raises:
         ValueError: If the folder holds images that were drawn otherwise, or files of others.
@@ -245,7 +244,6 @@ def _claim(folder: Path, settings: dict):
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
         return
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if names:
-        raise ValueError(f"{folder} holds files that were not drawn here, such as {names[0]}; name another folder.")
+    if others := sorted(path.name for path in folder.iterdir() if _DRAWN.fullmatch(path.name)):
+        raise ValueError(f"{folder} holds {others[0]}, which was not drawn by this command; name another folder.")
     write_json(path, settings)

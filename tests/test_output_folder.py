@@ -108,17 +108,9 @@ def test_overwriting_says_what_goes_and_leaves_what_is_not_its_own(train, capsys
         (folder / name).write_bytes(content)
     capsys.readouterr()
     train("run", "--overwrite_output_dir", max_train_steps=1, seed=5)
-    said = next(
-        line for line in capsys.readouterr().out.splitlines() if line.startswith("--overwrite_output_dir removes")
-    )
-    for name in (
-        "checkpoints/step-000002",
-        "samples/step-000002.png",
-        "metrics.jsonl",
-        "evaluations.jsonl",
-        "loss.png",
-    ):
-        assert name in said
+    said = next(line for line in capsys.readouterr().out.splitlines() if "--overwrite_output_dir removes" in line)
+    gone = ("checkpoints/step-000002", "samples/step-000002.png", "metrics.jsonl", "evaluations.jsonl", "loss.png")
+    assert all(name in said for name in gone)
     assert not any(name in said for name in others)
     after = contents(folder)
     assert others.items() <= after.items()
@@ -146,9 +138,7 @@ def test_the_folder_is_named_after_the_data(flags, name):
 
 def test_refusals_do_not_lead_to_the_flag_that_deletes(train):
     folder = train(max_train_steps=2)
-    with pytest.raises(
-        SystemExit, match=r"name another --output_dir. \(--overwrite_output_dir would throw that run away"
-    ):
+    with pytest.raises(SystemExit, match=r"name another --output_dir. \(--overwrite_output_dir would throw that run"):
         train(max_train_steps=2, learning_rate=0.5)
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(SystemExit, match=r"name another folder. \(--overwrite_output_dir would throw it away"):

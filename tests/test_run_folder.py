@@ -123,7 +123,7 @@ def test_a_full_disk_costs_no_line_of_numbers(tmp_path, monkeypatch, capsys):
             super().write(text[: len(text) // 2])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "open", lambda path, mode: Full(open(path, f"{mode}b")), raising=False)
+    monkeypatch.setattr(run_folder, "open", lambda path, mode: Full(path.open(f"{mode}b")), raising=False)
     run.log(step=2, loss=0.5)
     assert "Could not write metrics.jsonl" in capsys.readouterr().out
     assert (run.path / "metrics.jsonl").read_text().count("\n") == 1
