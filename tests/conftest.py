@@ -23,8 +23,8 @@ def _seed():
 
 
 @pytest.fixture
-def small(tmp_path):
-    """Flags of runs that take seconds: the embedded digits, a tiny network with dropout."""
+def small(tmp_path, tmp_path_factory):
+    """Flags of runs that take seconds: the embedded digits, decoded once for all tests, a tiny network with dropout."""
     model = DDPMUNetModel(
         block_out_channels=(8, 8),
         down_block_types=["DownBlock2D"] * 2,
@@ -38,7 +38,7 @@ def small(tmp_path):
     defaults = {
         "mixed_precision": "no",  # so that numbers can be compared
         "model_config_name_or_path": tmp_path / "model",
-        "cache_dir": tmp_path / "cache",
+        "cache_dir": tmp_path_factory.getbasetemp() / "cache",
         "max_train_steps": 4,
         "train_batch_size": 4,
         "logging_steps": 1,

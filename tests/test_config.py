@@ -5,9 +5,11 @@ import json
 
 import pytest
 import torch
+from runs import equal
 
 from ddpm_hf import DDPMUNetModel
-from ddpm_hf.config import PRESETS, parse_command_line
+from ddpm_hf.config import PRESETS, check_launcher, parse_command_line
+from ddpm_hf.machine import choose_mixed_precision
 
 # The flags of diffusers' train_unconditional.py that make sense here.
 STOCK_FLAGS = {
@@ -113,3 +115,76 @@ def test_bad_flags_are_answered_in_one_line(flags, message, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+# ---- What other scripts and the launcher ask for --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--local_rank 0", "--local_rank 0 (leave it out: `accelerate launch` and `torchrun` tell"),
+        ("--local-rank=0", "--local-rank=0 (leave it out"),
+        (
+            "--pretrained_model_name_or_path x",
+            "(training starts from random weights; --model_config_name_or_path",
+        ),
+        ("--lr 1", "(use --learning_rate)"),
+        ("--xyzzy 1", "unrecognized arguments: --xyzzy 1; --help"),
+    ],
+)
+def test_flags_of_other_scripts(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(flags.split())
+    error = capsys.readouterr().err
+    assert message in error
+    assert "did you mean" not in error
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "precision", "accumulation", "notes"),
+    [
+        ({}, "", None, 1, []),
+        ({"MIXED_PRECISION": "no"}, "--mixed_precision fp16", "fp16", 1, []),
+        ({"MIXED_PRECISION": "bf16"}, "", "bf16", 1, []),
+        ({"MIXED_PRECISION": "FP16"}, "", "fp16", 1, []),
+        ({"MIXED_PRECISION": "bf16"}, "--mixed_precision no", "no", 1, ["--mixed_precision no is obeyed, and not"]),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "", None, 4, []),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 4", None, 4, []),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2", None, 2, ["--gradient_acc"]),
+        ({"GRADIENT_ACCUMULATION_STEPS": "many"}, "", None, None, "GRADIENT_ACCUMULATION_STEPS many: expected a whole"),
+        ({"GRADIENT_ACCUMULATION_STEPS": "0"}, "", None, None, "--gradient_accumulation_steps 0: expected at least 1"),
+        ({"MIXED_PRECISION": "fp8"}, "", None, None, "accelerate asks for mixed precision fp8; expected no, bf16 or"),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, "", None, None, "accelerate asks for the dynamo backend inductor; choose"),
+    ],
+)  # fmt: skip
+def test_the_launcher_is_obeyed(environment, flags, precision, accumulation, notes, monkeypatch, capsys):
+    for name in ("MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"):
+        monkeypatch.delenv(f"ACCELERATE_{name}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+
+    def read():
+        config, _ = parse_command_line(flags.split())
+        return config, check_launcher(config), choose_mixed_precision(config.mixed_precision)
+
+    if isinstance(notes, str):
+        with pytest.raises((SystemExit, ValueError)) as stop:
+            read()
+        assert notes in f"{stop.value} {capsys.readouterr().err}"
+        return
+    config, said, chosen = read()
+    assert precision in (None, chosen)
+    assert config.gradient_accumulation_steps == accumulation
+    assert len(said) == len(notes) and all(line.startswith(note) for line, note in zip(said, notes))
+
+
+def test_accumulation_by_the_launcher_equals_the_flag(train, monkeypatch):
+    flag = train("flag", gradient_accumulation_steps=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    assert equal(train("launcher"), flag)
+    assert equal(train("both", gradient_accumulation_steps=1), train("one", gradient_accumulation_steps=1))
+
+
+def test_a_configuration_comes_without_weights_and_says_so(train, capsys):
+    assert "without the weights: it starts at random" in (train(), capsys.readouterr().out)[1]
