@@ -245,7 +245,7 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         if interrupted:
             break
     if is_main and last and not interrupted:
-        folder.finish()
+        folder.finish(state.step)
     progress.close()
     accelerator.wait_for_everyone()
     # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).

@@ -41,9 +41,9 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def parts_of_run(folder: Path) -> list[Path]:
-    """What a run has written into its folder, but for the options, the pipeline and the card. All other files are not
-    its own."""
-    numbers = (METRICS, FACTS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
+    """What a run has written into its folder, but for what the next one replaces: options, facts, pipeline and card.
+    All other files are not its own."""
+    numbers = (METRICS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
     named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
     samples = [path for path in (folder / SAMPLES).glob("step-*.png") if re.fullmatch(r"step-\d{6,}", path.stem)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")

@@ -69,6 +69,7 @@ class RunFolder:
             OSError: If the folder cannot be written.
         """
         try:
+            replace_text(self.path / OPTIONS, self.config.to_json())  # first, since they make the folder a run's
             if not step:
                 self._clear()
             (self.path / SAMPLES).mkdir(exist_ok=True)
@@ -76,7 +77,6 @@ class RunFolder:
             write_json_lines(self.path / METRICS, self.metrics)
             if measured := self._lines(EVALUATIONS, {"step": int}):
                 write_json_lines(self.path / EVALUATIONS, [line for line in measured if line["step"] <= step])
-            replace_text(self.path / OPTIONS, self.config.to_json())
         except OSError as error:
             raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
 
@@ -175,8 +175,10 @@ class RunFolder:
                 self.facts["has_checkpoints"] = True
                 self._write_facts()
 
-    def finish(self):
-        """Note that all is done."""
+    def finish(self, step: int):
+        """Note that all is done, after this step, and catch up on what could not be written or deleted before."""
+        with going_on("delete older checkpoints"):
+            prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
         if not self.metrics_are_on_disk:
             with going_on(f"write {METRICS}"):
                 write_json_lines(self.path / METRICS, self.metrics)

@@ -220,43 +220,68 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from ddpm_hf import checkpoint
+from ddpm_hf import checkpoint, files, run_folder
 import train_ddpm
-count = 0
-def dying(function):
-    def wrapper(*args, **kwargs):
-        global count
-        result = function(*args, **kwargs)
-        count += 1
-        if count == {die_at}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return wrapper
-checkpoint.sync = dying(checkpoint.sync)
-checkpoint.os.rename = dying(os.rename)
-checkpoint.save_file = dying(checkpoint.save_file)
-train_ddpm.denoising_loss = dying(train_ddpm.denoising_loss)
-train_ddpm.main()
+
+def kill_after(event):
+    count = 0
+    def dying(function):
+        def wrapper(*args, **kwargs):
+            nonlocal count
+            result = function(*args, **kwargs)
+            count += 1
+            if count == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return wrapper
+    for module, names in {{
+        checkpoint: ["sync", "save_file"],
+        files: ["sync"],
+        os: ["rename", "replace", "mkdir"],
+        checkpoint.shutil: ["rmtree"],
+        run_folder: ["write_json_lines"],
+        train_ddpm: ["find_start", "load_images", "load_tensors", "denoising_loss", "draw_samples"],
+    }}.items():
+        for name in names:
+            setattr(module, name, dying(getattr(module, name)))
+
+for event, output in {trials!r}:
+    child = os.fork()  # so that nothing is imported again
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv = ["train_ddpm.py", *{flags!r}, "--output_dir", output]
+        kill_after(event)
+        train_ddpm.main()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(train, small, tmp_path):
-    """SIGKILL after a step, a file, a sync or a rename, again and again, until the run is through."""
-    options = {"max_train_steps": 6, "checkpointing_steps": 2, "logging_steps": 1, "save_model_steps": 3}
+@pytest.mark.parametrize("again_and_again", [True, False], ids=["again and again", "once"])
+def test_killed_at_any_moment(train, small, tmp_path, again_and_again):
+    """SIGKILL after a step, a file, a sync, a rename, a deletion, at the start and at a resumption.
+
+    Again and again, until the run is through; or once at each of these moments of a run, which then is repeated.
+    """
+    options = {"max_train_steps": 4, "checkpointing_steps": 2, "save_model_steps": 1, "checkpoints_total_limit": 1}
+    options |= {"save_images_steps": 2, "ddpm_num_inference_steps": 1, "eval_batch_size": 1}
     whole = train("whole", **options)
-    flags, deaths = small("killed", **options), 0
-    for die_at in (3, 7, 9, 13, 16, 21, 24, 27, 31, 36, 41, 47, 10_000):
-        code = DRIVER.format(root=str(ROOT), die_at=die_at)
-        process = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=tmp_path)
-        assert process.returncode in (0, -signal.SIGKILL), process.stderr
-        deaths += process.returncode != 0
-        assert find_checkpoint(tmp_path / "killed" / "checkpoints", "latest")[1] == []  # none is broken
-    assert process.returncode == 0
-    assert deaths >= 8
-    assert_equal_runs(whole, tmp_path / "killed")
-    assert [line["step"] for line in metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
-    assert not list((tmp_path / "killed").rglob(".unfinished*"))
+    if again_and_again:
+        trials = [(event, "killed") for event in range(1, 100, 2)]
+    else:
+        trials = [(event, f"killed-{n}") for n in range(1, 140, 5) for event in (n, 0)]
+    driver = DRIVER.format(root=str(ROOT), trials=trials, flags=small("killed", **options))
+    done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, cwd=tmp_path)
+    codes = [int(line) for line in done.stdout.split()]
+    assert len(codes) == len(trials), done.stderr
+    assert set(codes) == {0, -signal.SIGKILL}, done.stderr
+    assert codes.count(-signal.SIGKILL) >= 20
+    for folder in {tmp_path / output for _, output in trials}:
+        assert find_checkpoint(folder / "checkpoints", "latest")[1] == []  # none is broken
+        assert_equal_runs(whole, folder)
+        assert not list(folder.rglob(".unfinished*")) and not (folder / ".replaced").exists()
+        assert (folder / "samples/step-000004.png").read_bytes() == (whole / "samples/step-000004.png").read_bytes()
 
 
 def test_half_a_line_of_metrics_is_forgotten(train, stop_after):
