@@ -18,12 +18,12 @@ from ddpm_hf.checkpoint import find_checkpoint
 ROOT = Path(__file__).parent.parent
 
 
-def launch(processes, flags, script=ROOT / "train_ddpm.py"):
+def launch(processes, flags, script=ROOT / "train_ddpm.py", cwd=None):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launcher += ["--main_process_port", "0"]  # any that is free
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(script), *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def assert_close_runs(a, b, last="step-000020"):
@@ -67,6 +67,30 @@ def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
     assert_close_runs(whole, tmp_path / "sharded")
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(tmp_path / "sharded")[name], weight, rtol=0, atol=1e-5)
+
+
+EXTRACTOR = """
+import os
+calls = 0
+def features(images):
+    global calls
+    calls += 1
+    if calls > 1 and os.environ["RANK"] == "1":
+        raise RuntimeError("no such layer")
+    return images.float().mean((1, 2, 3))[:, None]
+"""
+
+
+@pytest.mark.slow
+def test_a_measurement_that_fails_on_one_process_stops_none(small, tmp_path):
+    """It works on the batch that is tried before the first step."""
+    (tmp_path / "half_broken.py").write_text(EXTRACTOR)
+    options = {"eval_metrics": "fid", "eval_features": "half_broken:features", "eval_num_images": 4}
+    done = launch(2, small("run", max_train_steps=2, eval_steps=1, **options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Could not measure the model: process 1: --features half_broken:features fails") == 2
+    assert "Trained 2 steps" in done.stdout
+    assert (tmp_path / "run" / "model_index.json").exists()
 
 
 @pytest.mark.slow
