@@ -145,9 +145,9 @@ def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
             for kind, number in largest_number(row["image"]).items():
                 largest[kind] = max(number, largest[kind])
     white = White.above(largest["I"], largest["F"])
-    if white != White():
-        numbers = f"{white.integers:,} in pictures of 16 bits and {white.floats} in those of floating-point numbers"
-        say([f"Taken as white: {numbers}. None of those looked at holds a larger number."])
+    for kind, number, usual in (("16 bits", white.integers, 65535), ("floating-point numbers", white.floats, 1)):
+        if number != usual:
+            say([f"In the pictures of {kind}, {number:,} is taken as white; none looked at holds a larger number."])
     if 0 <= largest["RGB"] < 64:
         problem = f"of the upper 8 bits, which is all that Pillow reads, none is above {largest['RGB']} of 255"
         say([f"The pictures of 16 bits a colour are nearly black: {problem}. Save them in 8 bits to scale them."])

@@ -23,11 +23,11 @@ SPLIT_NAMES = {name for names in SPLITS.values() for name in names}
 # Files that lie beside pictures and are none: nobody expects to train on them, so they are not mentioned.
 _SIDECARS = {".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".xml", ".yaml", ".yml"}
 _HEIF = "pip install pillow-heif reads them"
-_TAR = "unpack them, or use .zip"
+_TAR = "unpack it, or use .zip"
 _HINTS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), _HEIF),
     **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"), _TAR),
-    "linked folder": "name it itself, or copy its pictures",
+    "linked folder": "name one itself, or copy its pictures",
     "misnamed file": "the name is not UTF-8",
     "run picture": "in the folders of runs",
 }

@@ -66,8 +66,9 @@ class ImageCache:
         names = [PIXELS, INDEX, *([LABELS] if labelled else [])]
         hashes = _check_files(folder, [*names, UNREADABLE])
         self.fingerprint = hashlib.sha256(repr([hashes[name] for name in names]).encode()).hexdigest()
-        self.index = np.load(folder / INDEX, mmap_mode="r")
-        self.labels = np.load(folder / LABELS, mmap_mode="r") if labelled else None
+        # Not as memory maps: if such a file is cut while it is in use, the process dies without a word.
+        self.index = np.load(folder / INDEX)
+        self.labels = np.load(folder / LABELS) if labelled else None
         self.file = open(folder / PIXELS, "rb", buffering=0)  # noqa: SIM115, as long as this object lives
         weakref.finalize(self, self.file.close)
         self.unreadable = [json.loads(line) for line in (folder / UNREADABLE).read_text().splitlines()]
