@@ -100,16 +100,21 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
     try:
         if not config.streaming and any((Path(name) / file).exists() for file in SAVED_TO_DISK):
             saved = datasets.load_from_disk(name)
-            splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
-            if split not in splits:
-                raise ValueError(f"expected one of its splits, {', '.join(map(str, splits))}")
-            return splits[split]
+            if not isinstance(saved, datasets.DatasetDict):
+                saved = {"train": saved, str(saved.split or "train"): saved}
+            if split not in saved:
+                raise ValueError(f"expected one of its splits, {', '.join(saved)}")
+            return saved[split]
         options = {"split": split, "cache_dir": config.cache_dir, "streaming": config.streaming}
-        return datasets.load_dataset(name, config.dataset_config_name, **options)
+        dataset = datasets.load_dataset(name, config.dataset_config_name, **options)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         causes = dict.fromkeys((str(error), str(error.__cause__ or "")))
         reason = " ".join(" ".join(causes).split())
         raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
+    if dataset.info.builder_name == "imagefolder":
+        rule = "where a metadata file names pictures, `datasets` takes only these"
+        say([f"--dataset_name {name} is a folder of pictures: {rule}. --train_data_dir takes all of a local folder."])
+    return dataset
 
 
 def label_settings(dataset: datasets.Dataset | datasets.IterableDataset) -> dict:

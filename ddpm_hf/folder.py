@@ -98,9 +98,9 @@ def list_pictures(folder: Path, output_dir: Path) -> Pictures:
                     found.left_out["empty folder"] += 1
                 continue
             folders.remove(name)
+        within = Path(at).relative_to(root).as_posix().removeprefix(".")
         for name in files:
-            path = os.path.join(at, name)
-            _add_file(found, os.path.relpath(path, root).replace(os.sep, "/"), path, suffixes)
+            _add_file(found, f"{within}/{name}".removeprefix("/"), os.path.join(at, name), suffixes)
     found.places = dict(sorted(found.places.items()))
     return found
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+import uuid
 import weakref
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +25,8 @@ from ddpm_hf.files import misfit, read_json, sync, write_json
 # A part of the name of every cache: raise it when other pixels are made, or written otherwise.
 VERSION = 3
 
-MANIFEST, INDEX, LABELS, PIXELS, UNREADABLE = (
-    "manifest.json",
-    "index.npy",
-    "labels.npy",
-    "pixels.bin",
-    "unreadable.jsonl",
-)
+MANIFEST = "manifest.json"
+INDEX, LABELS, PIXELS, UNREADABLE = "index.npy", "labels.npy", "pixels.bin", "unreadable.jsonl"
 
 
 class SpoiltCache(ValueError):
@@ -109,7 +105,7 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
             if _hash(folder / name) != files[name].get("sha256"):
                 raise ValueError(f"{folder / name} was changed")
     except ValueError as error:
-        raise SpoiltCache(str(error).strip()) from error
+        raise SpoiltCache(str(error).rstrip(" .")) from error
     return {name: files[name]["sha256"] for name in names}
 
 
@@ -163,7 +159,7 @@ def _open_or_make(
     raise OSError(f"they are spoilt again and again ({problem})")
 
 
-# ---- Folders that are not finished: KEY.HOST.PROCESS.tmp -------------------------------------------------------------
+# ---- Folders that are not finished: KEY.HOST.PROCESS.RANDOM.tmp ------------------------------------------------------
 
 
 def _make(folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White):
@@ -186,12 +182,11 @@ def _make(folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingCo
 def _put_away(folder: Path):
     """Remove a spoilt folder, at once for all others; another run may have done so."""
     with suppress(FileNotFoundError):
-        os.rename(folder, _unfinished(folder))
-    shutil.rmtree(_unfinished(folder), ignore_errors=True)
+        shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
 
 
 def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.tmp")
+    return folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
 
 
 def _remove_what_dead_processes_left(folder: Path):
@@ -201,13 +196,14 @@ def _remove_what_dead_processes_left(folder: Path):
     """
     for path in folder.glob(f"*.{platform.node()}.*.tmp"):
         with suppress(OSError, ValueError):
-            if not _is_alive(int(path.name.split(".")[-2])):
-                newest = max(file.stat().st_mtime for file in [path, *path.iterdir()])
-                if time.time() - newest > 60:
-                    shutil.rmtree(path, ignore_errors=True)
+            newest = max(file.stat().st_mtime for file in [path, *path.iterdir()])
+            if time.time() - newest > 60 and not _is_alive(int(path.name.split(".")[-3])):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
+    if process == os.getpid():  # an earlier one: this one has just begun
+        return False
     try:
         os.kill(process, 0)
     except OSError as error:

@@ -248,6 +248,17 @@ def test_metadata_drops_no_pictures(tmp_path, text):
     assert len(load_dataset(from_folder(tmp_path))) == 3
 
 
+def test_a_folder_of_pictures_as_a_data_set(tmp_path, capsys):
+    """It is read by the rules of `datasets`; that is said."""
+    (save_pictures(tmp_path / "in") / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    name = ("--dataset_name", str(tmp_path / "in"))
+    assert len(load_dataset(configure(tmp_path, *name))) == 1
+    assert "is a folder of pictures: where a metadata file names pictures" in capsys.readouterr().out
+    (tmp_path / "in" / "metadata.csv").write_text('"')
+    with pytest.raises(ValueError, match=r"--dataset_split train cannot be loaded: .*EOF inside string"):
+        load_dataset(configure(tmp_path, *name, "--cache_dir", str(tmp_path / "other")))
+
+
 def test_metadata_with_several_pictures_a_row(tmp_path):
     folder = save_pictures(tmp_path / "in")
     (folder / "metadata.jsonl").write_text('{"image_file_name": "0.png", "mask_file_name": "1.png"}\n')
@@ -418,7 +429,7 @@ def test_a_faster_run_and_a_killed_one(tmp_path, monkeypatch):
     folder = open_cache(config).folder
     real, process = os.rename, subprocess.Popen(["true"])
     process.wait()
-    dead, live = (folder.with_name(f"key.{platform.node()}.{pid}.tmp") for pid in (process.pid, os.getppid()))
+    dead, live = (folder.with_name(f"key.{platform.node()}.{pid}.0.tmp") for pid in (process.pid, os.getppid()))
     for path in (dead, live):
         path.mkdir()
         os.utime(path, (0, 0))
