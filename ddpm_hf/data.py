@@ -68,7 +68,7 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
         )
     found = list_pictures(folder, Path(config.output_dir))
     if not found.places:
-        kinds = f"only {', '.join(sorted(found.left_out))}" if found.left_out else "no files"
+        kinds = found.describe_kinds()
         raise ValueError(f"--train_data_dir {folder}: expected pictures, such as .jpg or .png; found {kinds}.")
     notes = [found.describe_left_out(), take_split(found, folder, config.dataset_split)]
     if config.image_column not in (None, "image"):

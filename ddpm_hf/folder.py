@@ -59,8 +59,17 @@ class Pictures:
         for kind, count in sorted(self.left_out.items()):
             if kind not in _SIDECARS:
                 plural = "" if count == 1 or kind[0] == "." else "s"
-                parts.append(f"{count:,} {kind}{plural}" + (f" ({_HINTS[kind]})" if kind in _HINTS else ""))
+                parts.append(f"{count:,} {kind}{plural}{_hint(kind)}")
         return f"Left out of pictures: {', '.join(parts)}." if parts else ""
+
+    def describe_kinds(self) -> str:
+        """What the folder holds if it holds no pictures."""
+        kinds = ", ".join(f"{kind}{_hint(kind)}" for kind in sorted(self.left_out))
+        return f"only {kinds}" if kinds else "no files"
+
+
+def _hint(kind: str) -> str:
+    return f" ({_HINTS[kind]})" if kind in _HINTS else ""
 
 
 def picture_suffixes() -> set[str]:
@@ -94,10 +103,10 @@ def list_pictures(folder: Path, output_dir: Path) -> Pictures:
             elif _is_hidden_folder(name):
                 found.left_out["hidden folder"] += 1
             else:
-                if _suffix(name) in suffixes and not any(os.scandir(path)):
-                    found.left_out["empty folder"] += 1
                 continue
             folders.remove(name)
+        if _suffix(at) in suffixes and not folders and not files:
+            found.left_out["empty folder"] += 1  # called like a picture
         within = Path(at).relative_to(root).as_posix().removeprefix(".")
         for name in files:
             _add_file(found, f"{within}/{name}".removeprefix("/"), os.path.join(at, name), suffixes)
@@ -125,8 +134,8 @@ def _add_file(found: Pictures, name: str, path: str, suffixes: set[str]):
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member.filename for member in archive.infolist() if not member.is_dir()]
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        found.left_out[f"broken archive, {name} ({error})"] += 1
+    except Exception as error:  # a broken file makes it stumble over anything
+        found.left_out[f"broken archive, {name!r} ({' '.join(str(error).split())})"] += 1
         return
     for member in members:
         if any(map(_is_hidden_folder, PurePosixPath(member).parts[:-1])):

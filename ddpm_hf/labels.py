@@ -122,7 +122,7 @@ def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | 
     if any(column in table.column_names for table in tables.values()):
         labels = _labels_of_metadata(found, tables, column, config.image_column)
         missing = sum(labels.get(name) is None for name in found.places)
-        said = f"{missing:,} of {len(found.places):,} pictures of {folder} have no label in its metadata."
+        said = f"Without a label in the metadata of {folder}: {missing:,} of {len(found.places):,} pictures."
         return [labels.get(name) for name in found.places], said if missing else ""
     if column != "label":
         columns = sorted({name for table in tables.values() for name in table.column_names})
@@ -217,8 +217,9 @@ def _files_of(found: Pictures, at: str, table: pa.Table, image_column: str | Non
     files = [posixpath.normpath(posixpath.join(posixpath.dirname(at), str(name))) for name in table[column].to_pylist()]
     unknown = [file for file in files if file not in found.stamps]
     if unknown:
+        others = f" and {len(unknown) - 1:,} others" if unknown[1:] else ""
         raise ValueError(
-            f"{found.metadata[at]} names {len(unknown):,} pictures that are not there, such as {unknown[0]!r}; write "
-            "each as its path from the folder of this file."
+            f"{found.metadata[at]} names {unknown[0]!r}{others}: there is no such picture in the folder. Write each "
+            "as its path from the folder of this file."
         )
     return files

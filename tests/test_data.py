@@ -127,6 +127,10 @@ def test_celeba_crop():
         (lambda folder: None, "there is no such folder"),
         (lambda folder: folder.mkdir(), "found no files"),
         (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("a")), "found only .txt"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "a.heic").write_text("a")),
+            "only .heic .pip install pillow-heif",
+        ),
         (lambda folder: save_pictures(folder, size=(30, 20)), "30x20 pixels are fewer than --resolution 28"),
         (lambda folder: (folder.mkdir(), (folder / "broken.png").write_bytes(b"no png")), "broken.png"),
     ],
@@ -196,7 +200,7 @@ def test_pictures_in_archives(tmp_path, capsys):
     assert len(pixels) == 5
     np.testing.assert_array_equal(pixels[3:], pixels[[0, 0]])
     said = capsys.readouterr().out
-    assert "1 .gz (unpack it, or use .zip), 1 broken archive, broken.zip (File is not a zip file)" in said
+    assert "1 .gz (unpack it, or use .zip), 1 broken archive, 'broken.zip' (File is not a zip file)" in said
 
 
 def test_samples_of_runs_are_left_out(tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_labels_of_metadata(tmp_path, capsys, suffix):
     dataset = from_folder(tmp_path, "--label_column", "n")
     assert label_settings(dataset)["class_names"] == ["9", "10"]
     assert dataset["label"][:] == [0, 1, None, None, 1]
-    assert re.search("2 of 5 pictures of .*in have no label in its metadata", capsys.readouterr().out)
+    assert re.search("Without a label in the metadata of .*in: 2 of 5 pictures", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_labels_of_metadata(tmp_path, capsys, suffix):
         (
             "metadata.csv",
             "file_name,label\na.png,1\ngone.png,2\n",
-            "names 1 pictures that are not there, such as 'g",
+            "metadata.csv names 'gone.png': there is no such",
         ),
-        ("metadata.csv", "file_name,label\n../in/a.png,1\n", r"such as '../in/a.png'"),
+        ("metadata.csv", "file_name,label\n../in/a.png,1\n", r"metadata.csv names '../in/a.png'"),
         ("metadata.csv", "name,label\na.png,1\n", r"has the columns \['name', 'label'\]; expected file_name"),
         ("metadata.csv", "file_name,label\na.png,1,2\n", "cannot be read: .* Mend it"),
         ("metadata.csv", "", "cannot be read: .* Mend it"),
