@@ -61,12 +61,13 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
 def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     if not folder.is_dir():
         raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
-    if is_run(folder):
+    output_dir = Path(config.output_dir)
+    if is_run(folder) and folder.resolve() != output_dir.resolve():  # a run is not to be written into its data either
         raise ValueError(
             f"--train_data_dir {folder} is the folder of a run, whose samples are no data; name the folder of the "
             "pictures alone."
         )
-    found = list_pictures(folder, Path(config.output_dir))
+    found = list_pictures(folder, output_dir)
     if not found.places:
         kinds = found.describe_kinds()
         raise ValueError(f"--train_data_dir {folder}: expected pictures, such as .jpg or .png; found {kinds}.")
