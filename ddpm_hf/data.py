@@ -62,7 +62,8 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     if not folder.is_dir():
         raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
     output_dir = Path(config.output_dir)
-    if is_run(folder) and folder.resolve() != output_dir.resolve():  # a run is not to be written into its data either
+    # Where both are one folder, the output folder is what has to change, and it is refused as such.
+    if is_run(folder) and folder.resolve() != output_dir.resolve():
         raise ValueError(
             f"--train_data_dir {folder} is the folder of a run, whose samples are no data; name the folder of the "
             "pictures alone."
