@@ -49,6 +49,9 @@ class ShuffledImages:
     def state(self) -> None:
         """What a checkpoint has to hold: nothing, since every place can be reached at once."""
 
+    def close(self):
+        """End the reading ahead: there is none."""
+
 
 @dataclass
 class BatchPlan:

@@ -1,9 +1,15 @@
 """From a picture as it is stored, of any format and mode, to the uint8 pixels that a model is trained on."""
 
+import functools
 import io
+import os
+import zipfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from datasets.download.streaming_download_manager import xopen
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddpm_hf.config import TrainingConfig
@@ -14,8 +20,40 @@ GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 CELEBA_SIZE, CELEBA_SQUARE = (178, 218), 140
 
 
+MOST_BYTES = 2**30  # of an encoded picture: a small ZIP file can hold a picture of any size
+
+
 class UnreadableImage(ValueError):
     """A picture that is corrupt, cut off, empty, suspiciously large, or of a kind that cannot be told."""
+
+
+@dataclass(frozen=True)
+class White:
+    """The numbers that mean white in pictures of 16 bits, and in those of floating-point numbers."""
+
+    integers: int = 65535
+    floats: int = 1
+
+    @classmethod
+    def above(cls, integer: float, number: float) -> "White":
+        """Choose by the largest numbers of a data set; -1 where it holds no such pictures.
+
+        Cameras and scanners of 10, 12 and 14 bits write files of 16.
+        """
+        depths = (8, 10, 12, 14) if integer >= 0 else ()
+        integers = next((2**bits - 1 for bits in depths if integer < 2**bits), cls.integers)
+        return cls(integers, 255 if number > 1 else cls.floats)
+
+
+def read_heif():
+    """Let Pillow read HEIC and HEIF, the pictures of phones, where pillow-heif is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+read_heif()
 
 
 def is_greyscale(image: dict | None) -> bool:
@@ -24,16 +62,45 @@ def is_greyscale(image: dict | None) -> bool:
     Raises:
         UnreadableImage: If the header cannot be read.
     """
-    return _attempt(lambda: _open(image).mode in GREYSCALE_MODES)
+
+    def look():
+        with _opened(image) as picture:
+            return picture.mode in GREYSCALE_MODES
+
+    return _attempt(look)
 
 
-def decode_image(image: dict | None, mode: str, config: TrainingConfig) -> np.ndarray:
+def largest_number(image: dict | None) -> dict[str, float]:
+    """The largest number in an undecoded image of `datasets` that is not of 8 bits.
+
+    Returns:
+        `dict`: The number by its kind: "I" for integers, "F" for floats, "RGB" for the upper 8 of 16 bits of a colour,
+            which is all that Pillow reads; empty for other images.
+
+    Raises:
+        UnreadableImage: If it cannot be read.
+    """
+
+    def look():
+        with _opened(image) as picture:
+            if picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile):
+                return {"RGB": max(high for _, high in picture.convert("RGB").getextrema())}
+            if picture.mode[0] not in "IF":
+                return {}
+            numbers = np.asarray(picture, dtype=np.float64)
+            return {picture.mode[0]: numbers.max()} if numbers.min() >= 0 else {}
+
+    return _attempt(look)
+
+
+def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: White | None = None) -> np.ndarray:
     """Decode an image of `datasets`, turn it upright, and bring it to the size of the training images.
 
     Args:
         image (`dict`): `bytes`, or else `path`; None where the data set has no image.
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): `resolution`, `image_fit`, `center_crop` and `celeba_crop` are read.
+        white ([`White`], *optional*): See [`to_eight_bits`].
 
     Returns:
         `numpy.ndarray`: `(height, width, channels)` uint8; see [`fit_image`].
@@ -42,18 +109,52 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig) -> np.nd
         UnreadableImage: If the image cannot be decoded.
         ValueError: If it has fewer pixels than the options ask for.
     """
-    upright = _attempt(lambda: to_eight_bits(ImageOps.exif_transpose(_open(image)), mode))
-    pixels = fit_image(upright, config)
+
+    def decode():
+        with _opened(image) as picture:
+            return to_eight_bits(ImageOps.exif_transpose(picture), mode, white)
+
+    pixels = fit_image(_attempt(decode), config)
     return pixels.reshape(*pixels.shape[:2], len(mode))
 
 
-def _open(image: dict | None) -> Image.Image:
+@contextmanager
+def _opened(image: dict | None):
     if image is None:
         raise ValueError("there is no image")
-    data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    if not data:
-        raise ValueError("the file is empty")
-    return Image.open(io.BytesIO(data))
+    file = _file(image["path"]) if image["bytes"] is None else io.BytesIO(image["bytes"])
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        if not size:
+            raise ValueError("the file is empty")
+        if size > MOST_BYTES:
+            raise ValueError(f"the file has more than {MOST_BYTES:,} bytes")
+        file.seek(0)
+        with Image.open(file) as picture:
+            yield picture
+
+
+def _file(path: str | None) -> io.BufferedIOBase:
+    """A file, also one in a ZIP file or on the Hub, by the paths of `datasets`."""
+    if path is None:
+        raise ValueError("there is no image")
+    if "://" not in path:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise ValueError("there is no such file")
+        return open(path, "rb")
+    if path.startswith("zip://") and "::/" in path:
+        member, archive = path.removeprefix("zip://").split("::/", 1)
+        file = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
+    else:
+        file = xopen(path, "rb")
+    with file:
+        return io.BytesIO(file.read(MOST_BYTES + 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _archive(path: str, changed: int) -> zipfile.ZipFile:
+    """A ZIP file, its list of contents read once."""
+    return zipfile.ZipFile(path)
 
 
 def _attempt(decode):
@@ -66,21 +167,27 @@ def _attempt(decode):
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
+def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> Image.Image:
     """Convert an image of any mode to "L" or "RGB".
 
-    Transparent pixels show white behind them. Integers of 16 bits are divided by 257; floating-point values are taken
-    as 0 to 1, or, if one of them is larger than 1, as 0 to 255.
+    Transparent pixels show white behind them.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        mode (`str`): "L" or "RGB".
+        white ([`White`], *optional*): What the numbers of 16-bit and floating-point images are divided by. By default
+            65535, and 1; or 255, if a floating-point number of this image is larger than 1.
 
     Raises:
         ValueError: If numbers are outside of these ranges.
     """
     if image.mode[0] in "IF":
         numbers = np.asarray(image, dtype=np.float64)
-        white = 65535.0 if image.mode[0] == "I" else 1.0 if numbers.max() <= 1 else 255.0
-        if not (numbers.min() >= 0 and numbers.max() <= white):
-            raise ValueError(f"expected numbers from 0 to {white:g}, found {numbers.min():g} to {numbers.max():g}")
-        image = Image.fromarray(np.round(numbers * (255 / white)).astype(np.uint8))
+        white = white or White.above(-1, numbers.max())
+        largest = white.integers if image.mode[0] == "I" else white.floats
+        if not (numbers.min() >= 0 and numbers.max() <= largest):
+            raise ValueError(f"expected numbers from 0 to {largest:g}, found {numbers.min():g} to {numbers.max():g}")
+        image = Image.fromarray(np.round(numbers * (255 / largest)).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert(mode) if image.mode in ("1", "L", "RGB", "RGBA") else image.convert("RGB").convert(mode)

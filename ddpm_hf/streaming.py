@@ -1,16 +1,20 @@
 """Training images that are read as they come, for data sets larger than the disk; a run over them resumes exactly."""
 
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import datasets
 import numpy as np
 
 from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.data import choose_white
 from ddpm_hf.image_cache import decode_rows, refuse_unreadable
 
 CHUNK = 256  # rows decoded at once
+PATIENCE = 5  # seconds to wait at the end for a thread that reads; one that hangs in the network is left behind
 
 
 class StreamedImages:
@@ -27,20 +31,25 @@ class StreamedImages:
 
     Attributes:
         unreadable (`list[dict]`): `image` and `reason` of those left out so far.
+        close: Call it to end the reading ahead, which else goes on until the end of the process.
 
     Raises:
-        ValueError: If too many images of the first block cannot be read, or one is smaller than the resolution.
+        ValueError: If too many images of the first block cannot be read, or one is smaller than the resolution, or none
+            has a label that is wanted.
     """
 
     def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
         self.dataset, self.mode, self.config = dataset, mode, config
         self.size = config.streaming_buffer_size
+        self.white = choose_white(dataset)
         self.unreadable = []
-        self.decoders, self.reader = ThreadPoolExecutor(), ThreadPoolExecutor(1)
+        self.decoders = ThreadPoolExecutor()
+        self.closed, self.readers = threading.Event(), []
+        self.close = weakref.finalize(self, _stop, self.closed, self.readers)
         state = state or {"block": 0, "begins": {"epoch": 0, "file": 0, "row": 0}}
         self.rows = self._rows(state["begins"])
         self.block = state["block"] - 1
-        self.coming = self.reader.submit(self._read_block)
+        self.coming = self._read_ahead()
         self._advance()
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
@@ -74,7 +83,26 @@ class StreamedImages:
             refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
         self.unreadable += unreadable
         self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.block)).permutation(self.size)
-        self.coming = self.reader.submit(self._read_block)
+        if self.block == 0 and self.config.class_conditional and max(self.labels) < 0:
+            raise ValueError(
+                f"--class_conditional: none of the first {self.size:,} images has a label; take another split with "
+                "--dataset_split, or name another column with --label_column."
+            )
+        self.coming = self._read_ahead()
+
+    def _read_ahead(self) -> Future:
+        """Read the next block in a thread that, unlike those of a pool, does not hold up the end of the process."""
+        coming = Future()
+
+        def read():
+            try:
+                coming.set_result(self._read_block())
+            except BaseException as error:
+                coming.set_exception(error)
+
+        self.readers[:] = [threading.Thread(target=read, daemon=True)]
+        self.readers[0].start()
+        return coming
 
     def _read_block(self) -> tuple[list[np.ndarray], list[int], dict, list[dict]]:
         """The next images, their labels, where they begin, and which between them cannot be read."""
@@ -82,12 +110,14 @@ class StreamedImages:
         while len(pixels) < self.size:
             rows = {name: [] for name in self.dataset.features}
             for place, item in self.rows:
+                if self.closed.is_set():
+                    raise CancelledError("the stream is closed")
                 begins = begins or place
                 for name, column in rows.items():
                     column.append(item[name])
                 if len(rows["image"]) == min(CHUNK, self.size - len(pixels)):
                     break
-            for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config):
+            for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config, self.white):
                 if isinstance(decoded, dict):
                     unreadable.append(decoded)
                 else:
@@ -115,3 +145,11 @@ class StreamedImages:
             if empty:
                 raise ValueError(f"--dataset_name {self.config.dataset_name} holds no images.")
             epoch, first_file = epoch + 1, 0
+
+
+def _stop(closed: threading.Event, readers: list[threading.Thread]):
+    """End the reading ahead; also called when the images are no longer used, and at the end of the process."""
+    closed.set()
+    for reader in readers:
+        if reader is not threading.current_thread():
+            reader.join(PATIENCE)

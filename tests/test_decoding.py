@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import struct
+import zipfile
 import zlib
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -147,6 +150,30 @@ def test_no_image_at_all(tmp_path):
     for image in (None, {"bytes": None, "path": None}, {"bytes": None, "path": str(tmp_path / "gone.png")}):
         with pytest.raises(UnreadableImage):
             decoded(image, "L")
+
+
+def test_paths_of_datasets(tmp_path):
+    """A member of a ZIP file, and an address, as `datasets` gives them; memory:// stands for hf://."""
+    picture = stored(Image.fromarray(COLOUR[:8]))["bytes"]
+    fsspec.filesystem("memory").pipe("/a.png", picture)
+    for i in (0, 1):  # the archive changes
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("deep/ä :.png", picture)
+            archive.writestr(f"{i}.png", picture)
+        for path in (f"zip://deep/ä :.png::{tmp_path}/a.zip", f"zip://{i}.png::{tmp_path}/a.zip", "memory://a.png"):
+            image = decoded({"bytes": None, "path": path}, "RGB")
+            np.testing.assert_array_equal(image, COLOUR[:8])
+    for path in (f"zip://gone.png::{tmp_path}/a.zip", f"zip://a.png::{tmp_path}/b.zip", "memory://b.png"):
+        with pytest.raises(UnreadableImage):
+            decoded({"bytes": None, "path": path}, "RGB")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(UnreadableImage, match="there is no such file"):
+            decoded({"bytes": None, "path": str(tmp_path / name)}, "L")
 
 
 # ---- A hostile folder ----------------------------------------------------------------------------------------------

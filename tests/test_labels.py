@@ -2,11 +2,12 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from runs import equal
 
@@ -47,6 +48,11 @@ def save_parquet(folder, labels, feature, count=12):
         ([0, 1, 2], ClassLabel(names=KINDS), KINDS),
         (KINDS, Value("string"), KINDS),
         ([7, 8, 9], Value("int64"), ["7", "8", "9"]),
+        ([2, 10, 11], Value("uint64"), ["2", "10", "11"]),
+        (["-1", "9", "10"], Value("large_string"), ["-1", "9", "10"]),
+        (["10", "9", "x"], Value("string"), ["10", "9", "x"]),
+        (["9", "10", "11"], ClassLabel(names=["9", "10", "11"]), ["9", "10", "11"]),
+        ([0, 1, 2], ClassLabel(names=["10", "9", "1"]), ["10", "9", "1"]),
     ],
 )
 def test_labels_of_any_type(tmp_path, labels, feature, names):
@@ -70,6 +76,170 @@ def test_labels_of_folders_without_their_broken_pictures(tmp_path):
     assert label_settings(dataset)["class_names"] == KINDS
     assert len(images) == len(images.labels) == 11
     assert [int(image[0, 0, 0]) // 10 for image in images] == images.labels.tolist()
+
+
+def test_many_whole_numbers_and_rows_without_one(tmp_path):
+    """As texts they would be 0, 1, 10, 11, 2, ..."""
+    labels = [None, *range(12)]
+    features = Features({"image": Image(), "label": Value("int16")})
+    rows = {"image": [PILImage.new("L", (8, 8), i) for i in range(13)], "label": labels}
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "train.parquet")
+    config = configure(tmp_path, "--dataset_name", tmp_path / "set", "--label_column", "label")
+    dataset = load_dataset(config)
+    assert label_settings(dataset)["class_names"] == [str(i) for i in range(12)]
+    assert load_images(dataset, common_mode(dataset), config).labels.tolist() == [-1, *range(12)]
+
+
+def test_true_and_false(tmp_path):
+    folder = save_parquet(tmp_path / "set", [False, True, True], Value("bool"))
+    dataset = load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+    assert label_settings(dataset)["class_names"] == ["false", "true"]
+    assert dataset[:3]["label"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        ([0.5, 1.5, 2.5], Value("float32"), "kind holds float32"),
+        ([[0], [1], [2, 0]], List(Value("int64")), "kind holds List"),
+        ([[0], [1], [2, 0]], List(ClassLabel(names=KINDS)), "kind holds List"),
+        ([{"a": 1}] * 3, {"a": Value("int64")}, "kind holds dict"),
+        ([None] * 3, Value("null"), "kind holds null"),
+        ([None] * 3, Value("int64"), "no image has a label; take another split with --dataset_split, .*--label_column"),
+        ([-1] * 3, Value("int64"), "no image has a label"),
+        ([-1] * 3, ClassLabel(names=KINDS), "no image has a label"),
+        ([0] * 3, ClassLabel(names=["train"]), "the classes would be train, which are splits"),
+        (["Val", "test", "test"], Value("string"), "the classes would be Val, test, which are splits"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, feature, message):
+    folder = save_parquet(tmp_path / "set", labels, feature)
+    by_class = r".*\(pics/cat/1.png, pics/dog/1.png\)"
+    with pytest.raises(ValueError, match=message + by_class):
+        load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+    if feature == Value("float32"):
+        with pytest.raises(
+            ValueError, match="image holds Image, kind holds float32. Labels are ClassLabel, texts, " + by_class
+        ):
+            load_dataset(configure(tmp_path, "--dataset_name", folder))
+        with pytest.raises(ValueError, match=r"--label_column image: .*image holds Image"):
+            load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "image"))
+
+
+def test_a_stream_without_labels(tmp_path):
+    folder = save_parquet(tmp_path / "set", [-1] * 3, ClassLabel(names=KINDS))
+    config = configure(tmp_path, "--dataset_name", folder, "--streaming", "--streaming_buffer_size", "5")
+    with pytest.raises(ValueError, match="none of the first 5 images has a label"):
+        StreamedImages(load_dataset(config), "L", config)
+
+
+# ---- Folders by class, and metadata ----------------------------------------------------------------------------------
+
+
+def pictures(folder, *names):
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("L", (8, 8), i).save(path)
+    return folder
+
+
+def from_folder(tmp_path, *flags):
+    return load_dataset(configure(tmp_path, "--train_data_dir", tmp_path / "in", *flags))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "labels"),
+    [
+        (["1/a.png", "10/a.png", "2/a.png"], ["1", "2", "10"], [0, 2, 1]),
+        (["a 1/a.png", "a 10/a.png", "a 2/a.png"], ["a 1", "a 10", "a 2"], [0, 1, 2]),
+        (["train/cat/a.png", "train/dog/a.png", "test/eel/a.png"], ["cat", "dog"], [0, 1]),
+        (["all/cat/a.png", "all/train/a.png"], ["cat", "train"], [0, 1]),
+    ],
+)
+def test_folders_by_class(tmp_path, names, classes, labels):
+    pictures(tmp_path / "in", *names)
+    dataset = from_folder(tmp_path)
+    assert label_settings(dataset)["class_names"] == classes
+    assert dataset["label"][:] == labels
+
+
+def test_archives_by_class(tmp_path):
+    folder = pictures(tmp_path / "in", "a.png")
+    for kind in KINDS:
+        with zipfile.ZipFile(folder / f"{kind}.zip", "w") as archive:
+            archive.write(folder / "a.png", "a.png")
+    (folder / "a.png").unlink()
+    dataset = from_folder(tmp_path)
+    assert label_settings(dataset)["class_names"] == KINDS
+    assert dataset["label"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat_1.png", "dog_1.png"], "all lie in one folder"),
+        (["train/1.png", "train/2.png", "test/1.png"], "all lie in train"),
+        (["cat/1.png", "dog/1.png", "1.png"], "some lie deeper than others"),
+        (["a/train/1.png", "a/test/1.png"], "the classes would be test, train, which are splits"),
+    ],
+)
+def test_folders_without_classes(tmp_path, names, message):
+    pictures(tmp_path / "in", *names)
+    with pytest.raises(ValueError, match=message + r".*\(pics/cat/1.png, pics/dog/1.png\).*--label_column"):
+        from_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"--label_column kind: the metadata of .* holds the columns \[\]"):
+        from_folder(tmp_path, "--label_column", "kind")
+
+
+def write_metadata(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = Dataset.from_list(rows)
+        table.to_csv(path) if path.suffix == ".csv" else table.to_parquet(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_labels_of_metadata(tmp_path, capsys, suffix):
+    """Whole numbers, one of them missing, and a picture that is not named; in a sub-folder a file of its own."""
+    folder = pictures(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "deep/e.png")
+    rows = [{"file_name": "./b.png", "n": 10}, {"file_name": "a.png", "n": 9}, {"file_name": "c.png", "n": None}]
+    write_metadata(folder / f"metadata.{suffix}", rows)
+    write_metadata(folder / "deep" / f"metadata.{suffix}", [{"file_name": "e.png", "n": 10}])
+    dataset = from_folder(tmp_path, "--label_column", "n")
+    assert label_settings(dataset)["class_names"] == ["9", "10"]
+    assert dataset["label"][:] == [0, 1, None, None, 1]
+    assert re.search("Without a label in the metadata of .*in: 2 of 5 pictures", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "metadata.csv",
+            "file_name,label\na.png,1\ngone.png,2\n",
+            "metadata.csv names 'gone.png': there is no such",
+        ),
+        ("metadata.csv", "file_name,label\n../in/a.png,1\n", r"metadata.csv names '../in/a.png'"),
+        ("metadata.csv", "name,label\na.png,1\n", r"has the columns \['name', 'label'\]; expected file_name"),
+        ("metadata.csv", "file_name,label\na.png,1,2\n", "cannot be read: .* Mend it"),
+        ("metadata.csv", "", "cannot be read: .* Mend it"),
+        ("metadata.jsonl", '{"file_name": "a.png", "lab', "cannot be read: .* Mend it"),
+        ("metadata.parquet", "PAR", "cannot be read: .* Mend it"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": [1]}', "holds list.*, and labels are texts"),
+        ("metadata.csv", "file_name,label\na.png,0.5\n", "holds double, and labels are texts"),
+        ("metadata.csv", "file_name,label\na.png,\n", "no image has a label"),
+    ],
+)
+def test_broken_metadata_is_named_if_labels_are_wanted(tmp_path, name, text, message):
+    folder = pictures(tmp_path / "in", "a.png")
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        from_folder(tmp_path)
+    assert name in str(error.value) or "no image" in message
+    assert "\n" not in str(error.value)
 
 
 def test_labels_of_a_stream(tmp_path):

@@ -1,8 +1,16 @@
 """Data sets that are read as they come: the same guarantees as for those that are decoded once."""
 
+import io
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features, Image, IterableDataset
 from PIL import Image as PILImage
 from runs import equal, metrics
 
@@ -98,3 +106,62 @@ def test_a_stream_has_no_known_length(flags, capsys):
     with pytest.raises(SystemExit):
         parse_command_line(["--streaming", *flags])
     assert "--streaming reads a data set of unknown length" in capsys.readouterr().err
+
+
+# ---- The end -------------------------------------------------------------------------------------------------------
+
+
+class SlowRows(IterableDataset):
+    """Stands for a data set of which all but the first four rows take half a second each."""
+
+    features, num_shards = Features({"image": Image(decode=False)}), 1
+
+    def __init__(self):
+        pass
+
+    def __iter__(self):
+        for i in range(1000):
+            time.sleep(0.5 * (i >= 4))
+            yield {"image": {"bytes": PNG.getvalue(), "path": None}}
+
+    def take(self, n):
+        return [next(iter(self))]
+
+    def skip(self, n):
+        return self
+
+    def shard(self, num_shards, index):
+        return self
+
+
+PNG = io.BytesIO()
+PILImage.new("L", (8, 8)).save(PNG, "PNG")
+
+
+def slow_stream():
+    """A stream that reads ahead for twenty seconds."""
+    flags = ["--dataset_name", "x", "--streaming", "--streaming_buffer_size", "4", "--resolution", "8"]
+    images = StreamedImages(SlowRows(), "L", parse_command_line([*flags, "--max_train_steps", "1"])[0])
+    images.size = 40
+    return images
+
+
+def test_closing_ends_the_reading_ahead():
+    images = slow_stream()
+    (reader,) = images.readers
+    started = time.monotonic()
+    images.close()
+    assert time.monotonic() - started < 1.5
+    assert not reader.is_alive()
+    with pytest.raises(CancelledError):
+        images.take([40])
+
+
+@pytest.mark.slow
+def test_the_end_of_the_process_ends_the_reading_ahead():
+    """Without a word: the images live in a global variable to the last."""
+    code = "import time; from test_streaming import *; images = slow_stream(); print(time.monotonic(), flush=True)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - float(run.stdout) < 8
+    assert not run.stderr
