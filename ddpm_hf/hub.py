@@ -65,9 +65,10 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
     try:
         me = persist(api.whoami)
     except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
+        status = error.response.status_code
+        if status in (401, 403):
             raise ValueError(
-                f"--hub_token: the Hub does not accept this token, or it has expired (status {error.response.status_code})."
+                f"--hub_token: the Hub does not accept this token, or it has expired (status {status})."
             ) from error
         raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
     except PASSING_ERRORS as error:
