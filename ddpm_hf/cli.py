@@ -14,13 +14,13 @@ from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, _Parser, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
-from ddpm_hf.hub import default_repo_id, push_run
+from ddpm_hf.hub import check_name, default_repo_id, push_run
 from ddpm_hf.machine import choose_mixed_precision, this_process
 from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
-from ddpm_hf.tokens import hide_tokens
+from ddpm_hf.tokens import hide_arguments, hide_tokens
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
 OF_PIPELINES = (".json", ".py", ".safetensors", ".bin")  # suffixes of the files in the folders of a pipeline's parts
@@ -39,7 +39,7 @@ class Parser(_Parser):
         return namespace, unknown
 
     def error(self, message: str):
-        super().error(hide_tokens(message))
+        super().error(hide_arguments(message))
 
 
 def main(argv: list[str] | None = None):
@@ -288,6 +288,9 @@ def _add_push(subcommands):
 def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
     if no_upload and not space:
         raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
+    repo_id = hub_model_id or default_repo_id(folder)
+    if not no_upload:
+        check_name(repo_id, hub_token)  # before it is written into the card
     if space:
         written = write_space(folder)
         print(
@@ -295,7 +298,7 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         )
     if not no_upload:
         push = push_space if space else push_run
-        print(f"Pushed to {push(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+        print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")
 
 
 def _add_demo(subcommands):

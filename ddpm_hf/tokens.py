@@ -2,11 +2,12 @@
 
 import re
 
-# A token in a line of text; the flag that a token follows, mistyped or not; a name and password in an address.
+_TOKEN = r"(hf|api_org)_[\w.~+-]*\w"
+_FLAG = r"--?hub[_-]?to?k\w*"  # mistyped or not
 _SECRETS = (
-    (re.compile(r"(?<![A-Za-z0-9])(hf|api_org)_[\w.~+-]*\w"), r"\1_***"),
-    (re.compile(r"(?i)(--?hub[_-]?to?ke?n?\w*(?:=|\s+)|\bbearer\s+)(?!(?:hf|api_org)_\*\*\*)\S+"), r"\1***"),
-    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),
+    (re.compile(rf"(?<![A-Za-z0-9]){_TOKEN}"), r"\1_***"),
+    (re.compile(rf"(?i)({_FLAG}=|\bbearer\s+)(?!(?:hf|api_org)_\*)\S+"), r"\1***"),
+    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),  # a name and password in an address
 )
 # In files, a name such as `hf_digits` is no token.
 _LONG = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:oauth_)?[A-Za-z0-9]{30,}")
@@ -19,6 +20,11 @@ def hide_tokens(text: str, *known: str | None) -> str:
     for pattern, hidden in _SECRETS:
         text = pattern.sub(hidden, text)
     return text
+
+
+def hide_arguments(message: str) -> str:
+    """What argparse says of a command line, without what follows the flag of the token."""
+    return re.sub(rf"(?i)({_FLAG}) (?!(?:hf|api_org)_\*)[^\s-]\S*", r"\1 ***", hide_tokens(message))
 
 
 def holds_token(text: str, *known: str | None) -> bool:
