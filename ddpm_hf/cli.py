@@ -14,6 +14,7 @@ from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, _Parser, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
+from ddpm_hf.files import read_json
 from ddpm_hf.hub import check_name, default_repo_id, push_run
 from ddpm_hf.machine import choose_mixed_precision, this_process
 from ddpm_hf.measuring import METRICS, Measurement
@@ -23,6 +24,7 @@ from ddpm_hf.space import push_space, write_space
 from ddpm_hf.tokens import hide_arguments, hide_tokens
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
+REPLACED = ("_class_name", "unet", "scheduler")  # in the index of a DDPM
 OF_PIPELINES = (".json", ".py", ".safetensors", ".bin")  # suffixes of the files in the folders of a pipeline's parts
 
 
@@ -156,13 +158,13 @@ def _check_picture(path: Path):
     _check_folder(path.parent)
 
 
-def _check_folder(path: Path):
+def _check_folder(path: Path, name: str = "--output"):
     """Raise a ValueError unless files can be written into the folder, which may still be to be made."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise ValueError(f"--output {path}: {there} is a file; expected a folder.")
+        raise ValueError(f"{name} {path}: {there} is a file; expected a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {path}: {there} may not be written to; name another.")
+        raise ValueError(f"{name} {path}: {there} may not be written to; name another.")
 
 
 def _add_evaluate(subcommands):
@@ -217,6 +219,8 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **o
                 f"--output {output} is a folder; expected the name of a file, such as {output}/numbers.json."
             )
         _check_folder(output.parent)
+    if save_samples:
+        _check_folder(save_samples, "--save_samples")
     evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output)
 
 
@@ -254,9 +258,9 @@ def _convert(
 
 def _check_target(source: Path, target: Path, overwrite: bool):
     """Raise a ValueError unless a pipeline can be saved there, and nothing but a pipeline is replaced by it."""
-    _check_folder(target)
-    if source.exists() and target.exists() and source.samefile(target):
-        raise ValueError(f"{target} is the source itself; name another folder for what it is converted to.")
+    _check_folder(target, "OUTPUT_DIR")
+    if source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{target} is, or holds, the source; name another folder for what it is converted to.")
     if not target.exists() or all(path.name.startswith(".") for path in target.iterdir()):
         return
     if not overwrite:
@@ -265,6 +269,9 @@ def _check_target(source: Path, target: Path, overwrite: bool):
         )
     if not (target / INDEX).is_file():
         raise ValueError(f"{target} holds files and no pipeline ({INDEX}) to be replaced; name an empty folder.")
+    index = read_json(target / INDEX, {"unet": list, "scheduler": list}, "Name an empty folder.")
+    if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in REPLACED]:
+        raise ValueError(f"{target} is a pipeline with {', '.join(more)}, which is no DDPM; name an empty folder.")
     parts = [path for part in ("unet", "scheduler") for path in (target / part).rglob("*")]
     if others := [path for path in parts if path.suffix not in OF_PIPELINES]:
         raise ValueError(f"{others[0]} is no file of a pipeline and would be deleted with its folder; move it away.")

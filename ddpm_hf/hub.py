@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import misfit, replace_text
 from ddpm_hf.model_card import CARD, merge_cards, pictures_in, read_card, read_options, render_card, write_card
-from ddpm_hf.retry import PASSING_ERRORS, one_line, persist, refusal
+from ddpm_hf.retry import PASSING_ERRORS, one_line, persist, refusal, status_of
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.tokens import hide_tokens, holds_token, refuse_token
 
@@ -64,35 +64,29 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
     api = HfApi(token=token)
     try:
         me = persist(api.whoami)
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
+        if problem := misfit(me, {"name": str}, name="the answer"):
+            raise OSError(f"the Hub at {api.endpoint} cannot be asked whose the token is: {problem}.")
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        if status_of(error) in (401, 403):
             raise ValueError(
-                f"--hub_token: the Hub does not accept this token, or it has expired (status {status})."
+                f"--hub_token: the Hub does not accept this token, or it has expired (status {status_of(error)})."
             ) from error
         raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
-    except PASSING_ERRORS as error:
-        raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
-    if problem := misfit(me, {"name": str}, name="the answer"):
-        raise OSError(f"the Hub at {api.endpoint} cannot be asked whose the token is: {problem}.")
     owner, _, _ = repo_id.rpartition("/")
     repo_id = repo_id if owner else f"{me['name']}/{repo_id}"
     _check_owner(me, repo_id)
     try:
         persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
-    except RepositoryNotFoundError:
-        pass  # it will be made
-    except HfHubHTTPError as error:
-        match error.response.status_code:
-            case 401:
-                raise ValueError(f"--hub_token: the Hub does not accept this token for {repo_id}.") from error
-            case 403:
-                raise ValueError(
-                    f"--hub_model_id {repo_id} is taken by a repository that {me['name']} may not write to; choose "
-                    "another name."
-                ) from error
-        raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
-    except PASSING_ERRORS as error:
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        if isinstance(error, RepositoryNotFoundError) and status_of(error) != 403:
+            return repo_id  # it will be made
+        if status_of(error) == 401:
+            raise ValueError(f"--hub_token: the Hub does not accept this token for {repo_id}.") from error
+        if status_of(error) == 403:
+            raise ValueError(
+                f"--hub_model_id {repo_id} is taken by a repository that {me['name']} may not write to; choose another "
+                "name."
+            ) from error
         raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
     return repo_id
 
@@ -164,6 +158,7 @@ def push_run(
     render_card(folder)  # says what is missing, before the Hub is asked
     check_weights(folder)
     token = find_token(token)
+    check_files(folder, PUSHED, token)
     check_secrets(f"the message {commit_message!r}", commit_message, token)
     repo_id = check_push(repo_id, token)
     api = HfApi(token=token)
@@ -208,7 +203,20 @@ def check_weights(folder: Path):
             )
 
 
-def check_secrets(what: str, text: str, token: str):
+def check_files(folder: Path, patterns: tuple[str, ...], token: str | None = None):
+    """Check the files of a folder that are to be published.
+
+    Raises:
+        ValueError: If one is a link to elsewhere, or holds a token.
+    """
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} is a link to outside of {folder}; put the file itself there, or take it away.")
+        if path.suffix != ".safetensors":
+            check_secrets(str(path), path.read_text(encoding="utf-8", errors="replace"), token)
+
+
+def check_secrets(what: str, text: str, token: str | None):
     """Check a text that is to be published.
 
     Raises:

@@ -66,17 +66,21 @@ def one_line(error: Exception) -> str:
     return hide_tokens(text).rstrip(".:")
 
 
+def status_of(error: Exception) -> int | None:
+    """The status that the Hub answered with, if it did."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
 def refusal(error: Exception) -> str:
     """What an error of a request to the Hub says, in one line that begins with what it means for the user."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = status_of(error)
     meaning = _MEANINGS.get(status) or ("the Hub is out of order; try later" if status and status >= 500 else "")
     return f"{meaning} ({one_line(error)})" if meaning else one_line(error)
 
 
 def _passes(error: Exception) -> bool:
-    if not isinstance(error, HfHubHTTPError):
-        return True
-    return error.response.status_code in PASSING_STATUS or error.response.status_code >= 500
+    status = status_of(error)
+    return status is None or status in PASSING_STATUS or status >= 500
 
 
 def _wish(error: Exception) -> float | None:

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from ddpm_hf.card_text import bare, markdown
-from ddpm_hf.hub import PUSHED, check_push, check_weights, default_repo_id, find_token
+from ddpm_hf.hub import PUSHED, check_files, check_push, check_weights, default_repo_id, find_token
 from ddpm_hf.model_card import CARD, write_card
 from ddpm_hf.retry import PASSING_ERRORS, persist, refusal
 
@@ -64,6 +64,7 @@ def write_space(folder: str | Path) -> Path:
     space, name = folder / SPACE, folder.name
     _check_replaceable(space)
     write_card(folder)  # says what is missing
+    check_files(folder, OF_MODEL)
     requirements = _requirements()
     for file in _written(space):
         file.unlink()
@@ -101,6 +102,7 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
     """
     space, token = Path(folder, SPACE), find_token(token)
     check_weights(space / "model")
+    check_files(space, WRITTEN, token)
     repo_id = check_push(repo_id, token, repo_type="space")
     api = HfApi(token=token)
     names = [path.relative_to(space).as_posix() for path in _written(space)]

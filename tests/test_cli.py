@@ -91,11 +91,13 @@ def test_flags_that_cannot_be_read_end_with_code_2(arguments, message, capsys):
         (["evaluate", "x", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
         (["evaluate", "x", "--output", "folder"], "--output folder is a folder; expected the name of a file"),
         (["convert", "x", "new", "--sample_size", "0"], "--sample_size 0: expected at least 1."),
-        (["convert", "x", "file"], "--output file: file is a file; expected a folder."),
+        (["convert", "x", "file"], "OUTPUT_DIR file: file is a file; expected a folder."),
         (["convert", "x", "folder"], "folder holds files; name an empty folder, or pass --overwrite_output_dir"),
         (["convert", "x", "folder", "--overwrite_output_dir"], "folder holds files and no pipeline (model_index.json)"),
-        (["convert", "folder", "folder"], "folder is the source itself; name another folder"),
-        (["convert", "folder", "link", "--overwrite_output_dir"], "link is the source itself; name another folder"),
+        (["evaluate", "x", "--save_samples", "file"], "--save_samples file: file is a file; expected a folder."),
+        (["convert", "folder/diary.txt", "folder", "--overwrite_output_dir"], "folder is, or holds, the source;"),
+        (["convert", "folder", "folder"], "folder is, or holds, the source; name another"),
+        (["convert", "folder", "link", "--overwrite_output_dir"], "link is, or holds, the source; name another"),
         (["demo", "x", "--server_port", "99999"], "--server_port 99999: expected 1 to 65535."),
     ],
 )  # fmt: skip
@@ -193,6 +195,11 @@ def test_converting_replaces_a_pipeline_and_nothing_else(run, tmp_path):
     assert (target / "model_index.json").read_text() != first
     assert [(target / name).read_text() for name in ("notes.txt", "README.md")] == ["mine"] * 2
 
+    index = (target / "model_index.json").read_text()
+    for other in ("[]", index.replace("{", '{"vae": ["diffusers", "AutoencoderKL"],', 1)):
+        (target / "model_index.json").write_text(other)
+        assert "ame an empty folder" in error_of("convert", run, target, "--overwrite_output_dir")
+    (target / "model_index.json").write_text(index)
     (target / "unet" / "diary.txt").write_text("mine")
     assert "unet/diary.txt is no file of a pipeline" in error_of("convert", run, target, "--overwrite_output_dir")
     assert (target / "unet" / "diary.txt").read_text() == "mine"

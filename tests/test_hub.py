@@ -396,7 +396,7 @@ def test_no_token_is_published(hub, run, token):
         card.write(f"\nLog in with {token}.\n")
     with pytest.raises(ValueError, match=r"README\.md holds a token"):
         push_run(run, "alice/digits", TOKEN)
-    assert commits_of(hub) == 0
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -446,6 +446,19 @@ def test_what_is_no_hub(hub, monkeypatch, answer):
     monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda api: answer)
     with pytest.raises(OSError, match=r"cannot be asked whose the token is: .*; expected "):
         check_push("alice/digits", TOKEN)
+
+
+def test_links_to_elsewhere_are_not_pushed(hub, run, tmp_path):
+    (tmp_path / "secret.json").write_text("{}")
+    (run / "unet" / "more.json").symlink_to(tmp_path / "secret.json")
+    for action in (lambda: push_run(run, "alice/digits", TOKEN), lambda: write_space(run)):
+        with pytest.raises(ValueError, match=r"unet/more\.json is a link to outside of "):
+            action()
+    (run / "unet" / "more.json").unlink()
+    (run / "unet" / "more.json").write_text(f'{{"token": "{TOKEN}"}}')
+    with pytest.raises(ValueError, match=r"unet/more\.json holds a token"):
+        push_run(run, "alice/digits", TOKEN)
+    assert hub.requests == []
 
 
 # ---- Weights ---------------------------------------------------------------------------------------------------------
