@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from ddpm_hf.card_text import bare, markdown
+from ddpm_hf.files import replace_text
 from ddpm_hf.hub import PUSHED, check_files, check_push, check_weights, default_repo_id, find_token
 from ddpm_hf.model_card import CARD, write_card
 from ddpm_hf.retry import PASSING_ERRORS, persist, refusal
@@ -66,12 +67,6 @@ def write_space(folder: str | Path) -> Path:
     write_card(folder)  # says what is missing
     check_files(folder, OF_MODEL)
     requirements = _requirements()
-    for file in _written(space):
-        file.unlink()
-    _copy(folder, OF_MODEL, space / "model")
-    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
-    (space / "app.py").write_text(APP.format(name=name))
-    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
     repo_id = default_repo_id(folder)
     metadata = SpaceCardData(
         title=bare(name),
@@ -82,7 +77,15 @@ def write_space(folder: str | Path) -> Path:
         license=ModelCard.load(folder / CARD).data.license,
         models=[repo_id] if "/" in repo_id else None,
     )
-    (space / CARD).write_text(README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
+    space.mkdir(exist_ok=True)
+    replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
+    for file in _written(space):
+        if file != space / CARD:  # so that a Space that is half written is known, too
+            file.unlink()
+    _copy(folder, OF_MODEL, space / "model")
+    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
+    (space / "app.py").write_text(APP.format(name=name))
+    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
     return space
 
 
@@ -129,8 +132,10 @@ def _check_replaceable(space: Path):
     """Raise a ValueError if a folder is there that this module did not write."""
     if not space.exists() and not space.is_symlink():
         return
-    if space.is_symlink() or not space.is_dir():
-        raise ValueError(f"{space} is no folder of its own; move it away, so that the Space can be written there.")
+    if not space.is_dir() or any(path.is_symlink() for path in (space, *space.rglob("*"))):
+        raise ValueError(
+            f"{space} is no folder, or there are links in it; move it away, so that the Space can be written there."
+        )
     card = space / CARD
     if any(space.iterdir()) and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
         raise ValueError(

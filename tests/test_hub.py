@@ -506,12 +506,26 @@ def test_a_folder_of_others_is_no_space(run, names):
 def test_a_space_elsewhere_is_left_alone(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (run / "space").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="is no folder of its own"):
+    with pytest.raises(ValueError, match="is no folder, or"):
         write_space(run)
     (run / "space").unlink()
     (run / "space").write_text("mine")
-    with pytest.raises(ValueError, match="is no folder of its own"):
+    with pytest.raises(ValueError, match="is no folder, or"):
         write_space(run)
+    (run / "space").unlink()
+    shutil.rmtree(write_space(run) / "model")
+    (run / "space" / "model").symlink_to(run)  # whose files look like those of a Space
+    with pytest.raises(ValueError, match="there are links in it"):
+        write_space(run)
+    assert (run / "unet" / "config.json").exists()
+
+
+def test_a_space_that_is_half_written_is_replaced(run, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_space(run)
+    assert (write_space(run) / "app.py").exists()
 
 
 def test_files_of_others_in_a_space_stay_and_are_not_pushed(hub, run):
