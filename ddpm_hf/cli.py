@@ -1,31 +1,58 @@
 """The command `ddpm-hf`: what one does with a model that is already there."""
 
-import argparse
 import dataclasses
+import math
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, add_flag
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, _Parser, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
-from ddpm_hf.hub import default_repo_id, push_run
-from ddpm_hf.machine import choose_mixed_precision
+from ddpm_hf.files import read_json
+from ddpm_hf.hub import check_name, default_repo_id, push_run
+from ddpm_hf.machine import choose_mixed_precision, this_process
 from ddpm_hf.measuring import METRICS, Measurement
+from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
+from ddpm_hf.tokens import hide_arguments, hide_tokens
+
+OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
+REPLACED = ("_class_name", "unet", "scheduler")  # in the index of a DDPM
+OF_PIPELINES = (".json", ".py", ".safetensors", ".bin")  # suffixes of the files in the folders of a pipeline's parts
+
+
+class Parser(_Parser):
+    """A parser of one subcommand, or of all, whose errors name the nearest flag and no token."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, since the parser above knows none of this one's flags
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str):
+        super().error(hide_arguments(message))
 
 
 def main(argv: list[str] | None = None):
     """Run a subcommand; what is wrong with its arguments ends the process with one line on standard error.
 
+    The exit code is 2 for a flag that cannot be read, 130 after Ctrl-C, and 1 for all else.
+
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
     """
-    parser = argparse.ArgumentParser(prog="ddpm-hf", allow_abbrev=False)
+    parser = Parser(prog="ddpm-hf")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(subcommands)
     _add_evaluate(subcommands)
@@ -37,7 +64,15 @@ def main(argv: list[str] | None = None):
     try:
         run(**arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"ddpm-hf: error: {' '.join(str(error).split())}")
+        sys.exit(f"ddpm-hf: error: {hide_tokens(' '.join(str(error).split()))}")
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.exit(f"ddpm-hf: error: {OUT_OF_MEMORY}.")
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        sys.exit(f"ddpm-hf: error: {OUT_OF_MEMORY}.")
+    except KeyboardInterrupt:
+        sys.exit(130)
     # As train_ddpm.py does: threads of the group that are left to the interpreter's end can abort the process there.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -82,18 +117,54 @@ def _add_mixed_precision(parser):
 
 
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
-    for name, number in (("num_images", num_images), ("batch_size", how["batch_size"])):
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} {number}: expected at least 1.")
+    is_grid = num_images is None
+    output = output or Path("samples.png" if is_grid else "samples")
+    _check_numbers(
+        num_images=(num_images, 1),
+        batch_size=(how["batch_size"], 1),
+        num_inference_steps=(how["num_inference_steps"], 1),
+        seed=(how["seed"], 0),
+        guidance_scale=(guidance_scale, 0),
+    )
+    _check_picture(output) if is_grid else _check_folder(output)
+    if is_grid and not this_process().is_main_process:
+        return  # a grid is one picture, which one process draws
     pipeline = open_model(source, checkpoint, scheduler, revision)
+    if class_labels and not pipeline.unet.config.get("num_class_embeds"):
+        raise ValueError(f"--class_labels {' '.join(class_labels)}: {source} is a model without classes; leave it out.")
     how = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
-    if num_images is None:
-        output = output or Path("samples.png")
+    if is_grid:
         save_grid(pipeline, output, how)
     else:
-        output = output or Path("samples")
         fill_folder(pipeline, output, num_images, how, checkpoint or source)
-    print(f"{output} holds {num_images or how.batch_size} images.")
+    if this_process().is_main_process:
+        print(f"{output} holds {num_images or how.batch_size} images.")
+
+
+def _check_numbers(**numbers):
+    """Raise a ValueError for a number that is given and is less than its least, or not finite."""
+    for name, (number, least) in numbers.items():
+        if number is not None and not (number >= least and math.isfinite(number)):
+            raise ValueError(f"--{name} {number}: expected at least {least}.")
+
+
+def _check_picture(path: Path):
+    """Raise a ValueError unless a picture can be written there."""
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; expected the name of a picture, such as {path}/samples.png.")
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
+    _check_folder(path.parent)
+
+
+def _check_folder(path: Path, name: str = "--output"):
+    """Raise a ValueError unless files can be written into the folder, which may still be to be made."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name} {path}: {there} is a file; expected a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} {path}: {there} may not be written to; name another.")
 
 
 def _add_evaluate(subcommands):
@@ -137,6 +208,19 @@ def _add_evaluate(subcommands):
 
 def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **options):
     wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
+    _check_numbers(
+        num_inference_steps=(wanted["num_inference_steps"], 1),
+        seed=(wanted["seed"], 0),
+        guidance_scale=(wanted["guidance_scale"], 0),
+    )
+    if output:
+        if output.is_dir():
+            raise ValueError(
+                f"--output {output} is a folder; expected the name of a file, such as {output}/numbers.json."
+            )
+        _check_folder(output.parent)
+    if save_samples:
+        _check_folder(save_samples, "--save_samples")
     evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output)
 
 
@@ -147,7 +231,10 @@ def _add_convert(subcommands):
         description="Load a DDPM of any origin and save it in this package's classes, or in diffusers' own.",
     )
     parser.add_argument("source", help="folder or Hub id of a pipeline, or a file of the annotated tutorial's weights")
-    parser.add_argument("output_dir", help="folder to save the pipeline in")
+    parser.add_argument("output_dir", type=Path, help="folder to save the pipeline in, made if missing")
+    parser.add_argument(
+        "--overwrite_output_dir", action="store_true", help="replace the pipeline that is there; other files stay"
+    )
     parser.add_argument(
         "--to",
         choices=("ddpm_hf", "diffusers"),
@@ -159,10 +246,35 @@ def _add_convert(subcommands):
     parser.set_defaults(run=_convert)
 
 
-def _convert(source: str, output_dir: str, to: str, sample_size: int, revision: str | None):
+def _convert(
+    source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: int, revision: str | None
+):
+    _check_numbers(sample_size=(sample_size, 1))
+    _check_target(Path(source), output_dir, overwrite_output_dir)
     pipeline = load_pipeline(source, sample_size, revision=revision)
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
     print(f"Converted {source} to {to} in {output_dir}.")
+
+
+def _check_target(source: Path, target: Path, overwrite: bool):
+    """Raise a ValueError unless a pipeline can be saved there, and nothing but a pipeline is replaced by it."""
+    _check_folder(target, "OUTPUT_DIR")
+    if source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{target} is, or holds, the source; name another folder for what it is converted to.")
+    if not target.exists() or all(path.name.startswith(".") for path in target.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{target} holds files; name an empty folder, or pass --overwrite_output_dir to replace its pipeline."
+        )
+    if not (target / INDEX).is_file():
+        raise ValueError(f"{target} holds files and no pipeline ({INDEX}) to be replaced; name an empty folder.")
+    index = read_json(target / INDEX, {"unet": list, "scheduler": list}, "Name an empty folder.")
+    if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in REPLACED]:
+        raise ValueError(f"{target} is a pipeline with {', '.join(more)}, which is no DDPM; name an empty folder.")
+    parts = [path for part in ("unet", "scheduler") for path in (target / part).rglob("*")]
+    if others := [path for path in parts if path.suffix not in OF_PIPELINES]:
+        raise ValueError(f"{others[0]} is no file of a pipeline and would be deleted with its folder; move it away.")
 
 
 def _add_push(subcommands):
@@ -183,6 +295,9 @@ def _add_push(subcommands):
 def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
     if no_upload and not space:
         raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
+    repo_id = hub_model_id or default_repo_id(folder)
+    if not no_upload:
+        check_name(repo_id, hub_token)  # before it is written into the card
     if space:
         written = write_space(folder)
         print(
@@ -190,7 +305,7 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         )
     if not no_upload:
         push = push_space if space else push_run
-        print(f"Pushed to {push(folder, hub_model_id or default_repo_id(folder), hub_token, hub_private_repo)}.")
+        print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")
 
 
 def _add_demo(subcommands):
@@ -209,6 +324,9 @@ def _add_demo(subcommands):
 
 
 def _demo(**options):
+    port = options["server_port"]
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"--server_port {port}: expected 1 to {2**16 - 1}.")
     try:
         from ddpm_hf.demo import run_demo  # takes seconds to import, and not everybody has it
     except ModuleNotFoundError as error:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddpm_hf.card_text import bare
+
 _CELEBA_LICENCE = {
     "license": "other",
     "license_name": "celeba-non-commercial-research",
@@ -84,7 +86,7 @@ def facts_of(config: dict) -> DataFacts:
     if not config:
         return DataFacts("pictures that are not recorded", "Which pictures the model was trained on is not recorded.")
     if folder := config.get("train_data_dir"):
-        name = f"a folder of pictures, `{Path(folder).name}`"
+        name = f"a folder of pictures, `{bare(Path(folder).name)}`"
         return DataFacts(name, f"{name[0].upper()}{name[1:]}.")
     name = config.get("dataset_name")
     if not name:
@@ -94,12 +96,15 @@ def facts_of(config: dict) -> DataFacts:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists():
         link = f"[`{name}`](https://huggingface.co/datasets/{name})"
         return DataFacts(f"the data set {link}", f"The data set {link} on the Hub.", hub_id=name)
-    return DataFacts(f"a data set, `{Path(name).name}`", f"A local data set, `{Path(name).name}`.")
+    return DataFacts(f"a data set, `{bare(Path(name).name)}`", f"A local data set, `{bare(Path(name).name)}`.")
 
 
 def describe_preprocessing(config: dict) -> str:
-    """What was done to the pictures before training, as one sentence."""
-    steps, resolution = [], config["resolution"]
+    """What was done to the pictures before training, as one sentence, as far as it is recorded."""
+    resolution = config.get("resolution")
+    if resolution is None or "image_fit" not in config:
+        return "not recorded."
+    steps = []
     if config.get("celeba_crop"):
         steps.append("the 140-pixel centre crop of the aligned pictures of 178x218")
     if config["image_fit"] == "pad":
@@ -107,6 +112,6 @@ def describe_preprocessing(config: dict) -> str:
     else:
         cut = "its centre" if config.get("center_crop", True) else "another random square each time"
         steps.append(f"short side resized to {resolution} pixels (bicubic, antialiased), the long one cut to {cut}")
-    if config["random_flip"]:
+    if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
     return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."

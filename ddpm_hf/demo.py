@@ -5,6 +5,7 @@ It runs where nothing but this machine can be reached: no fonts or scripts of ot
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from ddpm_hf.sampling import SCHEDULERS, open_model
 from ddpm_hf.studio import Studio, enlarge
 
 ANY_CLASS = "any"
+MOST_PIXELS = 25_000_000  # of a picture that is read, whose size its first bytes tell
+MOST_LAYERS = 8  # that are drawn over a picture
+MOST_BYTES = "20mb"  # of a file
 DAY = 24 * 60 * 60  # seconds, after which pictures that were shown are deleted from the disk
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # the model has the machine to itself
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -51,18 +55,29 @@ def run_demo(
         OSError: If the model cannot be read, or the port is taken.
     """
     studio = Studio(open_model(source, checkpoint, None, revision))
+    limit_pictures()
     page = make_page(studio, title or Path(source).resolve().name)
     page.launch(
         server_name=server_name,
         server_port=server_port,
         inbrowser=open_browser,
         share=False,
+        max_file_size=MOST_BYTES,
         show_error=True,  # also Gradio's own, of files that are no pictures
         ssr_mode=False,
         footer_links=[],
         theme=THEME,
         css=CSS,
     )
+
+
+def limit_pictures():
+    """Let PIL refuse pictures of too many pixels when it opens them, before it makes room for the pixels.
+
+    So it is for all of this process, by whichever way a picture comes.
+    """
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # it warns above this, and refuses above twice this
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def make_page(studio: Studio, title: str) -> gr.Blocks:
@@ -141,8 +156,10 @@ def _add_interpolate(studio: Studio):
             button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=2):
             with gr.Row():
-                one = gr.Image(label="From", type="pil", image_mode=None, format="png", sources=["upload"])
-                another = gr.Image(label="To", type="pil", image_mode=None, format="png", sources=["upload"])
+                one, another = (
+                    _limited(gr.Image(label=label, type="pil", image_mode=None, format="png", sources=["upload"]))
+                    for label in ("From", "To")
+                )
             note = gr.Markdown()
             strip = gr.Gallery(label="Frames", columns=5, format="png", object_fit="contain", height="auto")
 
@@ -171,14 +188,16 @@ def _add_inpaint(studio: Studio):
             drawing = gr.Button("Draw one for me")
             button = gr.Button("Inpaint", variant="primary")
         with gr.Column(scale=2):
-            editor = gr.ImageEditor(
-                label="Draw over what is to be painted anew",
-                type="pil",
-                format="png",
-                sources=["upload"],
-                transforms=[],
-                layers=False,
-                brush=gr.Brush(default_size=40, colors=["#ff4000"], color_mode="fixed"),
+            editor = _limited(
+                gr.ImageEditor(
+                    label="Draw over what is to be painted anew",
+                    type="pil",
+                    format="png",
+                    sources=["upload"],
+                    transforms=[],
+                    layers=False,
+                    brush=gr.Brush(default_size=40, colors=["#ff4000"], color_mode="fixed"),
+                )
             )
             note = gr.Markdown()
             pictures = gr.Gallery(label="Painted", columns=4, format="png", object_fit="contain", height="auto")
@@ -222,6 +241,21 @@ def _notes(studio: Studio, **pictures: Image.Image) -> str:
     return " ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
 
+def _limited(component: gr.Image | gr.ImageEditor) -> gr.Image | gr.ImageEditor:
+    """The component, with what is wrong with a file shown in the page; Gradio opens it before it calls our function."""
+    preprocess = component.preprocess
+
+    @_friendly
+    def checked(payload):
+        sent = component.blob_storage.get(payload.id, payload) if getattr(payload, "id", None) else payload
+        if len(getattr(sent, "layers", None) or ()) > MOST_LAYERS:
+            raise ValueError(f"There are too many layers over the picture; expected at most {MOST_LAYERS}.")
+        return preprocess(payload)
+
+    component.preprocess = checked
+    return component
+
+
 def _friendly(function: Callable) -> Callable:
     """The function, with what it has to say about its input shown in the page."""
 
@@ -229,7 +263,12 @@ def _friendly(function: Callable) -> Callable:
     def wrapped(*arguments):
         try:
             return function(*arguments)
-        except (ValueError, OSError) as error:  # OSError: PIL's, of broken pictures
+        except Image.DecompressionBombError as error:
+            most = MOST_PIXELS // 10**6
+            raise gr.Error(
+                f"The picture is too large: expected at most {most} million pixels.", print_exception=False
+            ) from error
+        except (ValueError, OSError, SyntaxError) as error:  # PIL's, of broken pictures
             raise gr.Error(str(error), print_exception=False) from error
 
     return wrapped

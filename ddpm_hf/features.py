@@ -9,10 +9,11 @@ import functools
 import hashlib
 import importlib
 import inspect
+import io
 import os
+import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,15 @@ import torch
 from tqdm.auto import tqdm
 
 from ddpm_hf.batch_plan import cut_square
+from ddpm_hf.exported import is_program, load_program
+from ddpm_hf.files import read_json, sha256_of, sync, write_json
 
 # The weights that torch-fidelity fetches, where it looks for them first.
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+
+_TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")  # the operators of TorchScript that do
 
 
 @dataclass
@@ -114,22 +119,32 @@ def _load_inception(device: torch.device) -> Extractor:
 
 
 def _load_file(name: str, device: torch.device) -> Extractor:
+    """A network in a file that is not trusted: nothing in it runs but operators of PyTorch."""
     try:
-        fingerprint = hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        with zipfile.ZipFile(name) as archive:
-            is_exported = any(file.endswith("archive_format") for file in archive.namelist())
-        if is_exported:
-            with open(name, "rb") as file:
-                network = torch.export.load(file).module()
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit.load`", DeprecationWarning)
-                network = torch.jit.load(name, map_location="cpu").eval()
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        data = Path(name).read_bytes()  # once: what is checked is what is loaded
+        network = load_program(data) if is_program(data) else _load_torchscript(data)
+        return Extractor(name, hashlib.sha256(data).hexdigest(), network.to(device), device)
+    except Exception as error:  # whatever torch makes of a file that somebody else made
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(
-            f"--features {name}: expected a file written by torch.jit.save or torch.export.save: {error}"
+            f"--features {name}: expected a file written by torch.jit.save or torch.export.save, of PyTorch's own "
+            f"operators: {reason}. A network of your own code is named module:callable."
         ) from error
-    return Extractor(name, fingerprint, network.to(device), device)
+
+
+def _load_torchscript(data: bytes) -> torch.nn.Module:
+    """A network of TorchScript, whose pickles are read by PyTorch's own reader, which knows no Python.
+
+    Raises:
+        ValueError: If its code reads or writes files.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    for part in reader.get_all_records():
+        if part.endswith(".py") and (found := _TOUCHES_FILES.search(reader.get_record(part))):
+            raise ValueError(f"its part {part} calls {found[0].decode()}, which reads or writes files")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load`", DeprecationWarning)
+        return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
 
 
 def _load_callable(name: str, device: torch.device) -> Extractor:
@@ -183,7 +198,7 @@ def features_file(folder: Path, *key: str) -> Path:
 
 
 def keep_features(path: Path, features: np.ndarray):
-    """Write features, all or nothing.
+    """Write features, all or nothing, and beside them their hash.
 
     Raises:
         OSError: If they cannot be written.
@@ -192,8 +207,30 @@ def keep_features(path: Path, features: np.ndarray):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(unfinished, features)
+        sync(unfinished)
+        digest = sha256_of(unfinished)
         os.replace(unfinished, path)
+        write_json(_manifest(path), {"sha256": digest})
     except OSError as error:
         raise OSError(f"the features cannot be kept in {path}: {error}. Name another --cache_dir.") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_features(path: Path) -> np.ndarray | None:
+    """Features that were kept; none if there are none, or if the file is not what was written, which is said."""
+    if not path.exists():
+        return None
+    try:
+        data, digest = path.read_bytes(), read_json(_manifest(path), {"sha256": str}, "It is written again.")["sha256"]
+        if hashlib.sha256(data).hexdigest() == digest:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        reason = "it is not what was written"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    tqdm.write(f"The features in {path} are spoilt and are computed again: {reason}")
+    return None
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_suffix(".json")

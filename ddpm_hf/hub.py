@@ -1,6 +1,5 @@
 """Sharing a run on the Hub: one commit of the pipeline and its card, through every error that passes by itself."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -8,12 +7,14 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.files import replace_text
-from ddpm_hf.model_card import CARD, merge_cards, pictures_in, render_card, write_card
-from ddpm_hf.retry import PASSING_ERRORS, one_line, persist
+from ddpm_hf.files import misfit, replace_text
+from ddpm_hf.model_card import CARD, merge_cards, pictures_in, read_card, read_options, render_card, write_card
+from ddpm_hf.retry import PASSING_ERRORS, one_line, persist, refusal, status_of
 from ddpm_hf.run_files import INDEX
+from ddpm_hf.tokens import hide_tokens, holds_token, refuse_token
 
 # What is pushed of a run, beside the pictures that the card shows; nothing else.
 PUSHED = (
@@ -58,32 +59,49 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
             the name is taken by a repository that the token may not write to.
         OSError: If the Hub cannot be asked.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"--hub_model_id {repo_id}: {error}") from error
-    api = HfApi(token=find_token(token))
+    token = find_token(token)
+    check_name(repo_id, token)
+    api = HfApi(token=token)
     try:
         me = persist(api.whoami)
-        owner, _, _ = repo_id.rpartition("/")
-        repo_id = repo_id if owner else f"{me['name']}/{repo_id}"
-        _check_owner(me, repo_id)
+        if problem := misfit(me, {"name": str}, name="the answer"):
+            raise OSError(f"the Hub at {api.endpoint} cannot be asked whose the token is: {problem}.")
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        if status_of(error) in (401, 403):
+            raise ValueError(
+                f"--hub_token: the Hub does not accept this token, or it has expired (status {status_of(error)})."
+            ) from error
+        raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
+    owner, _, _ = repo_id.rpartition("/")
+    repo_id = repo_id if owner else f"{me['name']}/{repo_id}"
+    _check_owner(me, repo_id)
+    try:
         persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
-    except RepositoryNotFoundError:
-        pass  # it will be made
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401:
-            raise ValueError("--hub_token: the Hub does not accept this token, or it has expired.") from error
-        if status == 403:
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        if isinstance(error, RepositoryNotFoundError) and status_of(error) != 403:
+            return repo_id  # it will be made
+        if status_of(error) == 401:
+            raise ValueError(f"--hub_token: the Hub does not accept this token for {repo_id}.") from error
+        if status_of(error) == 403:
             raise ValueError(
                 f"--hub_model_id {repo_id} is taken by a repository that {me['name']} may not write to; choose another "
                 "name."
             ) from error
-        raise OSError(f"the Hub cannot be asked about {repo_id}: {one_line(error)}") from error
-    except PASSING_ERRORS as error:
-        raise OSError(f"the Hub cannot be asked about {repo_id}: {one_line(error)}") from error
+        raise OSError(f"the Hub cannot be asked about {repo_id}: {refusal(error)}") from error
     return repo_id
+
+
+def check_name(repo_id: str, token: str | None = None):
+    """Find out whether it can be the name of a repository, without asking the Hub.
+
+    Raises:
+        ValueError: If it is none, or holds a token.
+    """
+    refuse_token("--hub_model_id", repo_id, token)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--hub_model_id {repo_id}: {one_line(error)}.") from error
 
 
 def _check_owner(me: dict, repo_id: str):
@@ -138,26 +156,74 @@ def push_run(
     """
     folder = Path(folder)
     render_card(folder)  # says what is missing, before the Hub is asked
+    check_weights(folder)
     token = find_token(token)
+    check_files(folder, PUSHED, token)
+    check_secrets(f"the message {commit_message!r}", commit_message, token)
     repo_id = check_push(repo_id, token)
     api = HfApi(token=token)
     try:
         persist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
         card = _card_to_push(folder, repo_id, persist(lambda: _card_on_hub(repo_id, token)))
+        check_secrets(f"{folder / CARD}", card, token)
         replace_text(folder / CARD, card)
         # Made anew for every try: they remember what the Hub told them, and a commit may have come through unanswered.
         persist(lambda: api.create_commit(repo_id, _files(folder, card), commit_message=commit_message))
     except (HfHubHTTPError, *PASSING_ERRORS) as error:
-        raise OSError(f"cannot push {folder} to {repo_id}: {one_line(error)}") from error
+        raise OSError(f"cannot push {folder} to {repo_id}: {refusal(error)}") from error
     replace_text(folder / CARD_AS_PUSHED, card)
     return f"{api.endpoint}/{repo_id}"
 
 
 def default_repo_id(folder: str | Path) -> str:
     """The `hub_model_id` of a run, or the name of its folder."""
-    options = Path(folder, "config.json")
-    chosen = json.loads(options.read_text()).get("hub_model_id") if options.exists() else None
-    return chosen or Path(folder).resolve().name
+    folder = Path(folder).resolve()
+    return read_options(folder).get("hub_model_id") or folder.name
+
+
+def check_weights(folder: Path):
+    """Find out whether the weights of a pipeline can be shared: they are there, whole, and finite.
+
+    Raises:
+        ValueError: If not; the message names the file.
+    """
+    paths = sorted(folder.glob("unet/*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder}/unet holds no weights, *.safetensors; save the pipeline with save_pretrained.")
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                broken = [name for name in tensors.keys() if not tensors.get_tensor(name).isfinite().all()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is broken: {one_line(error)}; save the pipeline again.") from error
+        if broken:
+            raise ValueError(
+                f"{path} holds numbers that are not finite, in {len(broken)} tensors such as {broken[0]}: the training "
+                "diverged. Share the pipeline of an earlier checkpoint."
+            )
+
+
+def check_files(folder: Path, patterns: tuple[str, ...], token: str | None = None):
+    """Check the files of a folder that are to be published.
+
+    Raises:
+        ValueError: If one is a link to elsewhere, or holds a token.
+    """
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} is a link to outside of {folder}; put the file itself there, or take it away.")
+        if path.suffix != ".safetensors":
+            check_secrets(str(path), path.read_text(encoding="utf-8", errors="replace"), token)
+
+
+def check_secrets(what: str, text: str, token: str | None):
+    """Check a text that is to be published.
+
+    Raises:
+        ValueError: If it holds a token.
+    """
+    if holds_token(text, token):
+        raise ValueError(f"{hide_tokens(what, token)} holds a token, and everybody could read it; take it out.")
 
 
 def _files(folder: Path, card: str) -> list[CommitOperationAdd]:
@@ -183,9 +249,7 @@ def _card_to_push(folder: Path, repo_id: str, remote: str) -> str:
     If there is something new in both, the Hub's is pushed, and the one of the folder set aside, for a person to see to.
     """
     fresh = render_card(folder, repo_id)
-    here, last = (
-        path.read_text(encoding="utf-8") if path.exists() else "" for path in (folder / CARD, folder / CARD_AS_PUSHED)
-    )
+    here, last = (read_card(path) for path in (folder / CARD, folder / CARD_AS_PUSHED))
     here, last, remote = (merge_cards(fresh, card) for card in (here, last, remote))
     if remote in (fresh, last, here):
         return here
@@ -199,7 +263,12 @@ def _card_to_push(folder: Path, repo_id: str, remote: str) -> str:
 
 
 def check_before_training(config: TrainingConfig):
-    """If the run is to be pushed, find out whether it can be, and complete `hub_model_id`; see [`check_push`]."""
+    """If the run is to be pushed, find out whether it can be, and complete `hub_model_id`; see [`check_push`].
+
+    The name is recorded in any case, so it is never a token.
+    """
+    if config.hub_model_id:
+        check_name(config.hub_model_id, config.hub_token)
     if config.push_to_hub:
         repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
         config.hub_model_id = check_push(repo_id, config.hub_token)
@@ -218,4 +287,5 @@ def share_run(config: TrainingConfig, finished: bool):
     except Exception as error:
         later = f"ddpm-hf push {shlex.quote(str(folder))} --hub_model_id {repo_id or 'USER/NAME'}"
         private = " --hub_private_repo" * config.hub_private_repo
-        print(f"Not shared: {one_line(error)}. The model is in {folder}; share it later with: {later}{private}")
+        reason = hide_tokens(one_line(error), config.hub_token)
+        print(f"Not shared: {reason}. The model is in {folder}; share it later with: {later}{private}")

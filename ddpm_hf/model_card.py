@@ -4,18 +4,22 @@ It is rendered from what the run left behind. Between the marks `<!-- ddpm_hf:be
 the text is rendered anew each time; all other text is whoever's who wrote it.
 """
 
-import json
 import re
+import typing
 from pathlib import Path
 
 import jinja2
 import yaml
 from huggingface_hub import ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
 
-from ddpm_hf.config import GUIDANCE_SCALE
+from ddpm_hf.card_text import bare, literal, markdown, plain
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
-from ddpm_hf.files import read_json_lines, replace_text
-from ddpm_hf.run_files import DENOISING, EVALUATION, INDEX
+from ddpm_hf.files import in_words, is_of, misfit, read_json, read_json_lines, replace_text, shown
+from ddpm_hf.run_files import DENOISING, EVALUATION, FACTS, INDEX, LOSS, METRICS, OPTIONS
+from ddpm_hf.tokens import hide_tokens, refuse_token
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -36,6 +40,13 @@ DEPENDS_ON = (
     "reference_fingerprint", "note",
 )  # fmt: skip
 PRDC = ("precision", "recall", "density", "coverage")
+
+# The forms of the files that a card is rendered from, see `files`.
+UNET_FORM = {"sample_size": int | list, "in_channels": int}
+FACTS_FORM = {
+    **{"images": int | None, "images_per_step": int, "parameters": int, "processes": int},
+    **{"hardware": str, "versions": dict},
+}
 
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _BLOCK = re.compile(r"<!-- ddpm_hf:begin (\w+) -->.*?<!-- ddpm_hf:end -->", re.DOTALL)
@@ -58,7 +69,7 @@ def write_card(folder: str | Path, repo_id: str | None = None):
         OSError: If the card cannot be written.
     """
     path = Path(folder, CARD)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    old = read_card(path)
     card = merge_cards(render_card(folder, repo_id), old)
     if card != old:
         replace_text(path, card)
@@ -78,38 +89,43 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     folder = Path(folder).resolve()
     if not (folder / INDEX).exists():
         raise ValueError(f"{folder} holds no trained pipeline: there is no {INDEX}.")
-    config, run = _read_json(folder / "config.json"), _read_json(folder / "run.json")
-    unet = _read_json(folder / "unet" / "config.json")
-    metrics = read_json_lines(folder / "metrics.jsonl", {"step": int})
-    measured = _measured(_read_json(folder / EVALUATION))
+    unet = _unet_config(folder)
+    config, run = read_options(folder), _read_side_file(folder / FACTS, FACTS_FORM)
+    metrics = [_without_misfits(line) for line in read_json_lines(folder / METRICS, {"step": int})]
+    measured = _measured(_read_side_file(folder / EVALUATION, {}))
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
-    name, data = repo_id.split("/")[-1], facts_of(config)
+    name, data = plain(repo_id).split("/")[-1], facts_of(config)
 
-    samples = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))[-1:]
-    size, class_names = unet["sample_size"], unet.get("class_names")
-    height, width = (size, size) if isinstance(size, int) else size
-    steps = config.get("ddpm_num_inference_steps") or _read_json(folder / "scheduler" / "scheduler_config.json").get(
-        "num_train_timesteps", 1000
-    )
+    samples = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.glob("samples/step-*.png")
+        if re.fullmatch(r"step-\d+", path.stem)
+    )[-1:]
+    height, width = unet["sample_size"]
+    class_names, channels = unet.get("class_names"), unet["in_channels"]
+    scheduler = _read_side_file(folder / "scheduler" / "scheduler_config.json", {"num_train_timesteps": int})
+    steps = config.get("ddpm_num_inference_steps") or scheduler.get("num_train_timesteps", 1000)
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=_metadata(name, data, samples, measured),
-        name=name,
-        repo_id=repo_id,
-        kind={1: "greyscale", 3: "colour"}.get(unet["in_channels"], f"{unet['in_channels']}-channel"),
+        metadata=_metadata(bare(name), data, samples, measured),
+        name=markdown(name),
+        repo_id=literal(repo_id),
+        kind={1: "greyscale", 3: "colour"}.get(channels, f"{channels}-channel"),
         height=height,
         width=width,
         steps=steps,
-        class_names=class_names,
-        wanted=f"class_labels={class_names[:4]}, guidance_scale={GUIDANCE_SCALE}" if class_names else "batch_size=4",
+        class_names=class_names and [markdown(name) for name in class_names],
+        wanted=f"class_labels={literal(class_names[:4])}, guidance_scale={GUIDANCE_SCALE}"
+        if class_names
+        else "batch_size=4",
         data=data,
-        preprocessing=describe_preprocessing(config) if config else "not recorded.",
+        preprocessing=describe_preprocessing(config),
         samples=samples and samples[0],
         samples_caption=_samples_caption(config, samples),
         denoising=_existing(folder, DENOISING),
-        loss_curve=_existing(folder, "loss.png"),
+        loss_curve=_existing(folder, LOSS),
         training=_training(config, run, metrics),
         settings=[(key, _shown(config[key])) for key in SETTINGS if key in config],
         metrics=[_metric_row(metric) for metric in measured],
@@ -133,7 +149,8 @@ def merge_cards(fresh: str, old: str) -> str:
     text = _BLOCK.sub(lambda match: blocks.get(match[1], match[0]), text)
     if ours["license"] == "unknown":
         ours["license"] = theirs.get("license", "unknown")
-    tags = list(dict.fromkeys([*ours["tags"], *_as_list(theirs.get("tags"))]))
+    theirs_tags = [tag for tag in _as_list(theirs.get("tags")) if isinstance(tag, str)]
+    tags = list(dict.fromkeys([*ours["tags"], *theirs_tags]))
     return f"---\n{_dump({**ours, 'tags': tags, **_kept(theirs, ours)})}\n---\n{text}"
 
 
@@ -165,7 +182,8 @@ def _metadata(name: str, data, samples: list[str], measured: list[dict]) -> str:
 
 def _result(metric: dict) -> dict:
     """A metric in the form of the Hub's model-index."""
-    data = facts_of({"dataset_name": metric["dataset"]})
+    name = metric["dataset"]
+    data = facts_of({"dataset_name": None if name == "mnist-mini" else name} if name else {})
     return {
         "task": {"type": TASK, "name": "Unconditional image generation"},
         "dataset": {"type": data.hub_id or "unknown", "name": data.name, "split": metric["split"]},
@@ -177,14 +195,25 @@ def _measured(evaluation: dict) -> list[dict]:
     """The numbers of evaluation.json one by one, each with what the reader needs to compare it. No paths."""
     measured = []
     for metric, entry in evaluation.items():
-        args = {key: entry[key] for key in DEPENDS_ON if key in entry}
-        if "extractor" in args:
-            args["extractor"] = Path(args["extractor"]).name
-        dataset = None if entry.get("dataset") == "mnist-mini" else entry.get("dataset")
-        common = {"dataset": dataset, "split": entry.get("split") or "train", "args": args}
-        numbers = {metric: entry["value"]} if "value" in entry else {key: entry[key] for key in PRDC if key in entry}
+        form = {"value": float} if isinstance(entry, dict) and not entry.keys() & set(PRDC) else {}
+        optional = {
+            key: str | None for key in ("dataset", "split", "extractor") if isinstance(entry, dict) and key in entry
+        }
+        if problem := misfit(entry, {**form, **optional}, name=f"`{plain(metric)}`"):
+            tqdm.write(f"{EVALUATION}: {plain(problem)}; the card leaves `{plain(metric)}` out.")
+            continue
+        args = {key: _argument(key, entry[key]) for key in DEPENDS_ON if is_of(entry.get(key), str | float | bool)}
+        common = {"dataset": entry.get("dataset"), "split": bare(entry.get("split") or "train"), "args": args}
+        numbers = {metric: entry.get("value")} if form else {key: entry[key] for key in PRDC if key in entry}
+        numbers = {bare(name): value for name, value in numbers.items() if is_of(value, float)}
         measured += [{"type": name, "value": value, **common} for name, value in numbers.items()]
     return measured
+
+
+def _argument(key: str, value):
+    """What a number depends on, without paths."""
+    text = Path(value).name if key == "extractor" else value
+    return bare(text) if isinstance(text, str) else text
 
 
 def _dump(metadata: dict) -> str:
@@ -227,8 +256,8 @@ def _samples_caption(config: dict, samples: list[str]) -> str:
     if config.get("class_conditional"):
         guidance = config.get("guidance_scale")
         classes = f", the classes in turns, guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
-    how = f"{steps} denoising steps, seed {seed}{classes}"
-    return f"Samples, not selected: {weights} after {step:,} optimizer steps, {how}."
+    how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
+    return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}."
 
 
 def _training(config: dict, run: dict, metrics: list[dict]) -> str:
@@ -244,12 +273,14 @@ def _training(config: dict, run: dict, metrics: list[dict]) -> str:
         hours = _training_seconds(metrics, run["images_per_step"]) / 3600
         took = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
         processes = f"{run['processes']} processes on " if run["processes"] > 1 else ""
-        sentences.append(f"Hardware: {processes}{run['hardware']}; training took {took}, without drawing samples")
-        sentences.append("Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+        hardware = f"{processes}{markdown(run['hardware'])}"
+        sentences.append(f"Hardware: {hardware}; training took {took}, without drawing samples")
+        versions = (f"{markdown(name)} {markdown(version)}" for name, version in run["versions"].items())
+        sentences.append("Versions: " + ", ".join(versions))
     if last.get("loss") is not None:
         sentences.append(f"The last mean loss was {last['loss']:.4f}")
     if last.get("skipped_updates"):
-        sentences.append(f"{last['skipped_updates']} updates were not finite and were skipped")
+        sentences.append(f"{last['skipped_updates']:g} updates were not finite and were skipped")
     return ". ".join(sentences) + "."
 
 
@@ -261,17 +292,94 @@ def _training_seconds(metrics: list[dict], images_per_step: int) -> float:
 
 
 def _metric_row(metric: dict) -> dict:
-    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in metric["args"].items())
-    return {"name": metric["type"], "value": f"{metric['value']:.4g}", "how": f"split {metric['split']}, {how}"}
+    args = (f"{key.replace('_', ' ')} {markdown(value)}" for key, value in metric["args"].items())
+    how = ", ".join([f"split {markdown(metric['split'])}", *args])
+    return {"name": markdown(metric["type"]), "value": f"{metric['value']:.4g}", "how": how}
 
 
 def _shown(value) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else markdown(value)
 
 
 def _existing(folder: Path, name: str) -> str | None:
     return name if (folder / name).exists() else None
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+# ---- Files that may be broken, or somebody else's --------------------------------------------------------------------
+
+
+def read_card(path: Path) -> str:
+    """A card that is there, or nothing.
+
+    Raises:
+        ValueError: If it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text of UTF-8 ({error}); save it as such, or move it away.") from error
+
+
+def read_options(folder: Path) -> dict:
+    """The options of the run in a folder; none if it is no run's.
+
+    Options of another type than train_ddpm.py's, and a repository that is none, are left out, which is said.
+    """
+    values = _read_side_file(folder / OPTIONS, {})
+    if not values.keys() & {"preset", "train_batch_size", "ddpm_num_steps"}:  # a network's, perhaps
+        return {}
+    kinds, options = typing.get_type_hints(TrainingConfig), {}
+    for key in values.keys() & kinds.keys() - {"hub_token"}:
+        choices = typing.get_args(kinds[key]) if typing.get_origin(kinds[key]) is typing.Literal else None
+        if (values[key] in choices) if choices else is_of(values[key], kinds[key]):
+            options[key] = values[key]
+        else:
+            expected = " or ".join(choices) if choices else in_words(kinds[key])
+            tqdm.write(f"{folder / OPTIONS}: `{key}` is {shown(values[key])}; expected {expected}. It is left out.")
+    try:
+        validate_repo_id(options.get("hub_model_id") or "none")
+        refuse_token("`hub_model_id`", options.get("hub_model_id") or "")
+    except ValueError as error:
+        tqdm.write(f"{folder / OPTIONS}: {hide_tokens(' '.join(str(error).split()))} It is left out.")
+        del options["hub_model_id"]
+    return options
+
+
+def _unet_config(folder: Path) -> dict:
+    """The configuration of the U-Net, its `sample_size` as height and width.
+
+    Raises:
+        ValueError: If it cannot be read, or does not say what the model draws.
+    """
+    path = folder / "unet" / "config.json"
+    if not path.exists() and "_class_name" in _read_side_file(folder / "config.json", {}):
+        raise ValueError(
+            f"{folder} has the U-Net's files at its root and no unet/, as the first repositories of diffusers do; "
+            f"bring it into today's form with: ddpm-hf convert {folder} OUTPUT_DIR"
+        )
+    advice = "Save the pipeline again, or convert it with ddpm-hf convert."
+    read_json(folder / INDEX, {"unet": list, "scheduler": list}, advice)
+    unet = read_json(path, UNET_FORM, advice)
+    size, names = unet["sample_size"], unet.get("class_names")
+    sizes = size if isinstance(size, list) else [size, size]
+    if len(sizes) != 2 or not all(is_of(side, int) for side in sizes):
+        raise ValueError(f"{path} is broken: `sample_size` is {shown(size)}; expected one or two sides. {advice}")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{path} is broken: `class_names` is {shown(names)}; expected a list of texts. {advice}")
+    return {**unet, "sample_size": sizes}
+
+
+def _read_side_file(path: Path, form: dict) -> dict:
+    """What is told beside the model: if it is broken, the card does without it, which is said."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, form, "The card does without it.")
+    except ValueError as error:
+        tqdm.write(str(error))
+        return {}
+
+
+def _without_misfits(line: dict) -> dict:
+    """A line of the metrics without numbers that are none."""
+    return {key: value for key, value in line.items() if is_of(value, float)}

@@ -13,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session, parse_ratelimit_headers
 from tqdm.auto import tqdm
 
+from ddpm_hf.tokens import hide_tokens
+
 TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds; doubled each time, unless the Hub asks for another
 SILENCE = 120.0  # seconds without a byte, after which a connection is given up
@@ -24,6 +26,14 @@ PASSING_ERRORS = (
     json.JSONDecodeError,  # huggingface_hub reads the answer about a card before it looks at the status
     RuntimeError,  # of hf_xet, when an upload breaks off
 )
+
+_MEANINGS = {
+    401: "the Hub does not accept the token",
+    403: "the token may not do this",
+    404: "the Hub does not know this address",
+    413: "a file is too large for the Hub",
+    429: "too many requests; try later",
+}
 
 Answer = TypeVar("Answer")
 
@@ -51,15 +61,26 @@ def persist(request: Callable[[], Answer]) -> Answer:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line, without the period or the colon at its end."""
+    """What an error says, in one line, without tokens, and without the period or the colon at its end."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".:")
+    return hide_tokens(text).rstrip(".:")
+
+
+def status_of(error: Exception) -> int | None:
+    """The status that the Hub answered with, if it did."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def refusal(error: Exception) -> str:
+    """What an error of a request to the Hub says, in one line that begins with what it means for the user."""
+    status = status_of(error)
+    meaning = _MEANINGS.get(status) or ("the Hub is out of order; try later" if status and status >= 500 else "")
+    return f"{meaning} ({one_line(error)})" if meaning else one_line(error)
 
 
 def _passes(error: Exception) -> bool:
-    if not isinstance(error, HfHubHTTPError):
-        return True
-    return error.response.status_code in PASSING_STATUS or error.response.status_code >= 500
+    status = status_of(error)
+    return status is None or status in PASSING_STATUS or status >= 500
 
 
 def _wish(error: Exception) -> float | None:

@@ -12,11 +12,14 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-from ddpm_hf.hub import PUSHED, check_push, default_repo_id, find_token
+from ddpm_hf.card_text import bare, markdown
+from ddpm_hf.files import replace_text
+from ddpm_hf.hub import PUSHED, check_files, check_push, check_weights, default_repo_id, find_token
 from ddpm_hf.model_card import CARD, write_card
-from ddpm_hf.retry import PASSING_ERRORS, one_line, persist
+from ddpm_hf.retry import PASSING_ERRORS, persist, refusal
 
 SPACE = "space"  # in the folder of a run
+MARK = "Written by `ddpm-hf push --space`"  # in the README.md of a Space that may be replaced
 PACKAGE = Path(__file__).parent
 SOURCE = ("*.py", "*.md", "pipelines/*.py")  # of the package: all but the embedded digits
 APP = '''"""With the packages of requirements.txt: python app.py"""
@@ -35,12 +38,18 @@ README = """---
 # {name}
 
 The demo of a DDPM: sample, denoise, interpolate and inpaint. `model/` is the model, and `ddpm_hf/` the source of the
-package that made it, under Apache-2.0. Written by `ddpm-hf push --space`, which writes all of it anew each time.
+package that made it, under Apache-2.0. {mark}, which writes all of it anew each time.
 """
+OF_MODEL = tuple(pattern for pattern in PUSHED if pattern != CARD)
+WRITTEN = (  # of the Space: what is replaced, and what is pushed
+    *("app.py", "requirements.txt", CARD),
+    *(f"model/{pattern}" for pattern in OF_MODEL),
+    *(f"{PACKAGE.name}/{pattern}" for pattern in SOURCE),
+)
 
 
 def write_space(folder: str | Path) -> Path:
-    """Write the Space of a run into its folder `space/`, in the place of an older one.
+    """Write the Space of a run into its folder `space/`, in the place of an older one. Files of others there stay.
 
     Args:
         folder (`str` or `Path`): The run, or any folder with a pipeline.
@@ -49,20 +58,18 @@ def write_space(folder: str | Path) -> Path:
         `Path`: The Space.
 
     Raises:
-        ValueError: If the folder holds no pipeline, or Gradio is not installed.
+        ValueError: If the folder holds no pipeline, Gradio is not installed, or `space/` is no Space of this command.
         OSError: If it cannot be written.
     """
     folder = Path(folder).resolve()
+    space, name = folder / SPACE, folder.name
+    _check_replaceable(space)
     write_card(folder)  # says what is missing
-    requirements, space, name = _requirements(), folder / SPACE, folder.name
-    shutil.rmtree(space, ignore_errors=True)
-    _copy(folder, [pattern for pattern in PUSHED if pattern != CARD], space / "model")
-    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
-    (space / "app.py").write_text(APP.format(name=name))
-    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
+    check_files(folder, OF_MODEL)
+    requirements = _requirements()
     repo_id = default_repo_id(folder)
     metadata = SpaceCardData(
-        title=name,
+        title=bare(name),
         sdk="gradio",
         sdk_version=requirements["gradio"],
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -70,7 +77,15 @@ def write_space(folder: str | Path) -> Path:
         license=ModelCard.load(folder / CARD).data.license,
         models=[repo_id] if "/" in repo_id else None,
     )
-    (space / CARD).write_text(README.format(metadata=metadata.to_yaml(), name=name))
+    space.mkdir(exist_ok=True)
+    replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
+    for file in _written(space):
+        if file != space / CARD:  # so that a Space that is half written is known, too
+            file.unlink()
+    _copy(folder, OF_MODEL, space / "model")
+    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
+    (space / "app.py").write_text(APP.format(name=name))
+    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
     return space
 
 
@@ -89,9 +104,11 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
         OSError: If the Hub does not take it, after all tries.
     """
     space, token = Path(folder, SPACE), find_token(token)
+    check_weights(space / "model")
+    check_files(space, WRITTEN, token)
     repo_id = check_push(repo_id, token, repo_type="space")
     api = HfApi(token=token)
-    names = sorted(path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file())
+    names = [path.relative_to(space).as_posix() for path in _written(space)]
     try:
         persist(
             lambda: api.create_repo(
@@ -107,8 +124,29 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
             )
         )
     except (HfHubHTTPError, *PASSING_ERRORS) as error:
-        raise OSError(f"cannot push {space} to {repo_id}: {one_line(error)}") from error
+        raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
     return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def _check_replaceable(space: Path):
+    """Raise a ValueError if a folder is there that this module did not write."""
+    if not space.exists() and not space.is_symlink():
+        return
+    if not space.is_dir() or any(path.is_symlink() for path in (space, *space.rglob("*"))):
+        raise ValueError(
+            f"{space} is no folder, or there are links in it; move it away, so that the Space can be written there."
+        )
+    card = space / CARD
+    if any(space.iterdir()) and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
+        raise ValueError(
+            f"{space} was not written by ddpm-hf push --space (its {CARD} does not say so); move it away, so that the "
+            "Space can be written there."
+        )
+
+
+def _written(space: Path) -> list[Path]:
+    """The files of a Space that this module writes."""
+    return sorted({path for pattern in WRITTEN for path in space.glob(pattern) if path.is_file()})
 
 
 def _requirements() -> dict[str, str]:

@@ -11,6 +11,7 @@ from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_
 from PIL import Image
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.tokens import hide_tokens
 
 
 def tracking_options(config: TrainingConfig) -> dict:
@@ -28,9 +29,8 @@ def tracking_options(config: TrainingConfig) -> dict:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig):
-    """Begin to log, with all options; without the token, since wandb records the command line."""
-    if config.hub_token:
-        sys.argv = [argument.replace(config.hub_token, "hf_***") for argument in sys.argv]
+    """Begin to log, with all options; without tokens, since wandb records the command line."""
+    sys.argv = [hide_tokens(argument, config.hub_token) for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     accelerator.init_trackers("ddpm_hf", {**options, "model": json.dumps(config.model)})
 

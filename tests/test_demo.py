@@ -1,14 +1,17 @@
 """The demo: what its tabs compute, what its page says, and a person's way through it in a real browser."""
 
+import base64
 import io
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,90 @@ def test_bad_input_is_answered_in_one_line(functions, pictures, tmp_path):
 
 def components(page):
     return {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}
+
+
+@pytest.fixture
+def inputs(model, monkeypatch):
+    """The components that take pictures, by label, where PIL is as run_demo leaves it."""
+    pytest.importorskip("gradio")
+    from ddpm_hf import demo
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    demo.limit_pictures()
+    return components(demo.make_page(model, "digits"))
+
+
+EDITOR = "Draw over what is to be painted anew"
+
+
+def huge_picture(side):
+    """A small PNG of many pixels, all of them black."""
+    rows = zlib.compressobj(9)
+    content = b"".join([*(rows.compress(bytes(1 + (side + 7) // 8)) for _ in range(side)), rows.flush()])
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def test_pictures_of_too_many_pixels_are_refused_before_they_are_read(inputs, tmp_path):
+    import gradio as gr
+    from gradio.components.image_editor import EditorData, EditorDataBlobs
+    from gradio.data_classes import FileData, ImageData
+
+    content = huge_picture(13_000)
+    assert len(content) < 100_000
+    (tmp_path / "huge.png").write_bytes(content)
+    path, file = str(tmp_path / "huge.png"), FileData(path=str(tmp_path / "huge.png"))
+    inputs[EDITOR].blob_storage["some id"] = EditorDataBlobs(background=content, layers=[], composite=None)
+    url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    for label, payload in (
+        ("From", ImageData(path=path)),
+        ("From", ImageData(path=path, orig_name="x.gif")),
+        ("To", ImageData(url=url)),
+        (EDITOR, EditorData(background=file, layers=[], composite=None)),
+        (EDITOR, EditorData(background=None, layers=[file], composite=None)),
+        (EDITOR, EditorData(background=None, layers=[], composite=file)),
+        (EDITOR, EditorData(background=None, layers=[], composite=None, id="some id")),
+    ):
+        with pytest.raises(gr.Error, match=r"^'The picture is too large: expected at most 25 million pixels\.'$"):
+            inputs[label].preprocess(payload)
+
+
+def test_too_many_layers_are_refused(inputs, pictures, tmp_path):
+    import gradio as gr
+    from gradio.components.image_editor import EditorData
+    from gradio.data_classes import FileData
+
+    pictures[0].save(tmp_path / "a.png")
+    file = FileData(path=str(tmp_path / "a.png"))
+    with pytest.raises(gr.Error, match="too many layers over the picture; expected at most 8"):
+        inputs[EDITOR].preprocess(EditorData(background=file, layers=[file] * 9, composite=None))
+    assert len(inputs[EDITOR].preprocess(EditorData(background=file, layers=[file] * 8, composite=None))["layers"]) == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", huge_picture(8)[:45]])
+def test_files_that_are_no_pictures(inputs, tmp_path, content):
+    import gradio as gr
+    from gradio.data_classes import ImageData
+
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(gr.Error):
+        inputs["From"].preprocess(ImageData(path=str(tmp_path / "a.png"))).load()
+
+
+def test_the_size_of_files_is_limited(run, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    from ddpm_hf import demo
+
+    asked = {}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: asked.update(options))
+    demo.run_demo(str(run))
+    assert asked["max_file_size"] == "20mb"
+    assert 2 * Image.MAX_IMAGE_PIXELS == 25_000_000
 
 
 def test_classes_are_offered_where_there_are_some(model):

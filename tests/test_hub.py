@@ -19,16 +19,20 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub, User
 from runs import make_run
+from safetensors.torch import load_file, save_file
 
 from ddpm_hf import cli, retry
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.hub import CARD_SET_ASIDE, check_push, push_run, share_run
+from ddpm_hf.hub import CARD_SET_ASIDE, check_before_training, check_push, push_run, share_run
+from ddpm_hf.model_card import write_card
 from ddpm_hf.retry import FIRST_WAIT, TRIES
 from ddpm_hf.space import push_space, write_space
+from ddpm_hf.tokens import hide_tokens
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_PACKAGE = "import sys; sys.modules['ddpm_hf'] = None"
 TOKEN = "hf_OfAliceWhoMayWrite"
+LONG_TOKEN = "hf_" + "aB3" * 12
 USERS = {
     TOKEN: "alice",
     "hf_reader": User("alice", role="read"),
@@ -178,9 +182,7 @@ def test_a_space_through_a_busy_hub(hub, run, waits):
 def test_a_space_is_written_before_it_cannot_be_pushed(hub, run, capsys):
     with pytest.raises(SystemExit, match="no token for the Hub"):
         cli.main(["push", str(run), "--space"])
-    assert capsys.readouterr().out.startswith(
-        f"{run}/space holds a Space that needs nothing else; try it with: python "
-    )
+    assert f"{run}/space holds a Space that needs nothing else; try it with: python " in capsys.readouterr().out
     shutil.rmtree(run / "space")
     cli.main(["push", str(run), "--space", "--no_upload"])
     assert (run / "space" / "app.py").exists()
@@ -344,9 +346,198 @@ def test_command_takes_the_name_of_the_run(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     cli.main(["push", str(make_run(tmp_path / "a", hub_model_id="lab/best")), "--hub_private_repo"])
     cli.main(["push", str(make_run(tmp_path / "b"))])
-    assert capsys.readouterr().out == f"Pushed to {hub.url}/lab/best.\nPushed to {hub.url}/alice/b.\n"
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.endswith("are left out.")]
+    assert said == [f"Pushed to {hub.url}/lab/best.", f"Pushed to {hub.url}/alice/b."]
     assert hub.repositories["lab/best"].private
     assert not hub.repositories["alice/b"].private
+
+
+# ---- Tokens where they would be published, and answers of all kinds -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_secret", "alice/hf_secret", "hf_secret/digits", f"x-{LONG_TOKEN}", f"alice/{TOKEN}"]
+)
+def test_a_token_is_no_name(hub, run, name, capsys):
+    with pytest.raises(ValueError, match=r"^--hub_model_id .*\*\*\*.*: expected the name of a repository") as error:
+        check_push(name, TOKEN)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for switches in ((), ("--space",)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["push", str(run), "--hub_model_id", name, "--hub_token", TOKEN, *switches])
+        assert stop.value.code == f"ddpm-hf: error: {error.value}"
+    assert not any(token in str(error.value) for token in ("secret", TOKEN, LONG_TOKEN))
+    assert {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "space" not in path.parts
+    } == before
+    for push in (False, True):  # in both cases it would be written into the options
+        with pytest.raises(ValueError, match="expected the name of a repository"):
+            check_before_training(TrainingConfig(output_dir="new", hub_model_id=name, push_to_hub=push))
+    assert hub.requests == []
+    assert "secret" not in "".join(capsys.readouterr())
+
+
+def test_a_run_named_like_a_token_is_not_pushed_under_that_name(hub, run):
+    run = run.rename(run.parent / TOKEN)
+    with pytest.raises(SystemExit, match=r"^ddpm-hf: error: --hub_model_id hf_\*\*\*: expected the name") as stop:
+        cli.main(["push", str(run), "--hub_token", TOKEN])
+    assert TOKEN not in stop.value.code
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("token", [TOKEN, LONG_TOKEN])
+def test_no_token_is_published(hub, run, token):
+    with pytest.raises(ValueError, match=r"the message .* holds a token, and everybody could read it") as error:
+        push_run(run, "alice/digits", TOKEN, commit_message=f"with {token}")
+    assert token not in str(error.value)
+    assert hub.requests == []
+    write_card(run)
+    with open(run / "README.md", "a") as card:
+        card.write(f"\nLog in with {token}.\n")
+    with pytest.raises(ValueError, match=r"README\.md holds a token"):
+        push_run(run, "alice/digits", TOKEN)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--hub_token=hf_abc and hf_def", "--hub_token=hf_*** and hf_***"),
+        ("--hub-token=secret", "--hub-token=***"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("hf_oauth_eyJ.a-b.c_d!", "hf_***!"),
+        ("proxy http://me:word@x.org:80/a", "proxy http://***@x.org:80/a"),
+        ("api_org_abc", "api_org_***"),
+        ("my_hf_model in alf_dir", "my_hf_*** in alf_dir"),
+        ("--hub_token holds blanks", "--hub_token holds blanks"),
+    ],
+)
+def test_tokens_are_hidden(text, expected):
+    assert hide_tokens(text) == expected
+    assert hide_tokens(f"{text} of another form", "of another form") == f"{expected} hf_***"
+
+
+@pytest.mark.parametrize(
+    ("request_kind", "status", "kind", "message"),
+    [
+        ("whoami", 401, ValueError, "--hub_token: the Hub does not accept this token, or it has expired (status 401)"),
+        ("whoami", 403, ValueError, "--hub_token: the Hub does not accept this token, or it has expired (status 403)"),
+        ("whoami", 404, OSError, "cannot be asked about alice/digits: the Hub does not know this address"),
+        ("whoami", 429, OSError, "cannot be asked about alice/digits: too many requests; try later"),
+        ("whoami", 500, OSError, "cannot be asked about alice/digits: the Hub is out of order; try later"),
+        ("check", 401, ValueError, "--hub_token: the Hub does not accept this token for alice/digits"),
+        ("check", 403, ValueError, "is taken by a repository that alice may not write to"),
+        ("check", 429, OSError, "cannot be asked about alice/digits: too many requests; try later"),
+        ("check", 503, OSError, "cannot be asked about alice/digits: the Hub is out of order; try later"),
+        ("commit", 403, OSError, "to alice/digits: the token may not do this"),
+        ("commit", 413, OSError, "to alice/digits: a file is too large for the Hub"),
+        ("preupload", 404, OSError, "to alice/digits: the Hub does not know this address"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_words(hub, run, waits, request_kind, status, kind, message):
+    hub.fail(REQUESTS[request_kind], status, times=99)
+    with pytest.raises(kind, match=re.escape(message)) as error:
+        push_run(run, "alice/digits", TOKEN)
+    assert "\n" not in str(error.value) and TOKEN not in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [[], "alice", {}, {"name": None}])
+def test_what_is_no_hub(hub, monkeypatch, answer):
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda api: answer)
+    with pytest.raises(OSError, match=r"cannot be asked whose the token is: .*; expected "):
+        check_push("alice/digits", TOKEN)
+
+
+def test_links_to_elsewhere_are_not_pushed(hub, run, tmp_path):
+    (tmp_path / "secret.json").write_text("{}")
+    (run / "unet" / "more.json").symlink_to(tmp_path / "secret.json")
+    for action in (lambda: push_run(run, "alice/digits", TOKEN), lambda: write_space(run)):
+        with pytest.raises(ValueError, match=r"unet/more\.json is a link to outside of "):
+            action()
+    (run / "unet" / "more.json").unlink()
+    (run / "unet" / "more.json").write_text(f'{{"token": "{TOKEN}"}}')
+    with pytest.raises(ValueError, match=r"unet/more\.json holds a token"):
+        push_run(run, "alice/digits", TOKEN)
+    assert hub.requests == []
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_not_pushed(hub, run, number):
+    path = run / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, path)
+    with pytest.raises(SystemExit, match=rf"holds numbers that are not finite, in 1 tensors such as {re.escape(name)}"):
+        cli.main(["push", str(run), "--hub_token", TOKEN])
+    with pytest.raises(SystemExit, match="holds numbers that are not finite"):
+        cli.main(["push", str(run), "--hub_token", TOKEN, "--space"])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
+def test_weights_that_are_broken_or_missing_are_not_pushed(hub, run, content):
+    path = run / "unet" / "diffusion_pytorch_model.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is broken: |holds no weights"):
+        push_run(run, "alice/digits", TOKEN)
+    assert hub.requests == []
+
+
+# ---- The folder of a Space -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["diary.txt"], ["README.md", "model/mine.txt"], ["app.py"], [".env"]])
+def test_a_folder_of_others_is_no_space(run, names):
+    for name in names:
+        (run / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / "space" / name).write_text("mine")
+    before = (run / "README.md").exists()
+    with pytest.raises(SystemExit, match=r"space was not written by ddpm-hf push --space .*; move it away"):
+        cli.main(["push", str(run), "--space", "--no_upload"])
+    files = {path.relative_to(run / "space").as_posix() for path in (run / "space").rglob("*") if path.is_file()}
+    assert files == set(names)
+    assert (run / "README.md").exists() == before
+
+
+def test_a_space_elsewhere_is_left_alone(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (run / "space").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is no folder, or"):
+        write_space(run)
+    (run / "space").unlink()
+    (run / "space").write_text("mine")
+    with pytest.raises(ValueError, match="is no folder, or"):
+        write_space(run)
+    (run / "space").unlink()
+    shutil.rmtree(write_space(run) / "model")
+    (run / "space" / "model").symlink_to(run)  # whose files look like those of a Space
+    with pytest.raises(ValueError, match="there are links in it"):
+        write_space(run)
+    assert (run / "unet" / "config.json").exists()
+
+
+def test_a_space_that_is_half_written_is_replaced(run, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_space(run)
+    assert (write_space(run) / "app.py").exists()
+
+
+def test_files_of_others_in_a_space_stay_and_are_not_pushed(hub, run):
+    space = write_space(run)
+    for name in ("notes.txt", ".env", "model/mine.txt", "app.py", "ddpm_hf/gone.py"):
+        (space / name).write_text("mine")
+    write_space(run)
+    assert [(space / name).read_text() for name in ("notes.txt", ".env", "model/mine.txt")] == ["mine"] * 3
+    assert "mine" not in (space / "app.py").read_text()
+    assert not (space / "ddpm_hf" / "gone.py").exists()
+    push_space(run, "alice/digits", TOKEN)
+    assert not {"notes.txt", ".env", "model/mine.txt"} & set(files_of(hub, "spaces/alice/digits"))
 
 
 # ---- From train_ddpm.py ----------------------------------------------------------------------------------------------
@@ -395,7 +586,11 @@ def test_a_failed_push_does_not_fail_the_training(hub, train, waits, capsys):
 def test_a_broken_card_is_told_and_does_no_harm(run, capsys):
     (run / "README.md").write_text("---\na: [\n---\n")
     share_run(TrainingConfig(output_dir=str(run)), finished=True)
-    assert capsys.readouterr().out.startswith("Not shared: the metadata at the top of README.md is no YAML")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith("Not shared: the metadata at the top of README.md is no YAML")
+    )
 
 
 def test_a_token_after_a_mistyped_flag_is_not_repeated(train, capsys):

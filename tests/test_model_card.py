@@ -1,5 +1,6 @@
 """The model card: valid by huggingface_hub's own parser, true to the run, and kind to what was written by hand."""
 
+import ast
 import json
 import re
 
@@ -222,3 +223,148 @@ def test_a_longer_run_does_not_show_what_older_weights_scored(train):
     assert "model-index" not in card
     assert "samples/step-000004.png" in card
     assert (folder / "earlier-evaluation.json").exists()
+
+
+# ---- Files that are broken, or somebody else's -----------------------------------------------------------------------
+
+EVIL = (
+    "<script>alert(1)</script> <!-- ddpm_hf:end --> ` | [x](javascript:alert(1)) ![](https://x.org/a.png)\n# title\n"
+    '---\n```\n"); import os; os.mkdir("it ran"); ("{{ 7 * 7 }} {% raw %} \u202e \ud800'
+)
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def spoil_every_text(run):
+    for name in ("train_data_dir", "preset", "lr_scheduler", "optimizer"):
+        change(run / "config.json", **{name: EVIL})
+    change(run / "run.json", hardware=EVIL, versions={EVIL: EVIL})
+    change(run / "unet" / "config.json", class_names=[EVIL, "b"])
+    entry = {**RECORD, "value": 1.5, "dataset": EVIL, "split": EVIL, "note": EVIL, "scheduler": EVIL, "extractor": EVIL}
+    (run / "evaluation.json").write_text(json.dumps({EVIL: entry}))
+    return run.rename(run.parent / EVIL.replace("/", "").replace("\ud800", ""))
+
+
+def test_text_of_files_is_no_markup_and_no_code(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = spoil_every_text(run)
+    card = render_card(run)
+    before = ModelCard(card)
+    for words in ("<script", "](javascript:", "![](https:", "\n# title", "\u202e", "49"):
+        assert words not in re.sub(r"```python\n.*?\n```", "", before.text, flags=re.DOTALL), words
+    assert len(re.findall("<!-- ddpm_hf:begin", card)) == len(re.findall("<!-- ddpm_hf:end -->", card)) == 7
+    assert before.data.eval_results[0].metric_value == 1.5
+    for row in re.findall(r"^\|.*", before.text, flags=re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", row)) == row.count(" | ") + 2 and row.endswith("|")
+    assert merge_cards(card, card) == card
+    for snippet in re.findall(r"```python\n(.*?)\n```", card, flags=re.DOTALL):
+        (name,) = [node.args[0].value for node in ast.walk(ast.parse(snippet)) if is_load(node)]
+        assert name == f"user/{run.name}"
+        keywords = [
+            keyword for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call) for keyword in node.keywords
+        ]
+        assert [ast.literal_eval(each.value) for each in keywords if each.arg == "class_labels"] == [[EVIL, "b"]]
+
+
+def is_load(node):
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained"
+
+
+OF_ANOTHER_TYPE = ["", "{", "[]", '"text"', "5", "null", "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", OF_ANOTHER_TYPE)
+@pytest.mark.parametrize("name", ["config.json", "run.json", "evaluation.json", "scheduler/scheduler_config.json"])
+def test_broken_side_files_are_said_and_left_out(run, name, content, capsys):
+    (run / name).write_text(content)
+    assert "# digits" in render_card(run)
+    said = capsys.readouterr().out
+    assert str(run / name) in said
+    assert "The card does without it." in said
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("config.json", {"hub_model_id": 5}, "`hub_model_id` is 5; expected a text or null. It is left out."),
+        ("config.json", {"hub_model_id": 'x"); f("'}, "Repo id must use alphanumeric"),
+        ("config.json", {"hub_model_id": "hf_secret"}, "hf_***: expected the name of a repository"),
+        ("config.json", {"train_data_dir": ["a"]}, '`train_data_dir` is ["a"]; expected a text or null'),
+        ("config.json", {"resolution": "big"}, '`resolution` is "big"; expected a whole number'),
+        ("config.json", {"image_fit": 3}, "`image_fit` is 3; expected crop or pad"),
+        ("config.json", {"ddpm_num_inference_steps": 2.5}, "`ddpm_num_inference_steps` is 2.5"),
+        ("run.json", {"parameters": "many"}, '`parameters` is "many"; expected a whole number'),
+        ("run.json", {"versions": "2"}, '`versions` is "2"; expected keys and values'),
+        ("run.json", {"images_per_step": None}, "`images_per_step` is null"),
+        ("evaluation.json", {"fid": 3}, "`fid` holds 3; expected keys and values; the card leaves `fid` out."),
+        ("evaluation.json", {"fid": {}}, "`fid` has no `value`; expected a number"),
+        ("evaluation.json", {"fid": {"value": "low"}}, '`value` is "low"; expected a number'),
+        ("evaluation.json", {"fid": {"value": 1, "dataset": 7}}, "`dataset` is 7; expected a text or null"),
+        ("evaluation.json", {"prdc": {"precision": "x", "recall": 0.25}}, ""),
+    ],
+)
+def test_values_of_another_type_are_said_and_left_out(run, name, values, said, capsys):
+    (run / "evaluation.json").write_text(json.dumps({"bpd": EVALUATION["bpd"]}))
+    change(run / name, **values)
+    card = render_card(run)
+    assert "| bpd | 3.5 |" in card
+    assert "fid" not in card
+    assert "secret" not in card
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert "secret" not in printed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"step": "x"}, {"step": 6, "loss": "low"}, {"step": 6, "images_per_second": None}, [6], {"step": 6, "loss": []}],
+)
+def test_broken_lines_of_the_metrics_are_left_out(run, line):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("\n" + json.dumps(line) + "\n")
+    assert "Trained for " in render_card(run)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sample_size": None}, "`sample_size` is null; expected a whole number or a list. Save the pipeline again"),
+        ({"sample_size": [8]}, r"`sample_size` is \[8\]; expected one or two sides"),
+        ({"sample_size": ["a", 8]}, "expected one or two sides"),
+        ({"in_channels": "1"}, '`in_channels` is "1"; expected a whole number'),
+        ({"class_names": "cat"}, '`class_names` is "cat"; expected a list of texts'),
+        ({"class_names": [1]}, "expected a list of texts"),
+    ],
+)
+def test_a_network_that_does_not_say_what_it_draws(run, values, message):
+    change(run / "unet" / "config.json", **values)
+    with pytest.raises(ValueError, match=message) as error:
+        render_card(run)
+    assert str(run / "unet" / "config.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_pipeline_with_its_files_at_the_root(run):
+    (run / "unet" / "config.json").rename(run / "config.json")
+    with pytest.raises(ValueError, match=r"has the U-Net's files at its root and no unet/.*: ddpm-hf convert "):
+        render_card(run)
+    (run / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"unet.config\.json is missing"):
+        render_card(run)
+    (run / "model_index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"model_index\.json is broken"):
+        render_card(run)
+
+
+@pytest.mark.parametrize(
+    "old",
+    ["---\ntags: {a: 1}\n---\n# Mine\n", "---\ntags: [{a: 1}, 3]\nlicense: [x]\n---\n# Mine\n", "---\n---\n# Mine\n"],
+)
+def test_odd_metadata_of_an_older_card(run, old):
+    (run / "README.md").write_text(old)
+    write_card(run)
+    assert (run / "README.md").read_text().endswith("# Mine\n")
+    (run / "README.md").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"README\.md is no text of UTF-8"):
+        write_card(run)

@@ -1,9 +1,13 @@
 """Numbers and pictures in TensorBoard, read back by its own reader."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.trackers import start_trackers
 
 
 def test_tensorboard_holds_options_losses_and_samples(train):
@@ -28,3 +32,13 @@ def test_trackers_see_no_token_on_the_command_line(train):
     train(logger="none", hub_token="hf_secret")
     assert "hf_secret" not in " ".join(sys.argv)
     assert "hf_***" in sys.argv
+
+
+def test_trackers_see_no_token_in_any_form(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--hub_token=secret", "of another form", "--proxy=http://me:word@x.org"]
+    )
+    config = TrainingConfig()
+    config.hub_token = "of another form"
+    start_trackers(SimpleNamespace(init_trackers=lambda *arguments: None), config)
+    assert sys.argv == ["train.py", "--hub_token=***", "hf_***", "--proxy=http://***@x.org"]

@@ -1,0 +1,45 @@
+"""Tokens of the Hub: they are hidden in what is printed or recorded, and refused where they would be published."""
+
+import re
+
+_TOKEN = r"(hf|api_org)_[\w.~+-]*\w"
+_FLAG = r"--?hub[_-]?to?k\w*"  # mistyped or not
+_SECRETS = (
+    (re.compile(rf"(?<![A-Za-z0-9]){_TOKEN}"), r"\1_***"),
+    (re.compile(rf"(?i)({_FLAG}=|\bbearer\s+)(?!(?:hf|api_org)_\*)\S+"), r"\1***"),
+    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),  # a name and password in an address
+)
+# In files, a name such as `hf_digits` is no token.
+_LONG = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:oauth_)?[A-Za-z0-9]{30,}")
+
+
+def hide_tokens(text: str, *known: str | None) -> str:
+    """A text to be printed or recorded, without what looks like a token, and without those that are known."""
+    for token in filter(None, known):
+        text = text.replace(token, "hf_***")
+    for pattern, hidden in _SECRETS:
+        text = pattern.sub(hidden, text)
+    return text
+
+
+def hide_arguments(message: str) -> str:
+    """What argparse says of a command line, without what follows the flag of the token."""
+    return re.sub(rf"(?i)({_FLAG}) (?!(?:hf|api_org)_\*)[^\s-]\S*", r"\1 ***", hide_tokens(message))
+
+
+def holds_token(text: str, *known: str | None) -> bool:
+    """Whether a text that is to be published holds a token: a known one, or one of the Hub's form."""
+    return bool(_LONG.search(text)) or any(token in text for token in known if token)
+
+
+def refuse_token(flag: str, value: str, *known: str | None):
+    """Check the name of a repository, which is public.
+
+    Raises:
+        ValueError: If a part of it is a token. The message does not repeat it.
+    """
+    if holds_token(value, *known) or any(part.startswith(("hf_", "api_org_")) for part in value.split("/")):
+        raise ValueError(
+            f"{flag} {hide_tokens(value, *known)}: expected the name of a repository, which everybody can read, and "
+            "this looks like a token; pass a token by HF_TOKEN or --hub_token, and name the repository otherwise."
+        )
