@@ -185,7 +185,8 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         for _ in range(config.gradient_accumulation_steps):
             # Micro-batch g of the run: its images, timesteps, noise and dropout depend on nothing but the seed and g.
             g = state.micro_batches + accelerator.process_index
-            x_0, t, eps, labels = plan.micro_batch(g)
+            with one_line_errors():
+                x_0, t, eps, labels = plan.micro_batch(g)
             torch.manual_seed(seed_of(config.seed, "dropout", g))
             state.micro_batches += accelerator.num_processes
 

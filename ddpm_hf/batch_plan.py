@@ -43,9 +43,6 @@ class ShuffledImages:
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self.images))
 
-    def close(self):
-        """Let go of what is read ahead: nothing."""
-
     def state(self) -> None:
         """What a checkpoint has to hold: nothing, since every place can be reached at once."""
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, _Parser, add_flag
+from ddpm_hf.config import GUIDANCE_SCALE, Parser, TrainingConfig, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
 from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
 from ddpm_hf.files import read_json
@@ -21,15 +21,15 @@ from ddpm_hf.measuring import METRICS, Measurement
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
-from ddpm_hf.tokens import hide_arguments, hide_tokens
+from ddpm_hf.tokens import hide_tokens
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
 REPLACED = ("_class_name", "unet", "scheduler")  # in the index of a DDPM
 OF_PIPELINES = (".json", ".py", ".safetensors", ".bin")  # suffixes of the files in the folders of a pipeline's parts
 
 
-class Parser(_Parser):
-    """A parser of one subcommand, or of all, whose errors name the nearest flag and no token."""
+class CommandParser(Parser):
+    """A parser of one subcommand, or of all."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -40,9 +40,6 @@ class Parser(_Parser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
-    def error(self, message: str):
-        super().error(hide_arguments(message))
-
 
 def main(argv: list[str] | None = None):
     """Run a subcommand; what is wrong with its arguments ends the process with one line on standard error.
@@ -52,7 +49,7 @@ def main(argv: list[str] | None = None):
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
     """
-    parser = Parser(prog="ddpm-hf")
+    parser = CommandParser(prog="ddpm-hf")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(subcommands)
     _add_evaluate(subcommands)

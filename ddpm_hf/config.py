@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
 from ddpm_hf.files import in_words, is_of, shown
 from ddpm_hf.machine import wished_precision
+from ddpm_hf.tokens import hide_arguments, refuse_token
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
@@ -46,8 +47,8 @@ class TrainingConfig:
 
     dataset_name: str | None = _option(None, "Data", "Data set on the Hub, or a local folder of parquet files; by default the embedded 10,000 digits.")
     dataset_config_name: str | None = _option(None, "Data", "Configuration of the data set.")
-    dataset_split: str = _option("train", "Data", "Split of the data set.")
-    train_data_dir: str | None = _option(None, "Data", "Folder of pictures, searched recursively, instead of a data set.")
+    dataset_split: str = _option("train", "Data", "Split of the data set, or of a folder that is sorted into train/, test/ and the like; train+test takes both.")
+    train_data_dir: str | None = _option(None, "Data", "Folder of pictures, and of ZIP files of them, searched recursively, instead of a data set.")
     image_column: str | None = _option(None, "Data", "Column of the images; by default the first of that type.")
     class_conditional: bool = _option(False, "Data", "Train on the labels of the images too, so that samples of a class can be drawn.")
     label_column: str | None = _option(None, "Data", "Column of the labels; by default the first of type ClassLabel.")
@@ -126,6 +127,8 @@ class TrainingConfig:
         self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
         for option in dataclasses.fields(self):
             _check_range(option, getattr(self, option.name))
+        if self.hub_model_id:
+            refuse_token("--hub_model_id", self.hub_model_id)
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
         for name in ("label_column", "guidance_scale"):
@@ -384,8 +387,8 @@ def _load_model_config(name_or_path: str) -> dict:
     return {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
 
 
-def _make_parser() -> "_Parser":
-    parser = _Parser(
+def _make_parser() -> "Parser":
+    parser = Parser(
         prog="train_ddpm.py",
         usage="accelerate launch train_ddpm.py [--preset NAME] [--FLAG VALUE ...]",
         description="Train a denoising diffusion probabilistic model. Without flags: handwritten digits, in minutes.",
@@ -444,7 +447,7 @@ _ELSEWHERE = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest known flag."""
 
     def error(self, message: str):
@@ -453,5 +456,4 @@ class _Parser(argparse.ArgumentParser):
         hint = f" (did you mean {near[0]}?)" if near and message.startswith("unrecognized") else ""
         elsewhere = _ELSEWHERE.get(unknown.replace("-", "_").replace("__", "--", 1))
         hint = f" ({elsewhere})" if elsewhere else hint
-        message = re.sub(r"\bhf_\w+", "hf_***", message)  # a token after a mistyped flag
-        self.exit(2, f"{self.prog}: error: {message}{hint}; --help lists the flags.\n")
+        self.exit(2, f"{self.prog}: error: {hide_arguments(message)}{hint}; --help lists the flags.\n")

@@ -44,12 +44,14 @@ class Extractor:
         fingerprint (`str`): Changes with its code or its weights.
         function (callable): See the top of this file.
         device (`torch.device`): Where it is.
+        width (`int`, *optional*): D, once it is known.
     """
 
     name: str
     fingerprint: str
     function: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device
+    width: int | None = None
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -62,13 +64,16 @@ class Extractor:
         try:
             features = self.function(pixels.to(self.device))
         except Exception as error:  # whatever somebody else's code makes of it
-            reason = " ".join(str(error).split())[-300:]
+            reason = " ".join(str(error).split())[-300:] or type(error).__name__
             raise ValueError(f"--features {self.name} fails on uint8 images {shape}: {reason}") from error
         kind = f"{features.dtype} {tuple(features.shape)}" if torch.is_tensor(features) else type(features).__name__
         if not torch.is_tensor(features) or features.ndim != 2 or len(features) != len(pixels):
             raise ValueError(
                 f"--features {self.name} returns {kind} for images {shape}; expected a tensor ({len(pixels)}, D)."
             )
+        self.width = self.width or features.shape[1]
+        if features.shape[1] != self.width:
+            raise ValueError(f"--features {self.name} returns {kind} for images {shape}, and {self.width} before.")
         if not features.is_floating_point() or not features.isfinite().all():
             raise ValueError(f"--features {self.name} returns {kind} for images {shape}; expected finite floats.")
         return features.float().cpu()

@@ -94,19 +94,20 @@ def _with_advice(problem: str, advice: str) -> str:
 def read_json_lines(path: Path, form: Form) -> list[dict]:
     """Read a file with an object of JSON in each line, if it is there.
 
-    A process that was killed may have left half a line at the end. Lines that are broken or of another form are left
-    out, and their number is said.
+    Lines that are broken or of another form are left out, and their number is said; but not half a line at the end,
+    which a process that was killed leaves.
     """
     good, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
-        if misfit(value, form):
-            bad += 1
-        else:
+        if not misfit(value, form):
             good.append(value)
+        elif line.endswith("\n"):
+            bad += 1
     if bad:
         tqdm.write(f"{bad} of {len(good) + bad} lines of {path} cannot be read and are left out.")
     return good
@@ -131,7 +132,7 @@ def is_of(value, kind) -> bool:
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return isinstance(value, kind)
 
 

@@ -72,10 +72,6 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256((self.folder / "pixels.bin").read_bytes()).hexdigest()
-
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, `(height, width, channels)` uint8.
 

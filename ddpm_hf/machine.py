@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
 import ddpm_hf
+from ddpm_hf.tokens import hide_tokens
 
 
 def choose_mixed_precision(choice: str) -> str:
@@ -146,4 +147,4 @@ def one_line_errors():
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"train_ddpm.py: error: {error}")
+        sys.exit(f"train_ddpm.py: error: {hide_tokens(str(error))}")

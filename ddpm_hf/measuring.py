@@ -15,12 +15,19 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from PIL import Image
 
 from ddpm_hf import __version__
 from ddpm_hf.batch_plan import seed_of
-from ddpm_hf.features import as_batch, digest_of_weights, extract, features_file, keep_features, load_extractor
+from ddpm_hf.features import (
+    as_batch,
+    digest_of_weights,
+    extract,
+    features_file,
+    keep_features,
+    load_extractor,
+    read_features,
+)
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import gathered, this_process
@@ -120,7 +127,7 @@ def measure(
     record = {
         **record,
         "reference_images": len(images),
-        "reference_fingerprint": images.folder.name,
+        "reference_fingerprint": images.fingerprint[:16],
         "model_fingerprint": fingerprint(pipeline),
         "seed": wanted.seed,
         "versions": {"ddpm_hf": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
@@ -188,7 +195,7 @@ def _features(
         parts = gathered(lambda: extract(extractor, pictures, mine, wanted.batch_size, state.is_main_process))
         return _in_turns(parts, len(pictures))
 
-    path = features_file(images.folder.parent / "features", images.folder.name, extractor.fingerprint)
+    path = features_file(images.folder.parent / "features", images.fingerprint, extractor.fingerprint)
     real = _kept(path, lambda: shared_out(images))
     classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
     how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, wanted.mixed_precision)
@@ -201,12 +208,13 @@ def _features(
 
 
 def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array in a file, computed by all processes if the main one does not find it."""
-    state = this_process()
-    if not gather_object([path.exists()])[0]:
-        features = compute()
-        gathered(lambda: keep_features(path, features) if state.is_main_process else None)
-    return np.load(path)
+    """An array in a file, computed by all processes if the main one does not find it, or finds it spoilt."""
+    is_main = this_process().is_main_process
+    (kept, *_) = gathered(lambda: read_features(path) if is_main else None)
+    if kept is None:
+        kept = compute()
+        gathered(lambda: keep_features(path, kept) if is_main else None)
+    return kept
 
 
 def _in_turns(parts: list[np.ndarray], total: int) -> np.ndarray:

@@ -68,9 +68,6 @@ class StreamedImages:
             labels.append(self.labels[self.order[place]])
         return images, labels
 
-    def close(self):
-        """Stop to read ahead."""
-
     def state(self) -> dict:
         """The number of the block in memory, and where in the data set it begins, as JSON."""
         return {"block": self.block, "begins": self.begins}
