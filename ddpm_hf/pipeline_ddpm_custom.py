@@ -301,13 +301,15 @@ def _check_index(source, index):
     """Raise a ValueError for a model_index.json that names no classes."""
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
         raise ValueError(
-            f"The model_index.json of {source} is {_shown(index)}; expected the names of classes, by part."
+            f"The model_index.json of {source} is {_shown(index)}; expected the names of classes, by part. "
+            "Save the pipeline again."
         )
     for key, entry in index.items():
-        if isinstance(entry, list) and len(entry) != 2:
+        is_pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
+        if (isinstance(entry, list) or key in ("unet", "scheduler")) and not is_pair and entry != [None, None]:
             raise ValueError(
                 f"The model_index.json of {source} has `{key}={_shown(entry)}`; expected two names, of a module and a "
-                "class in it."
+                "class in it. Save the pipeline again."
             )
 
 
@@ -364,7 +366,7 @@ def _check_generator(
     for each in generators:
         if not isinstance(each, torch.Generator):
             raise ValueError(
-                f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of such ones."
+                f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
             )
         if each.device.type not in ("cpu", device.type):
             raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")

@@ -122,6 +122,15 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         scheduler._internal_dict = FrozenDict(config)
         return loaded
 
+    @classmethod
+    def load_config(cls, source, **kwargs):
+        """Read scheduler_config.json; diffusers would take a text or a list in it for the name of a repository."""
+        loaded = super().load_config(source, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(config, dict):
+            raise ValueError(f"The {cls.config_name} of {source} holds {_shown(config)}; expected keys and values.")
+        return loaded
+
     # ---- The forward process q -------------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -517,7 +526,7 @@ def _check_generator(generator, batch: int) -> torch.Generator | list[torch.Gene
         return generator
     if not isinstance(generator, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in generator):
         raise ValueError(
-            f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of such generators."
+            f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
         )
     if len(generator) not in (1, batch):
         raise ValueError(f"`generator` is a list of {len(generator)}; expected one for each of {batch} samples.")

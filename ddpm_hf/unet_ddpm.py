@@ -235,7 +235,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config)
         widths = tuple(block_out_channels)
         time_channels = 4 * widths[0]
         upsampler = {"conv": Upsample, "conv_transpose": lambda c: nn.ConvTranspose2d(c, c, 4, stride=2, padding=1)}
@@ -459,8 +459,12 @@ def _check_keys(source, missing: list[str], extra: list[str]):
         )
 
 
-def _check_config(config):
-    """Raise a ValueError that says what would fit, if a value is of another type, or the keys do not fit together."""
+def check_config(config):
+    """Raise a ValueError that says what would fit, if a value is of another type, or the keys do not fit together.
+
+    Args:
+        config ([`~diffusers.configuration_utils.FrozenDict`]): All arguments of [`DDPMUNetModel`].
+    """
 
     def check(fits, key, expected):
         if not fits:

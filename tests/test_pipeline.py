@@ -282,6 +282,9 @@ def test_pickles_and_copies(make_pipeline, protocol):
         ('"x"', "is 'x'; expected"),
         ("{}", r"is \{\}"),
         ('{"_class_name": "DDPMPipeline", "unet": []}', r"has `unet=\[\]`; expected two names"),
+        ('{"_class_name": "DDPMPipeline", "unet": "x"}', "has `unet='x'`"),
+        ('{"_class_name": "DDPMPipeline", "scheduler": ["diffusers", null]}', r"has `scheduler=\['diffusers', None\]`"),
+        ('{"_class_name": [1, 2]}', r"has `_class_name=\[1, 2\]`"),
     ],
 )
 def test_an_index_of_another_form_is_named(tmp_path, index, message):

@@ -401,6 +401,13 @@ def test_values_that_make_no_table(key, value):
         DDPMLinearScheduler(**{key: value})
 
 
+@pytest.mark.parametrize("content", ["[]", '"google/ddpm-cat-256"', "5"])
+def test_a_configuration_of_another_form_is_named(tmp_path, content):
+    (tmp_path / "scheduler_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"The scheduler_config.json of .* holds .*; expected keys and values"):
+        DDPMLinearScheduler.from_pretrained(tmp_path)
+
+
 def test_what_the_table_does_not_need_may_be_anything():
     DDPMLinearScheduler(trained_betas=[0.1], num_train_timesteps=1, beta_start=None, beta_schedule="other")
     DDPMLinearScheduler(beta_schedule="squaredcos_cap_v2", beta_end=None, variance_type=None).set_timesteps(10)
