@@ -260,11 +260,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def load_config(cls, source, **kwargs):
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Read model_index.json; classes that it names by their files come from the installed package, if any."""
-        loaded = super().load_config(source, **kwargs)
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple, if more was asked for
-        _check_index(source, config)
+        _check_index(pretrained_model_name_or_path, config)
         for key, entry in config.items():
             if INSTALLED_PACKAGE and isinstance(entry, list) and entry[0] in SHIPPED_MODULES:
                 module = importlib.import_module(f"{INSTALLED_PACKAGE}.{entry[0]}")

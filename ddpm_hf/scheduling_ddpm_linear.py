@@ -123,12 +123,13 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         return loaded
 
     @classmethod
-    def load_config(cls, source, **kwargs):
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Read scheduler_config.json; diffusers would take a text or a list in it for the name of a repository."""
-        loaded = super().load_config(source, **kwargs)
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
-            raise ValueError(f"The {cls.config_name} of {source} holds {_shown(config)}; expected keys and values.")
+            where = f"The {cls.config_name} of {pretrained_model_name_or_path}"
+            raise ValueError(f"{where} holds {_shown(config)}; expected keys and values.")
         return loaded
 
     # ---- The forward process q -------------------------------------------------------------------------------------
