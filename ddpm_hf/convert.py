@@ -285,8 +285,9 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
     """Load a DDPM of any origin into this package's classes.
 
     Args:
-        source (`str` or `Path`): The folder or the Hub id of a pipeline of a `UNet2DModel` or a [`DDPMUNetModel`] and a
-            scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated tutorial's `UNet`.
+        source (`str` or `Path`): The folder or the Hub id, `owner/name`, of a pipeline of a `UNet2DModel` or a
+            [`DDPMUNetModel`] and a scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated
+            tutorial's `UNet`.
         sample_size (`int`): Height and width of the images, for a file, which does not tell.
         hub_options: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`, for an id.
 
@@ -344,7 +345,7 @@ def check_finite(unet: torch.nn.Module, where: str):
     spoilt = {key: count for key, count in spoilt.items() if count}
     if spoilt:
         key, count = next(iter(spoilt.items()))
-        others = f", and so are numbers of {len(spoilt) - 1} other tensors" if len(spoilt) > 1 else ""
+        others = f", as are numbers of other tensors ({len(spoilt) - 1})" if len(spoilt) > 1 else ""
         raise ValueError(
             f"{where} holds broken weights: {count} of the {unet.state_dict()[key].numel()} numbers of {key} are NaN "
             f"or infinite{others}. Take an older checkpoint, or train again with a lower learning rate."

@@ -129,7 +129,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
             where = f"The {cls.config_name} of {pretrained_model_name_or_path}"
-            raise ValueError(f"{where} holds {_shown(config)}; expected keys and values.")
+            raise ValueError(f"{where} is {_shown(config)}; expected keys and values.")
         return loaded
 
     # ---- The forward process q -------------------------------------------------------------------------------------

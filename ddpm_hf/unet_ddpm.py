@@ -314,10 +314,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         """
         source = pretrained_model_name_or_path
         options = {key: value for key, value in kwargs.items() if key in WHERE_A_CONFIG_IS}
-        config = cls.load_config(source, **options)
-        if not isinstance(config, dict):
-            raise ValueError(f"The config.json of {source} holds a {type(config).__name__}; expected keys and values.")
-        if config.get("_class_name") == "UNet2DModel":
+        if cls.load_config(source, **options).get("_class_name") == "UNet2DModel":
             raise ValueError(
                 f"{source} holds a UNet2DModel, whose weights have other names than a DDPMUNetModel's. Convert the "
                 "folder of its pipeline first: ddpm-hf convert FOLDER NEW_FOLDER."
@@ -327,6 +324,16 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             _check_keys(source, info["missing_keys"], info["unexpected_keys"])
         model._store_in_own_memory()
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Read config.json, as [`~diffusers.ConfigMixin.load_config`] does, and see that it is one."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(config, dict):
+            where = f"The {cls.config_name} of {pretrained_model_name_or_path}"
+            raise ValueError(f"{where} is of type {type(config).__name__}; expected keys and values.")
+        return loaded
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -507,9 +514,8 @@ def check_config(config):
         check(config[key] is None or width % config[key] == 0, key, f"None, or a divisor of {width}")
     names = config.class_names
     if names is not None:
-        check(
-            _is_list(names) and all(isinstance(name, str) for name in names), "class_names", "None, or a list of names"
-        )
+        texts = _is_list(names) and all(isinstance(name, str) for name in names)
+        check(texts, "class_names", "None, or a list of names")
         expected = len(names) + 1
         check(config.num_class_embeds == expected, "num_class_embeds", f"{expected}, one more than class_names")
     size, factor = config.sample_size, 2 ** (levels - 1)

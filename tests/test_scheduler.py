@@ -404,7 +404,7 @@ def test_values_that_make_no_table(key, value):
 @pytest.mark.parametrize("content", ["[]", '"google/ddpm-cat-256"', "5"])
 def test_a_configuration_of_another_form_is_named(tmp_path, content):
     (tmp_path / "scheduler_config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"The scheduler_config.json of .* holds .*; expected keys and values"):
+    with pytest.raises(ValueError, match=r"The scheduler_config.json of .* is .*; expected keys and values"):
         DDPMLinearScheduler.from_pretrained(tmp_path)
 
 

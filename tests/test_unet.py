@@ -371,8 +371,9 @@ def test_weights_of_another_network_are_named(tmp_path, change, message, options
 
 def test_a_configuration_that_is_a_list_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"The config\.json of .* holds a list; expected keys and values"):
-        DDPMUNetModel.from_pretrained(tmp_path)
+    for load in (DDPMUNetModel.from_pretrained, DDPMUNetModel.load_config):
+        with pytest.raises(ValueError, match=r"The config\.json of .* is of type list; expected keys and values"):
+            load(tmp_path)
 
 
 # ---- Devices and compilation ----------------------------------------------------------------------------------------
