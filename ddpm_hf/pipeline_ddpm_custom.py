@@ -216,7 +216,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
             raise ValueError(
                 f"`class_labels` has {len(class_labels)} labels; expected one, or one for each of {batch_size} images."
             )
-        return [_class_number(label, names or (), count) for label in class_labels]
+        return _class_numbers(class_labels, names or (), count)
 
     def _check_inputs(self, batch_size: int, output_type: str) -> tuple[int, int, int, int]:
         """Raise a ValueError for arguments that do not fit; return the shape of the samples."""
@@ -341,19 +341,19 @@ def _finite_number(name: str, value) -> float:
     return number
 
 
-def _class_number(label, names: Sequence[str], count: int) -> int:
-    """The number of the class that a label means: by its name, or, if no name is a number, by its position."""
-    numbers = [int(name) if re.fullmatch(r"-?\d+", name) else None for name in names]
-    named = any(number is not None for number in numbers)
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    if _is_whole(label):
-        places = numbers if named else range(count)
-        if operator.index(label) in places:
-            return places.index(operator.index(label))
-    known = f"one of {', '.join(names)}" if names else f"a whole number from 0 to {count - 1}"
-    by_position = f", or its number from 0 to {count - 1}" if names and not named else ""
-    raise ValueError(f"`class_labels`: there is no {_shown(label)}; expected {known}{by_position}.")
+def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:
+    """The numbers of the classes that labels mean: by their names, or, if no name is a number, by their positions."""
+    numbered = {int(name): i for i, name in enumerate(names) if re.fullmatch(r"-?\d+", name)}
+    meant = {**(numbered or dict(enumerate(range(count)))), **{name: i for i, name in enumerate(names)}}
+    numbers = []
+    for label in labels:
+        key = operator.index(label) if _is_whole(label) else label if isinstance(label, str) else None
+        if key not in meant:
+            known = f"one of {', '.join(names)}" if names else f"a whole number from 0 to {count - 1}"
+            hint = f", or its number from 0 to {count - 1}" if names and not numbered else ""
+            raise ValueError(f"`class_labels`: there is no {_shown(label)}; expected {known}{hint}.")
+        numbers.append(meant[key])
+    return numbers
 
 
 def _check_generator(
