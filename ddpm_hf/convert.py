@@ -325,13 +325,17 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
         folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
     )
     _check_unet_config(unet_folder / UNet2DModel.config_name, parts["unet"])
-    given = _read_scheduler(scheduler_folder / DDPMScheduler.config_name, parts["scheduler"])
+    scheduler_file = scheduler_folder / DDPMScheduler.config_name
+    given = _read_scheduler(scheduler_file, parts["scheduler"])
     if parts["unet"] == "UNet2DModel":
         unet = from_unet2d(_load_every_weight(UNet2DModel, unet_folder))
     else:
         unet = _load_every_weight(DDPMUNetModel, unet_folder)
     check_finite(unet, str(source))
-    return DDPMPipelineCustom.from_pretrained(folder, unet=unet.eval(), **given)
+    try:
+        return DDPMPipelineCustom.from_pretrained(folder, unet=unet.eval(), **given)
+    except NotImplementedError as error:  # diffusers' word for the name of a schedule that a scheduler does not know
+        raise ValueError(f"{scheduler_file} cannot be used: {error}. {ADVICE}") from error
 
 
 def check_finite(unet: torch.nn.Module, where: str):

@@ -182,6 +182,10 @@ def test_other_schedulers_are_kept(stock, tmp_path):
     stock.save_pretrained(tmp_path / "ddim")
     assert type(load_pipeline(tmp_path / "ddim").scheduler) is DDIMScheduler
 
+    set_key(tmp_path / "ddim" / "scheduler" / "scheduler_config.json", "beta_schedule", "other")
+    with pytest.raises(ValueError, match=r"scheduler_config.json cannot be used: other is not implemented"):
+        load_pipeline(tmp_path / "ddim")
+
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------
 
