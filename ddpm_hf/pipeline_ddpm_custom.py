@@ -10,9 +10,12 @@ This file is self-contained: a Hub repository ships it beside the weights, so it
 import importlib
 import inspect
 import json
+import math
+import operator
+import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -21,7 +24,6 @@ from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_utils import (
     DiffusionPipeline,
     ImagePipelineOutput,
-    hf_hub_download,
     snapshot_download,
 )
 from diffusers.utils.torch_utils import randn_tensor
@@ -54,11 +56,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end: Callable[..., dict | None] | None = None,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
@@ -67,16 +69,18 @@ class DDPMPipelineCustom(DiffusionPipeline):
         Args:
             batch_size (`int`, *optional*): How many; by default one for each of `class_labels`, or one. The network
                 computes them in parts, if the memory is too small for all at once.
-            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
-                image, and then an image does not depend on the others of its batch.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
+                for each image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
-                {"sample": x})` with the new x_{t-1}; a `"sample"` in the dictionary that it returns takes its place.
+                {"sample": x})` with the new x_{t-1}. It returns None, or a dictionary, whose `"sample"` replaces it.
             class_labels (`int`, `str`, or a list or tensor of them, *optional*): What to draw with a class-conditional
-                model, by number or by name (`pipeline.unet.config.class_names`): one for all, or one for each image.
+                model: one for all, or one for each image. A `str` is one of `pipeline.unet.config.class_names`. An
+                `int` means the class whose name is that number; where no name is a whole number, it means the position
+                among the names. So `[5]` of the classes "0", "5", "9" is "5", and `[1]` of "cat", "dog" is "dog".
             guidance_scale (`float`): w of the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
                 2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model; more gives
                 clearer and less varied images of the class.
@@ -85,14 +89,23 @@ class DDPMPipelineCustom(DiffusionPipeline):
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
 
         Raises:
-            ValueError: If an argument does not fit; before any step is taken.
+            ValueError: If an argument does not fit, before any step is taken; or if the callback returns something
+                else.
         """
+        if batch_size is not None:
+            batch_size = _whole_number("batch_size", batch_size)
+        if num_inference_steps is not None:
+            num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
+        guidance_scale = _finite_number("guidance_scale", guidance_scale)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
         if batch_size is None:
             batch_size = 1 if labels is None else len(labels)
-        shape = self._check_inputs(batch_size, generator, output_type)
-        network = self._network(labels, guidance_scale)
+        shape = self._check_inputs(batch_size, output_type)
         device = self._execution_device
+        generator = _check_generator(generator, batch_size, device)
+        network = self._network(labels, guidance_scale)
         # A GPU says when its memory is full; a process that fills a CPU's is ended without a word.
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
         steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
@@ -110,7 +123,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x = self.scheduler.step(predict(network, x, t), t, x, **step_kwargs).prev_sample
             if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, i, t, {"sample": x}) or {}).get("sample", x)
+                x = _sample_of(callback_on_step_end(self, i, t, {"sample": x}), x)
 
         # 3. [-1, 1] -> [0, 1] -> pictures.
         images = (x / 2 + 0.5).clamp(0, 1)
@@ -193,34 +206,23 @@ class DDPMPipelineCustom(DiffusionPipeline):
             return None
         if count is None:
             raise ValueError(f"`class_labels={class_labels!r}` do not fit an unconditional model; expected none.")
-        if isinstance(class_labels, torch.Tensor):
+        if hasattr(class_labels, "tolist"):  # a tensor, or an array of NumPy
             class_labels = class_labels.tolist()
-        if isinstance(class_labels, int | str):
+        if isinstance(class_labels, str) or _is_whole(class_labels):
             class_labels = [class_labels] * (1 if batch_size is None else batch_size)
+        if not isinstance(class_labels, (list, tuple, range)) or not class_labels:
+            raise ValueError(f"`class_labels={_shown(class_labels)}`; expected a label or a list of them.")
         if batch_size is not None and len(class_labels) != batch_size:
             raise ValueError(
                 f"`class_labels` has {len(class_labels)} labels; expected one, or one for each of {batch_size} images."
             )
-        numbers = []
-        for label in class_labels:
-            number = names.index(label) if names and label in names else label
-            if not isinstance(number, int) or not 0 <= number < count:
-                known = f"one of {', '.join(names)}, or its number" if names else "a whole number"
-                raise ValueError(f"`class_labels`: there is no {label!r}; expected {known} from 0 to {count - 1}.")
-            numbers.append(number)
-        return numbers
+        return _class_numbers(class_labels, names or (), count)
 
-    def _check_inputs(self, batch_size, generator, output_type) -> tuple[int, int, int, int]:
+    def _check_inputs(self, batch_size: int, output_type: str) -> tuple[int, int, int, int]:
         """Raise a ValueError for arguments that do not fit; return the shape of the samples."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None:
             raise ValueError("The U-Net's configuration has no `sample_size`; expected the images' height and width.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size={batch_size}`; expected at least 1.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
-            )
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
         if output_type == "pil" and channels not in (1, 3):
@@ -258,10 +260,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def load_config(cls, *args, **kwargs):
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Read model_index.json; classes that it names by their files come from the installed package, if any."""
-        loaded = super().load_config(*args, **kwargs)
-        config = loaded if isinstance(loaded, dict) else loaded[0]
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple, if more was asked for
+        _check_index(pretrained_model_name_or_path, config)
         for key, entry in config.items():
             if INSTALLED_PACKAGE and isinstance(entry, list) and entry[0] in SHIPPED_MODULES:
                 module = importlib.import_module(f"{INSTALLED_PACKAGE}.{entry[0]}")
@@ -274,7 +277,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
         options = {key: kwargs[key] for key in options if key in kwargs}
         if INSTALLED_PACKAGE and kwargs.get("custom_pipeline") is None:
-            config = json.loads(Path(hf_hub_download(pretrained_model_name, cls.config_name, **options)).read_text())
+            config = super().load_config(pretrained_model_name, **options)
+            _check_index(pretrained_model_name, config)
             if isinstance(config["_class_name"], list) and config["_class_name"][0] in SHIPPED_MODULES:
                 variant = kwargs.get("variant")
                 weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
@@ -291,3 +295,102 @@ def _shipped_module(module: str | None) -> str | None:
     """The shipped file's name, if this is one of its modules: the installed one or a copy that diffusers made."""
     name = (module or "").split(".")[-1]
     return name if name in SHIPPED_MODULES else None
+
+
+def _check_index(source, index):
+    """Raise a ValueError for a model_index.json that names no classes."""
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
+        raise ValueError(
+            f"The model_index.json of {source} is {_shown(index)}; expected the names of classes, by part. "
+            "Save the pipeline again."
+        )
+    for key, entry in index.items():
+        is_pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
+        if (isinstance(entry, list) or key in ("unet", "scheduler")) and not is_pair and entry != [None, None]:
+            raise ValueError(
+                f"The model_index.json of {source} has `{key}={_shown(entry)}`; expected two names, of a module and a "
+                "class in it. Save the pipeline again."
+            )
+
+
+# ---- Checks of arguments -------------------------------------------------------------------------------------------
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_number(name: str, value) -> int:
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, at least 1.")
+    return operator.index(value)
+
+
+def _finite_number(name: str, value) -> float:
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
+    return number
+
+
+def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:
+    """The numbers of the classes that labels mean: by their names, or, if no name is a number, by their positions."""
+    numbered = {int(name): i for i, name in enumerate(names) if re.fullmatch(r"-?\d+", name)}
+    meant = {**(numbered or dict(enumerate(range(count)))), **{name: i for i, name in enumerate(names)}}
+    numbers = []
+    for label in labels:
+        key = operator.index(label) if _is_whole(label) else label if isinstance(label, str) else None
+        if key not in meant:
+            known = f"one of {', '.join(names)}" if names else f"a whole number from 0 to {count - 1}"
+            hint = f", or its number from 0 to {count - 1}" if names and not numbered else ""
+            raise ValueError(f"`class_labels`: there is no {_shown(label)}; expected {known}{hint}.")
+        numbers.append(meant[key])
+    return numbers
+
+
+def _check_generator(
+    generator, batch_size: int, device: torch.device
+) -> torch.Generator | list[torch.Generator] | None:
+    """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+    if generator is None:
+        return None
+    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    for each in generators:
+        if not isinstance(each, torch.Generator):
+            raise ValueError(
+                f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+            )
+        if each.device.type not in ("cpu", device.type):
+            raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")
+    if isinstance(generator, torch.Generator):
+        return generator
+    if len(generators) != batch_size:
+        raise ValueError(f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images.")
+    return generators
+
+
+def _sample_of(returned, x: torch.Tensor) -> torch.Tensor:
+    """The sample that a callback returned, or else x."""
+    if returned is None:
+        return x
+    sample = returned.get("sample", x) if isinstance(returned, Mapping) else None
+    if not torch.is_tensor(sample) or sample.shape != x.shape:
+        raise ValueError(
+            f'`callback_on_step_end` returned {_shown(returned)}; expected None, or a dictionary whose "sample" is a '
+            f"tensor of shape {tuple(x.shape)}."
+        )
+    return sample
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -7,11 +7,13 @@ This file is self-contained: a Hub repository ships it beside the weights, so it
 """
 
 import math
+import numbers
+import operator
 import warnings
 from dataclasses import dataclass
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -96,6 +98,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         # over in memory too, as it does from a saved one, instead of its own defaults.
         self.register_to_config(_use_default_values=[])
 
+        _check_config(self.config)
         self.betas = _make_betas(self.config, torch.float32)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
@@ -108,6 +111,26 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load a saved scheduler, as [`~diffusers.SchedulerMixin.from_pretrained`] does."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        scheduler = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple if `return_unused_kwargs=True`
+        # All keys of a file count as chosen anyway, so diffusers expects no mark of it.
+        config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+        scheduler._internal_dict = FrozenDict(config)
+        return loaded
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Read scheduler_config.json; diffusers would take a text or a list in it for the name of a repository."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(config, dict):
+            where = f"The {cls.config_name} of {pretrained_model_name_or_path}"
+            raise ValueError(f"{where} is {_shown(config)}; expected keys and values.")
+        return loaded
 
     # ---- The forward process q -------------------------------------------------------------------------------------
 
@@ -123,9 +146,10 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor`: x_t, of the shape and type of x_0.
 
         Raises:
-            ValueError: If a timestep is out of range.
+            ValueError: If a timestep is out of range, or something is no tensor of numbers.
         """
-        alpha_bar = self._alpha_bar(self._index(timesteps, original_samples), original_samples.dtype)
+        _check_tensors(original_samples=original_samples, noise=noise)
+        alpha_bar = self._alpha_bar(self._index(timesteps, original_samples, first=-1), original_samples.dtype)
         x_t = alpha_bar.sqrt() * original_samples + (1 - alpha_bar).sqrt() * noise
         return x_t.to(original_samples.dtype)
 
@@ -141,9 +165,10 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor`: v, of the shape and type of x_0.
 
         Raises:
-            ValueError: If a timestep is out of range.
+            ValueError: If a timestep is out of range, or something is no tensor of numbers.
         """
-        alpha_bar = self._alpha_bar(self._index(timesteps, sample), sample.dtype)
+        _check_tensors(sample=sample, noise=noise)
+        alpha_bar = self._alpha_bar(self._index(timesteps, sample, first=-1), sample.dtype)
         v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * sample
         return v.to(sample.dtype)
 
@@ -160,7 +185,11 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             `tuple`: mu_tilde_t, of the shape of x_t, and beta_tilde_t, `(batch or 1, 1, ..., 1)`; in float64 if x_t is,
             else in float32.
+
+        Raises:
+            ValueError: If a timestep is out of range, or something is no tensor of numbers.
         """
+        _check_tensors(x_0=x_0, x_t=x_t)
         alpha_bar_t, alpha_bar_prev = self._alpha_bars(self._index(timestep, x_t), x_t.dtype)
         alpha_t = alpha_bar_t / alpha_bar_prev
         beta_t = 1 - alpha_t
@@ -187,7 +216,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
             timesteps (`list[int]`, *optional*): The timesteps themselves instead, strictly descending, in [0, T).
 
         Raises:
-            ValueError: If not exactly one of the two is given, or a timestep is out of range.
+            ValueError: If not exactly one of the two is given, or it is no whole number or out of range.
         """
         T = self.config.num_train_timesteps
         if (num_inference_steps is None) == (timesteps is None):
@@ -199,10 +228,15 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"The betas run from {low:g} to {high:g}; expected noise variances in [0, 1].")
 
         if timesteps is None:
-            if not 1 <= num_inference_steps <= T:
-                raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
-            timesteps = _spread_timesteps(num_inference_steps, self.config)
-        timesteps = torch.as_tensor(timesteps, dtype=torch.int64)
+            if not _is_whole(num_inference_steps) or not 1 <= num_inference_steps <= T:
+                raise ValueError(
+                    f"`num_inference_steps={_shown(num_inference_steps)}`; expected a whole number, "
+                    f"1 to num_train_timesteps={T}."
+                )
+            timesteps = _spread_timesteps(operator.index(num_inference_steps), self.config).long()
+        timesteps = _whole_numbers(timesteps, "timesteps").cpu()
+        if timesteps.ndim != 1 or len(timesteps) == 0:
+            raise ValueError(f"`timesteps={timesteps.tolist()}`; expected a list of at least one whole number.")
         if (timesteps.diff() >= 0).any():
             raise ValueError(f"`timesteps` have to be strictly descending; got {timesteps.tolist()}.")
         if timesteps[0] >= T or timesteps[-1] < 0:
@@ -217,7 +251,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         self._warn_of_bad_combinations()
 
     def _warn_of_bad_combinations(self):
-        if self.config.variance_type.startswith("fixed_large") and self.num_inference_steps < min(100, len(self)):
+        if str(self.config.variance_type).startswith("fixed_large") and self.num_inference_steps < min(100, len(self)):
             warnings.warn(
                 "With `variance_type='fixed_large'`, fewer than 100 steps leave noise in the samples (table 4 of arXiv "
                 "2010.02502). Take more steps, or `variance_type='fixed_small'`, or another scheduler: "
@@ -239,8 +273,11 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor`: Of the shape and on the device of `timestep`.
+
+        Raises:
+            ValueError: If a timestep is out of range.
         """
-        t = torch.as_tensor(timestep, dtype=torch.int64)
+        t = self._checked_timesteps(timestep)
         self._previous_timesteps = self._previous_timesteps.to(t.device)
         return self._previous_timesteps.take(t)
 
@@ -262,8 +299,10 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor`: The prediction of x_0; in float64 if x_t is, else in float32.
 
         Raises:
-            ValueError: If `prediction_type` is unknown.
+            ValueError: If a timestep is out of range, something is no tensor of numbers, or `prediction_type` is
+                unknown.
         """
+        _check_tensors(model_output=model_output, sample=sample)
         alpha_bar = self._alpha_bar(self._index(timestep, sample), sample.dtype)
         if self.config.prediction_type == "epsilon":
             return (sample - (1 - alpha_bar).sqrt() * model_output) / alpha_bar.sqrt()
@@ -301,15 +340,19 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
                 twice the channels if the variance is learned.
             timestep (`torch.Tensor` or `int`): t, in [0, T).
             sample (`torch.Tensor`, `(batch, channels, height, width)`): x_t.
-            generator (`torch.Generator` or a list of them, *optional*): Source of z; a list has one for each sample.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of z; a list has one for each
+                sample.
             return_dict (`bool`): Whether to return a [`DDPMLinearSchedulerOutput`] instead of a tuple.
 
         Returns:
             [`DDPMLinearSchedulerOutput`] or `tuple`: x_{t-1} and the prediction of x_0, of the type of x_t.
 
         Raises:
-            ValueError: If the output does not fit the sample, t is out of range, or a configured name is unknown.
+            ValueError: If the output does not fit the sample, t is out of range, the generator is none, or a configured
+                name is unknown.
         """
+        _check_tensors(model_output=model_output, sample=sample)
+        generator = _check_generator(generator, len(sample))
         t = self._index(timestep, sample)
         model_output, predicted_variance = self._split_variance(model_output, sample)
 
@@ -375,6 +418,8 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
 
     def _split_variance(self, model_output, sample):
         """Separate the network's output into the prediction and, if it is learned, the variance."""
+        if sample.ndim < 2:
+            raise ValueError(f"`sample` has shape {tuple(sample.shape)}; expected (batch, channels, height, width).")
         batch, channels, *size = sample.shape
         learned = self.config.variance_type in ("learned", "learned_range")
         expected = (batch, channels * (1 + learned), *size)
@@ -394,15 +439,20 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
 
     # ---- Tables ----------------------------------------------------------------------------------------------------
 
-    def _index(self, timestep: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
+    def _checked_timesteps(self, timestep: torch.Tensor | int, first: int = 0) -> torch.Tensor:
+        """Timesteps as int64, in [first, T). Those on a device are taken as they are: reading them is a host sync."""
+        t = _whole_numbers(timestep, "timestep")
+        if t.device.type == "cpu" and ((t < first) | (t >= len(self))).any():
+            raise ValueError(f"Timestep {t.tolist()} is outside [{first}, {len(self)}).")
+        return t
+
+    def _index(self, timestep: torch.Tensor | int, like: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Timesteps as int64, `(batch or 1, 1, ..., 1)`, on the device of `like`, moved there without a host sync."""
-        if torch.is_tensor(timestep):
-            t = timestep.to(like.device, torch.int64, non_blocking=True).reshape(-1)
-        else:
-            t = torch.full((1,), int(timestep), device=like.device)
-        if t.device.type == "cpu" and ((t < -1) | (t >= self.config.num_train_timesteps)).any():
-            raise ValueError(f"Timestep {t.tolist()} is outside [0, {self.config.num_train_timesteps}).")
-        return t.view(-1, *[1] * (like.ndim - 1))
+        t = self._checked_timesteps(timestep, first).reshape(-1)
+        batch = len(like) if like.ndim else 1
+        if batch != 1 and len(t) not in (1, batch):
+            raise ValueError(f"There are {len(t)} timesteps; expected one, or one for each of {batch} samples.")
+        return t.to(like.device, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
     def _alpha_bar(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """alpha_bar_t, of the shape of t, and 1 at t = -1; in float64 for a float64 sample, else in float32."""
@@ -415,6 +465,82 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
     def _alpha_bars(self, t: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_bar at t and at the timestep before it."""
         return self._alpha_bar(t, dtype), self._alpha_bar(self.previous_timestep(t), dtype)
+
+
+# ---- Checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_config(config):
+    """Raise a ValueError for what no table of betas can be made of. Other values may be those of another scheduler."""
+
+    def check(fits, key, expected):
+        if not fits:
+            raise ValueError(f"`{key}={_shown(config[key])}` does not fit a DDPMLinearScheduler: expected {expected}.")
+
+    T, schedule = config.num_train_timesteps, config.beta_schedule
+    check(_is_whole(T) and T >= 1, "num_train_timesteps", "a whole number, at least 1")
+    if config.trained_betas is not None:
+        check(_is_list_of_numbers(config.trained_betas), "trained_betas", "a list of numbers")
+    elif schedule in ("linear", "scaled_linear", "sigmoid"):
+        for key in ("beta_start", "beta_end"):
+            number = isinstance(config[key], numbers.Real) and not isinstance(config[key], bool)
+            check(number and (config[key] >= 0 or schedule != "scaled_linear"), key, "a number in [0, 1]")
+
+
+def _is_list_of_numbers(values) -> bool:
+    try:
+        return torch.as_tensor(values, dtype=torch.float64).ndim == 1
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_numbers(values, name: str) -> torch.Tensor:
+    """Whole numbers of any kind as int64."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        tensor = torch.empty(0)
+    if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"`{name}={_shown(values)}`; expected whole numbers.")
+    return tensor.long()
+
+
+def _check_tensors(**values):
+    for name, value in values.items():
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            kind = value.dtype if torch.is_tensor(value) else type(value).__name__
+            raise ValueError(f"`{name}` is of type {kind}; expected a tensor of floating-point numbers.")
+
+
+def _check_generator(generator, batch: int) -> torch.Generator | list[torch.Generator] | None:
+    """Raise a ValueError for what is no source of noise; return it as diffusers takes it."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise ValueError(
+            f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+        )
+    if len(generator) not in (1, batch):
+        raise ValueError(f"`generator` is a list of {len(generator)}; expected one for each of {batch} samples.")
+    return list(generator)
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+# ---- Tables and timesteps of a configuration -------------------------------------------------------------------------
 
 
 def _spread_timesteps(n: int, config) -> torch.Tensor:
@@ -441,7 +567,7 @@ def _make_betas(config, dtype: torch.dtype) -> torch.Tensor:
         betas = torch.linspace(start**0.5, end**0.5, T, dtype=dtype) ** 2
     elif config.beta_schedule == "sigmoid":
         betas = torch.linspace(-6, 6, T, dtype=dtype).sigmoid() * (end - start) + start
-    elif config.beta_schedule in _ALPHA_BARS:
+    elif config.beta_schedule in tuple(_ALPHA_BARS):
         alpha_bar = _ALPHA_BARS[config.beta_schedule]
         betas = [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)]
         betas = torch.tensor(betas, dtype=dtype)

@@ -11,6 +11,7 @@ import json
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+# Arguments of `from_pretrained` that say where the configuration is.
+WHERE_A_CONFIG_IS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
 
 @dataclass
@@ -137,13 +141,23 @@ class Upsample(nn.Conv2d):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each with its attention (or identity), then one resampling."""
+    """The blocks of one resolution: residual blocks, each with its attention (or identity), then one resampling.
+
+    diffusers switches `gradient_checkpointing` in every module that has it, and sets `_gradient_checkpointing_func`.
+    """
 
     def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None = None):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
+        self.gradient_checkpointing = False
+
+    def run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        """One block's output; with gradient checkpointing, what it computes inside is not kept for the way back."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
 
 
 class DDPMUNetModel(ModelMixin, ConfigMixin):
@@ -221,7 +235,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config)
         widths = tuple(block_out_channels)
         time_channels = 4 * widths[0]
         upsampler = {"conv": Upsample, "conv_transpose": lambda c: nn.ConvTranspose2d(c, c, 4, stride=2, padding=1)}
@@ -284,21 +298,47 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         # Channels last pays where matrices have units of their own: on GPUs, and on CPUs with AMX. CPUs are several
         # times slower at group norm in it, and at that of narrow groups so much that no convolution makes up for it.
         pays_on_cpu = torch.cpu._is_amx_tile_supported() and widths[0] >= 4 * norm_num_groups
-        pays = torch.accelerator.is_available() or pays_on_cpu
-        self.memory_format = torch.channels_last if pays else torch.contiguous_format
+        self.channels_last = torch.accelerator.is_available() or pays_on_cpu
 
-        self.gradient_checkpointing = False
         if zero_init:
             self._init_weights()
         self._store_in_own_memory()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Load a saved model, as [`~diffusers.ModelMixin.from_pretrained`] does, into a new one's memory layout."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple if `output_loading_info=True`
+    def from_pretrained(cls, pretrained_model_name_or_path, output_loading_info: bool = False, **kwargs):
+        """Load a saved model, as [`~diffusers.ModelMixin.from_pretrained`] does, into a new one's memory layout.
+
+        Raises:
+            ValueError: If the folder holds a `UNet2DModel`, or not exactly the weights that this network has. Whoever
+                asks for `output_loading_info` gets the differences instead.
+        """
+        source = pretrained_model_name_or_path
+        options = {key: value for key, value in kwargs.items() if key in WHERE_A_CONFIG_IS}
+        if cls.load_config(source, **options).get("_class_name") == "UNet2DModel":
+            raise ValueError(
+                f"{source} holds a UNet2DModel, whose weights have other names than a DDPMUNetModel's. Convert the "
+                "folder of its pipeline first: ddpm-hf convert FOLDER NEW_FOLDER."
+            )
+        model, info = super().from_pretrained(source, output_loading_info=True, **kwargs)
+        if not output_loading_info:
+            _check_keys(source, info["missing_keys"], info["unexpected_keys"])
         model._store_in_own_memory()
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Read config.json, as [`~diffusers.ConfigMixin.load_config`] does, and see that it is one."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(config, dict):
+            where = f"The {cls.config_name} of {pretrained_model_name_or_path}"
+            raise ValueError(f"{where} is of type {type(config).__name__}; expected keys and values.")
         return loaded
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of images in memory. It is no attribute, since older protocols of pickle cannot hold one."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_json_string(self) -> str:
         """The contents of config.json, without the path that the model was loaded from."""
@@ -329,7 +369,6 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             ValueError: If a shape does not fit the network.
         """
         self._check_inputs(sample, timestep, class_labels)
-        run = self._gradient_checkpointing_func if self.gradient_checkpointing and torch.is_grad_enabled() else _call
 
         # 1. Time: one embedding, if one t holds for the whole batch; one projection for each residual block.
         if torch.is_tensor(timestep):
@@ -350,7 +389,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
-                h = run(attention, run(resnet, h, next(times)))
+                h = level.run(attention, level.run(resnet, h, next(times)))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
@@ -358,14 +397,16 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
         # 3. Middle.
         if self.mid_block is not None:
-            h = run(self.mid_block.resnets[0], h, next(times))
-            h = run(self.mid_block.attentions[0], h)
-            h = run(self.mid_block.resnets[1], h, next(times))
+            level = self.mid_block
+            h = level.run(level.resnets[0], h, next(times))
+            h = level.run(level.attentions[0], h)
+            h = level.run(level.resnets[1], h, next(times))
 
         # 4. Up.
         for level in self.up_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
-                h = run(attention, run(resnet, torch.cat((h, skips.pop()), dim=1), next(times)))
+                h = level.run(resnet, torch.cat((h, skips.pop()), dim=1), next(times))
+                h = level.run(attention, h)
             if level.resample is not None:
                 h = level.resample(h)
 
@@ -414,21 +455,41 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             raise ValueError("`class_labels` were passed, but this network is unconditional (no `num_class_embeds`).")
 
 
-def _call(block, *inputs):
-    return block(*inputs)
+def _check_keys(source, missing: list[str], extra: list[str]):
+    """Raise a ValueError for weights that diffusers would leave without a value, or leave out."""
+    parts = {"misses": missing, "has the unknown": extra}
+    problems = [f"{verb} {', '.join(sorted(keys))}" for verb, keys in parts.items() if keys]
+    if problems:
+        raise ValueError(
+            f"{source} does not hold the weights of the network that its configuration describes: it "
+            f"{'; '.join(problems)}. Take the weights and the config.json of one and the same model."
+        )
 
 
-def _check_config(config):
-    """Raise a ValueError that says what would fit, if the keys of a configuration do not fit together."""
+def check_config(config):
+    """Raise a ValueError that says what would fit, if a value is of another type, or the keys do not fit together.
+
+    Args:
+        config ([`~diffusers.configuration_utils.FrozenDict`]): All arguments of [`DDPMUNetModel`].
+    """
 
     def check(fits, key, expected):
         if not fits:
             raise ValueError(f"`{key}={config[key]!r}` does not fit a DDPMUNetModel: expected {expected}.")
 
-    widths, levels, groups = config.block_out_channels, len(config.block_out_channels), config.norm_num_groups
     for key in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
-        check(config[key] >= 1, key, "at least 1")
-    check(levels >= 1 and all(w >= 1 for w in widths), "block_out_channels", "one positive width for each level")
+        check(_is_positive(config[key]), key, "a whole number, at least 1")
+    for key in ("attention_head_dim", "attn_norm_num_groups", "norm_out_num_groups", "num_class_embeds"):
+        check(config[key] is None or _is_positive(config[key]), key, "None, or a whole number, at least 1")
+    for key in ("dropout", "norm_eps", "freq_shift"):
+        check(isinstance(config[key], Real) and not isinstance(config[key], bool), key, "a number")
+    for key in ("add_attention", "flip_sin_to_cos", "narrow_up_blocks", "attention_norm", "zero_init"):
+        check(config[key] in (True, False), key, "True or False")
+
+    widths = config.block_out_channels
+    check(_is_list(widths) and widths, "block_out_channels", "a list of one width for each level")
+    check(all(_is_positive(width) for width in widths), "block_out_channels", "positive whole numbers")
+    levels, groups = len(widths), config.norm_num_groups
     check(widths[0] % 2 == 0, "block_out_channels", "an even first width, for the sines and cosines of the time")
     check(all(w % groups == 0 for w in widths), "block_out_channels", f"multiples of norm_num_groups={groups}")
     check(widths[0] / 2 > config.freq_shift, "freq_shift", f"less than half the first width, {widths[0] // 2}")
@@ -436,8 +497,9 @@ def _check_config(config):
         ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
         ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
     ):
-        check(len(config[key]) == levels, key, f"one of {kinds} for each of the {levels} block_out_channels")
-        check(set(config[key]) <= set(kinds), key, f"only {kinds}")
+        listed = _is_list(config[key]) and len(config[key]) == levels
+        check(listed, key, f"one of {kinds} for each of the {levels} block_out_channels")
+        check(all(kind in kinds for kind in config[key]), key, f"only {kinds}")
     for key, kinds in (
         ("mid_block_type", ("UNetMidBlock2D", None)),
         ("downsample_padding", (0, 1)),
@@ -447,18 +509,28 @@ def _check_config(config):
     check(0 <= config.dropout < 1, "dropout", "a probability in [0, 1)")
     check(config.norm_eps > 0, "norm_eps", "a positive number")
     head_dim, narrowest = config.attention_head_dim, min(widths)
-    check(head_dim is None or 1 <= head_dim <= narrowest, "attention_head_dim", f"None, or 1 to {narrowest}")
+    check(head_dim is None or head_dim <= narrowest, "attention_head_dim", f"None, or 1 to {narrowest}")
     for key, width in (("attn_norm_num_groups", widths[-1]), ("norm_out_num_groups", widths[0])):
         check(config[key] is None or width % config[key] == 0, key, f"None, or a divisor of {width}")
-    check(config.num_class_embeds is None or config.num_class_embeds >= 1, "num_class_embeds", "None, or at least 1")
-    if config.class_names is not None:
-        expected = len(config.class_names) + 1
+    names = config.class_names
+    if names is not None:
+        texts = _is_list(names) and all(isinstance(name, str) for name in names)
+        check(texts, "class_names", "None, or a list of names")
+        expected = len(names) + 1
         check(config.num_class_embeds == expected, "num_class_embeds", f"{expected}, one more than class_names")
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int | None) else size
-    factor = 2 ** (levels - 1)
+    size, factor = config.sample_size, 2 ** (levels - 1)
+    pair = size if _is_list(size) else (size, size)
+    fits = len(pair) == 2 and all(_is_positive(side) and side % factor == 0 for side in pair)
     check(
-        size is None or (min(height, width) > 0 and height % factor == 0 and width % factor == 0),
+        size is None or fits,
         "sample_size",
-        f"multiples of {factor}, since {levels} levels halve the sample {levels - 1} times",
+        f"a whole number or two, multiples of {factor}, since {levels} levels halve the sample {levels - 1} times",
     )
+
+
+def _is_positive(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, (list, tuple))

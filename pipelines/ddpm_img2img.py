@@ -7,6 +7,10 @@ the schedulers below.
 """
 
 import inspect
+import math
+import numbers
+import operator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,7 +49,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         image: Image.Image,
         strength: float = 0.5,
         batch_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -58,8 +62,8 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             strength (`float`): Which share of the T noising steps is taken, in [0, 1]: 0 gives the picture itself, 1
                 leaves nothing of it.
             batch_size (`int`): How many variations.
-            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
-                image, and then an image does not depend on the others of its batch.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
+                for each image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Steps that the way back from all T noising steps takes; from fewer
                 noising steps, it takes their share. By default T.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
@@ -73,9 +77,10 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             ValueError: If an argument does not fit; before any step is taken.
         """
         self._check_scheduler()
-        self._check_output(output_type, generator, batch_size)
-        if not 0 <= strength <= 1:
-            raise ValueError(f"`strength={strength}`; expected 0 to 1.")
+        batch_size = self._check_output(output_type, batch_size)
+        generator = self._check_generator(generator, batch_size)
+        if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
+            raise ValueError(f"`strength={_shown(strength)}`; expected a number, 0 to 1.")
         x_0 = self._to_x_0(self._read(image, "image")).repeat(batch_size, 1, 1, 1)
         T = self.scheduler.config.num_train_timesteps
         k = round(strength * T)
@@ -101,15 +106,34 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
                 "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
             )
 
-    def _check_output(self, output_type: str, generator, batch_size: int):
+    def _check_output(self, output_type: str, batch_size: int) -> int:
+        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
-        if batch_size < 1:
-            raise ValueError(f"{batch_size} images; expected at least 1.")
-        if isinstance(generator, list) and len(generator) != batch_size:
+        if not _is_whole(batch_size) or batch_size < 1:
+            raise ValueError(f"{_shown(batch_size)} images; expected a whole number of them, at least 1.")
+        return operator.index(batch_size)
+
+    def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        if generator is None:
+            return None
+        generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+        device = self._execution_device
+        for each in generators:
+            if not isinstance(each, torch.Generator):
+                raise ValueError(
+                    f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+                )
+            if each.device.type not in ("cpu", device.type):
+                raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")
+        if isinstance(generator, torch.Generator):
+            return generator
+        if len(generators) != batch_size:
             raise ValueError(
-                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+                f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images."
             )
+        return generators
 
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
         """The picture in the model's mode and size; a log line tells what that changed."""
@@ -145,8 +169,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
     def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
         """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
         T = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= T:
-            raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
+        num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, T)
         device = self._execution_device
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -187,3 +210,25 @@ def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
     return picture.convert("RGB").convert(mode)
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    if not _is_whole(value) or not first <= value <= last:
+        limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
+        raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
+    return operator.index(value)
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

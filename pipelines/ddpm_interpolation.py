@@ -8,6 +8,8 @@ the schedulers below.
 """
 
 import inspect
+import math
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -85,17 +87,21 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             ValueError: If an argument does not fit; before any step is taken.
         """
         self._check_scheduler()
-        self._check_output(output_type, None, num_frames)
+        num_frames = self._check_output(output_type, num_frames)
         T = self.scheduler.config.num_train_timesteps
         timestep = T // 2 if timestep is None else timestep
         if num_frames < 2:
             raise ValueError(f"`num_frames={num_frames}`; expected at least 2.")
-        if not 0 <= timestep <= T:
-            raise ValueError(f"`timestep={timestep}`; expected 0 to num_train_timesteps={T} noising steps.")
+        if not _is_whole(timestep) or not 0 <= timestep <= T:
+            raise ValueError(
+                f"`timestep={_shown(timestep)}`; expected a whole number, 0 to num_train_timesteps={T} noising steps."
+            )
+        timestep = operator.index(timestep)
         if mixing not in ("linear", "slerp"):
             raise ValueError(f"`mixing={mixing!r}`; expected 'linear' or 'slerp'.")
-        if isinstance(generator, list):
+        if isinstance(generator, (list, tuple)):
             raise ValueError("`generator` is a list; expected one generator, since the frames share their noise.")
+        generator = self._check_generator(generator, num_frames)
         x_0 = [self._to_x_0(self._read(image, name)) for image, name in ((image_1, "image_1"), (image_2, "image_2"))]
         timesteps = self._choose_timesteps(timestep, T if num_inference_steps is None else num_inference_steps)
 
@@ -142,15 +148,34 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
                 "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
             )
 
-    def _check_output(self, output_type: str, generator, batch_size: int):
+    def _check_output(self, output_type: str, batch_size: int) -> int:
+        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
-        if batch_size < 1:
-            raise ValueError(f"{batch_size} images; expected at least 1.")
-        if isinstance(generator, list) and len(generator) != batch_size:
+        if not _is_whole(batch_size) or batch_size < 1:
+            raise ValueError(f"{_shown(batch_size)} images; expected a whole number of them, at least 1.")
+        return operator.index(batch_size)
+
+    def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        if generator is None:
+            return None
+        generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+        device = self._execution_device
+        for each in generators:
+            if not isinstance(each, torch.Generator):
+                raise ValueError(
+                    f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+                )
+            if each.device.type not in ("cpu", device.type):
+                raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")
+        if isinstance(generator, torch.Generator):
+            return generator
+        if len(generators) != batch_size:
             raise ValueError(
-                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+                f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images."
             )
+        return generators
 
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
         """The picture in the model's mode and size; a log line tells what that changed."""
@@ -186,8 +211,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
     def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
         """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
         T = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= T:
-            raise ValueError(f"`num_inference_steps={num_inference_steps}`; expected 1 to num_train_timesteps={T}.")
+        num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, T)
         device = self._execution_device
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -250,3 +274,25 @@ def _tile(rows, scale: int) -> Image.Image:
         for j, picture in enumerate(row):
             canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * width, i * height))
     return canvas
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    if not _is_whole(value) or not first <= value <= last:
+        limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
+        raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
+    return operator.index(value)
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

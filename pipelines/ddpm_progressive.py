@@ -4,6 +4,9 @@ This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, f
 the schedulers below.
 """
 
+import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +60,7 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         num_frames: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -68,8 +71,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
             batch_size (`int`): How many images.
             num_frames (`int`, *optional*): How many frames are kept, evenly spread over the steps, the first and the
                 last among them. By default all: one for each step, and the images.
-            generator (`torch.Generator` or a list of them, *optional*): Source of all noise. A list has one for each
-                image, and then an image does not depend on the others of its batch.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
+                for each image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for arrays `(batch, height,
                 width, channels)` or `"pt"` for tensors `(batch, channels, height, width)`, both in [0, 1]. Each frame
@@ -83,7 +86,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
             ValueError: If an argument does not fit; before any step is taken.
         """
         self._check_scheduler()
-        self._check_output(output_type, generator, batch_size)
+        batch_size = self._check_output(output_type, batch_size)
+        generator = self._check_generator(generator, batch_size)
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None or (output_type == "pil" and channels not in (1, 3)):
             raise ValueError(
@@ -91,12 +95,9 @@ class DDPMProgressivePipeline(DiffusionPipeline):
                 "channels of pictures."
             )
         T = self.scheduler.config.num_train_timesteps
-        steps = T if num_inference_steps is None else num_inference_steps
-        if not 1 <= steps <= T:
-            raise ValueError(f"`num_inference_steps={steps}`; expected 1 to num_train_timesteps={T}.")
-        if num_frames is not None and not 2 <= num_frames <= steps + 1:
-            raise ValueError(f"`num_frames={num_frames}`; expected 2 to {steps + 1}, one more than there are steps.")
-        kept = torch.linspace(0, steps, num_frames or steps + 1, dtype=torch.float64).round().int().tolist()
+        steps = _whole_number("num_inference_steps", T if num_inference_steps is None else num_inference_steps, 1, T)
+        num_frames = steps + 1 if num_frames is None else _whole_number("num_frames", num_frames, 2, steps + 1)
+        kept = torch.linspace(0, steps, num_frames, dtype=torch.float64).round().int().tolist()
 
         # 1. x_T ~ N(0, I).
         shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
@@ -141,15 +142,34 @@ class DDPMProgressivePipeline(DiffusionPipeline):
                 "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)."
             )
 
-    def _check_output(self, output_type: str, generator, batch_size: int):
+    def _check_output(self, output_type: str, batch_size: int) -> int:
+        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
-        if batch_size < 1:
-            raise ValueError(f"{batch_size} images; expected at least 1.")
-        if isinstance(generator, list) and len(generator) != batch_size:
+        if not _is_whole(batch_size) or batch_size < 1:
+            raise ValueError(f"{_shown(batch_size)} images; expected a whole number of them, at least 1.")
+        return operator.index(batch_size)
+
+    def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        if generator is None:
+            return None
+        generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+        device = self._execution_device
+        for each in generators:
+            if not isinstance(each, torch.Generator):
+                raise ValueError(
+                    f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+                )
+            if each.device.type not in ("cpu", device.type):
+                raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")
+        if isinstance(generator, torch.Generator):
+            return generator
+        if len(generators) != batch_size:
             raise ValueError(
-                f"`generator` is a list of {len(generator)}; expected one for each of {batch_size} images."
+                f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images."
             )
+        return generators
 
     def _to_images(self, x: torch.Tensor, output_type: str):
         """[-1, 1] -> [0, 1] -> pictures."""
@@ -166,3 +186,25 @@ def _tile(rows, scale: int) -> Image.Image:
         for j, picture in enumerate(row):
             canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * width, i * height))
     return canvas
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    if not _is_whole(value) or not first <= value <= last:
+        limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
+        raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
+    return operator.index(value)
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx2
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -181,6 +182,10 @@ def test_other_schedulers_are_kept(stock, tmp_path):
     stock.save_pretrained(tmp_path / "ddim")
     assert type(load_pipeline(tmp_path / "ddim").scheduler) is DDIMScheduler
 
+    set_key(tmp_path / "ddim" / "scheduler" / "scheduler_config.json", "beta_schedule", "other")
+    with pytest.raises(ValueError, match=r"scheduler_config.json cannot be used: other is not implemented"):
+        load_pipeline(tmp_path / "ddim")
+
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------
 
@@ -263,6 +268,163 @@ def test_truncated_weights_in_a_folder_are_named(stock, tmp_path):
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(OSError, match=f"{WEIGHTS}.safetensors"):
         load_pipeline(tmp_path / "stock")
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A saved pipeline of this package, in a folder `ours`."""
+    unet = DDPMUNetModel(
+        sample_size=8, block_out_channels=(8,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"],
+        layers_per_block=1, norm_num_groups=4, add_attention=False,
+    )  # fmt: skip
+    DDPMPipelineCustom(unet, DDPMLinearScheduler()).save_pretrained(tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'"x"', b"5", b"null", b'{"a": ', b"\xff\xfe", None])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_broken_configurations_are_named(ours, name, content):
+    (ours / name).unlink()
+    if content is not None:
+        (ours / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{name} is (broken|missing).*Take the file|holds no model_index.json"
+    ) as error:
+        load_pipeline(ours)
+    assert "\n" not in str(error.value)
+
+
+def set_key(file, key, value):
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "expected"),
+    [
+        ("scheduler/scheduler_config.json", "num_train_timesteps", "many", "a whole number"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", -3, "a whole number, at least 1"),
+        ("scheduler/scheduler_config.json", "beta_start", None, "a number"),
+        ("scheduler/scheduler_config.json", "beta_end", float("nan"), "a number"),
+        ("scheduler/scheduler_config.json", "clip_sample", "yes", "true or false"),
+        ("scheduler/scheduler_config.json", "trained_betas", ["a"], "a list of numbers"),
+        ("scheduler/scheduler_config.json", "beta_schedule", "other", "one of"),
+        ("unet/config.json", "_class_name", 3, "a text"),
+        ("unet/config.json", "block_out_channels", 3, "a list"),
+        ("unet/config.json", "sample_size", "x", "a whole number"),
+        ("unet/config.json", "class_names", 5, "a list of names"),
+        ("unet/config.json", "num_class_embeds", "a", "a whole number"),
+        ("model_index.json", "_class_name", 5, "a text"),
+        ("model_index.json", "unet", [], "two names"),
+        ("model_index.json", "scheduler", "x", "two names"),
+    ],
+)
+def test_values_of_another_type_are_named(ours, name, key, value, expected):
+    set_key(ours / name, key, value)
+    with pytest.raises(ValueError, match=f"{name}|{ours}.*`{key}.*expected {expected}") as error:
+        load_pipeline(ours)
+    assert name.split("/")[-1] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stock_unets_values_are_named(stock, tmp_path):
+    set_key(tmp_path / "stock" / "unet" / "config.json", "in_channels", None)
+    with pytest.raises(ValueError, match=r"unet/config.json cannot be used: `in_channels=None`"):
+        load_pipeline(tmp_path / "stock")
+
+
+def test_foreign_names_in_a_scheduler_are_loaded(ours):
+    for key in ("variance_type", "prediction_type", "timestep_spacing"):
+        set_key(ours / "scheduler" / "scheduler_config.json", key, "other")
+    assert load_pipeline(ours).scheduler.config.variance_type == "other"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"\xff" * 100, b"\x10" + b"\0" * 7 + b"{no header}     "])
+def test_broken_weights_are_named(ours, content):
+    (ours / "unet" / f"{WEIGHTS}.safetensors").write_bytes(content)
+    with pytest.raises(OSError, match=f"{WEIGHTS}.safetensors"):
+        load_pipeline(ours)
+
+
+def test_a_broken_list_of_weights_is_named(ours):
+    (ours / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    (ours / "unet" / f"{WEIGHTS}.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"safetensors.index.json is broken"):
+        load_pipeline(ours)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(stock, tmp_path, number):
+    stock.unet.conv_in.bias.data[2:5] = number
+    stock.save_pretrained(tmp_path / "stock")
+    message = r"stock holds broken weights: 3 of the 8 numbers of conv_in.bias are NaN or infinite\."
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(tmp_path / "stock")
+    with pytest.raises(SystemExit, match=message):
+        main(["sample", str(tmp_path / "stock"), "--output", str(tmp_path / "samples.png")])
+    assert not (tmp_path / "samples.png").exists()
+
+    weights = annotated_unet()[0]
+    weights["final.bias"][0] = number
+    weights["image_proj.bias"][0] = number
+    save_file(weights, tmp_path / "unet.safetensors")
+    with pytest.raises(ValueError, match=r"1 of the \d+ numbers of .*, as are numbers of other tensors \(1\)\."):
+        load_pipeline(tmp_path / "unet.safetensors")
+
+
+# ---- Sources that are not there -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the Hub is asked for; it cannot be reached."""
+    requests = []
+
+    def refuse(url, **options):
+        requests.append(url)
+        raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr("ddpm_hf.convert.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", refuse)
+    return requests
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["nosuch", "./no/such", "no/such/", "/no/such", "~/such", "~", "a/b/c", "no\\such", "no such/x", "../such", "ä/b",
+     "https://huggingface.co/a/b", "no//such", "-a/b"],
+)  # fmt: skip
+def test_the_hub_is_not_asked_for_a_mistyped_folder(asked, source):
+    with pytest.raises(ValueError, match=r"there is no such folder, and it is no Hub id, .*owner/name") as error:
+        load_pipeline(source)
+    assert source in str(error.value)
+    assert asked == []
+
+
+def test_the_hub_is_asked_once_where_it_cannot_be_reached(asked):
+    with pytest.raises(
+        SystemExit, match=r"nobody/nothing: there is no such folder, and the Hub.*cannot be reached \(Name"
+    ):
+        main(["sample", "nobody/nothing"])
+    assert len(asked) == 1
+
+
+def test_a_copy_of_a_repository_is_read_where_the_hub_cannot_be_reached(asked, ours, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.convert.try_to_load_from_cache", lambda *args: str(ours / "model_index.json"))
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", lambda *args, **kw: ours / "model_index.json")
+    monkeypatch.setattr(DDPMPipelineCustom, "download", lambda *args, **kw: str(ours))
+    assert type(load_pipeline("somebody/something").unet) is DDPMUNetModel
+    assert asked == []
+
+
+def test_a_folder_without_a_pipeline_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no model_index.json, so it is not the folder of a pipeline\.$"):
+        load_pipeline(tmp_path)
+    (tmp_path / "checkpoints" / "step-000500").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"It holds checkpoints of a run: add --checkpoint latest\."):
+        load_pipeline(tmp_path)
 
 
 def test_other_pipelines_are_named(tmp_path):

@@ -477,6 +477,12 @@ def test_half_precision(kind, unets):
     assert np.isfinite(images).all() and images.std() > 0
 
 
+class OfAnotherDevice(torch.Generator):
+    """Stands for a generator of a GPU, where there is none."""
+
+    device = torch.device("cuda:0")
+
+
 BAD_INPUT = [
     ({"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
     ({"num_inference_steps": 0}, "num_inference_steps=0"),
@@ -497,6 +503,16 @@ BAD_INPUT = [
     ({"jump_length": 0}, "jump_length=0"),
     ({"num_resamples": 0}, "num_resamples=0"),
     ({"batch_size": 0}, "0 images"),
+    *(({"batch_size": n}, "images; expected a whole number") for n in (2.0, "2", True, None)),
+    *(({"num_frames": n}, "expected a whole number") for n in (2.5, "2", True)),
+    *(({"num_inference_steps": n}, "num_inference_steps=.*a whole number, 1 to 1000") for n in (2.5, 2.0, "2", True)),
+    *(({"timestep": n}, "timestep=.*a whole number, 0 to") for n in (2.5, "2", np.nan)),
+    *(({"strength": n}, "strength=.*a number, 0 to 1") for n in ("0.5", None, np.nan)),
+    ({"jump_length": 1.5}, "jump_length=1.5.*a whole number, at least 1"),
+    ({"num_resamples": "2"}, "num_resamples='2'.*a whole number, at least 1"),
+    ({"generator": 3}, r"`generator=3`; expected torch.Generator\(\).manual_seed\(n\)"),
+    ({"generator": (seeded(),)}, "`generator` is a list"),
+    ({"generator": OfAnotherDevice()}, "is on cuda:0; expected one on the CPU or on cpu"),
 ]
 
 
@@ -518,6 +534,15 @@ def test_bad_input(kind, change, message):
         make(kind, unet)(**{**CALLS[kind], **change})
     assert "\n" not in str(error.value)
     assert unet.calls == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CALLS if kind is not DDPMInterpolationPipeline])
+def test_a_tuple_of_generators_is_as_good_as_a_list(kind):
+    images = [
+        make(kind)(**CALLS[kind], num_inference_steps=np.int64(3), generator=form(map(seeded, range(2)))).images
+        for form in (list, tuple)
+    ]
+    assert [picture.tobytes() for picture in images[0]] == [picture.tobytes() for picture in images[1]]
 
 
 @kinds

@@ -1,12 +1,16 @@
 """DDPMPipelineCustom: the loop against a denoiser with a known answer, the pictures, saving and loading."""
 
+import copy
 import inspect
+import io
+import math
+import pickle
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from oracles import GaussianDenoiser
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -256,6 +260,45 @@ def test_saves_and_loads_bit_equal(make_pipeline, tmp_path):
         assert str(tmp_path).encode() not in (tmp_path / "a" / file).read_bytes()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_and_copies(make_pipeline, protocol):
+    pipeline = make_pipeline()
+    images = pipeline(2, generators(0, 2), 3, "np").images
+    file = io.BytesIO()
+    torch.save(pipeline, file)
+    file.seek(0)
+    for again in (
+        pickle.loads(pickle.dumps(pipeline, protocol)),
+        torch.load(file, weights_only=False),
+        copy.deepcopy(pipeline),
+    ):
+        np.testing.assert_array_equal(again(2, generators(0, 2), 3, "np").images, images)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", r"is \[\]; expected the names of classes"),
+        ('"x"', "is 'x'; expected"),
+        ("{}", r"is \{\}"),
+        ('{"_class_name": "DDPMPipeline", "unet": []}', r"has `unet=\[\]`; expected two names"),
+        ('{"_class_name": "DDPMPipeline", "unet": "x"}', "has `unet='x'`"),
+        ('{"_class_name": "DDPMPipeline", "scheduler": ["diffusers", null]}', r"has `scheduler=\['diffusers', None\]`"),
+        ('{"_class_name": [1, 2]}', r"has `_class_name=\[1, 2\]`"),
+    ],
+)
+def test_an_index_of_another_form_is_named(tmp_path, index, message):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(ValueError, match=rf"model_index\.json of .* {message}"):
+        DDPMPipelineCustom.from_pretrained(tmp_path)
+
+
+class OfAnotherDevice(torch.Generator):
+    """Stands for a generator of a GPU, where there is none."""
+
+    device = torch.device("cuda:0")
+
+
 # ---- Bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -264,14 +307,85 @@ def test_saves_and_loads_bit_equal(make_pipeline, tmp_path):
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2, "generator": generators(0, 3)}, "list of 3; expected one for each of 2"),
-        ({"num_inference_steps": 11}, "num_inference_steps=11.*10"),
+        ({"num_inference_steps": 11}, "num_inference_steps.*11.*10"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"output_type": "tf"}, "'tf'"),
+        *(({"batch_size": n}, "`batch_size=.*whole number, at least 1") for n in (2.0, "2", True, -1, math.nan, [2])),
+        *(({"num_inference_steps": n}, "`num_inference_steps=.*whole") for n in (2.5, 2.0, "2", True, -1, [2])),
+        *(({"guidance_scale": w}, "`guidance_scale=.*finite") for w in ("2", None, math.nan, math.inf, True, [1, 2])),
+        ({"generator": 3}, r"`generator=3`; expected torch.Generator\(\).manual_seed\(n\)"),
+        ({"generator": np.random.default_rng(0)}, "`generator=Generator"),
+        ({"generator": [3]}, r"`generator=\[3\]`"),
+        ({"generator": ()}, "list of 0; expected one for each of 1"),
+        ({"generator": OfAnotherDevice()}, "is on cuda:0; expected one on the CPU or on cpu"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end=3`; expected a function"),
     ],
 )
-def test_bad_input(make_pipeline, kwargs, message):
+@pytest.mark.parametrize("scheduler", [DDPMLinearScheduler, DDIMScheduler])
+def test_bad_input(make_pipeline, kwargs, message, scheduler):
+    pipeline, steps = make_pipeline(), []
+    pipeline.scheduler = scheduler(num_train_timesteps=10)
+    pipeline.unet.register_forward_hook(lambda *args: steps.append(args))
+    with pytest.raises(ValueError, match=message) as error:
+        pipeline(**kwargs)
+    assert "\n" not in str(error.value)
+    assert steps == []
+
+
+@pytest.mark.parametrize("whole", [np.int64, torch.tensor])
+def test_numbers_of_every_kind_and_a_tuple_of_generators(make_pipeline, whole):
+    pipeline = make_pipeline()
+    images = pipeline(whole(2), tuple(generators(0, 2)), whole(3), "np").images
+    np.testing.assert_array_equal(images, pipeline(2, generators(0, 2), 3, "np").images)
+
+
+@pytest.mark.parametrize(
+    "returned", [torch.zeros(1), torch.zeros(1, 1, 8, 8), 0, False, [], {"sample": None}, {"sample": torch.zeros(3)}]
+)
+def test_callbacks_that_return_something_else(make_pipeline, returned):
+    with pytest.raises(
+        ValueError, match=r"`callback_on_step_end` returned .*; expected None, or a dictionary"
+    ) as error:
+        make_pipeline()(callback_on_step_end=lambda *args: returned)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("0", "5", "9"), [5, 9, 0], [1, 2, 0]),
+        (("0", "5", "9"), ["5", "0", 9], [1, 0, 2]),
+        (("1", "2", "10"), torch.tensor([10, 1]), [2, 0]),
+        (("-1", "cat", "007"), [7, -1, "cat"], [2, 0, 1]),
+        (("cat", "dog", "eel"), np.array([2, 0]), [2, 0]),
+        (("cat", "dog", "eel"), (np.int64(1), torch.tensor(2), 3), [1, 2, 3]),
+        (("cat", "dog", "eel"), range(2), [0, 1]),
+    ],
+)
+def test_a_number_means_the_label_of_that_name(make_pipeline, names, labels, expected):
+    pipeline = make_pipeline(class_names=names, num_class_embeds=4)
+    assert pipeline._label_numbers(labels, None, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (("0", "5", "9"), [2], r"there is no 2; expected one of 0, 5, 9\."),
+        (("0", "5", "9"), 3, "there is no 3"),  # the position of no class
+        (("1", "cat", "x"), [1, 0], r"there is no 0; expected one of 1, cat, x\."),
+        (("cat", "dog", "eel"), [4], "there is no 4; expected one of cat, dog, eel, or its number from 0 to 3"),
+        (("cat", "dog", "eel"), [-1], "there is no -1"),
+        (("cat", "dog", "eel"), [1.0], "there is no 1.0"),
+        (("cat", "dog", "eel"), [True], "there is no True"),
+        (("cat", "dog", "eel"), [["cat"]], r"there is no \['cat'\]"),
+        (("cat", "dog", "eel"), [], r"`class_labels=\[\]`; expected a label or a list of them"),
+        (("cat", "dog", "eel"), {"cat": 1}, "expected a label or a list of them"),
+        (("cat", "dog", "eel"), 1.5, "`class_labels=1.5`"),
+    ],
+)
+def test_labels_that_are_none(make_pipeline, names, labels, message):
     with pytest.raises(ValueError, match=message):
-        make_pipeline()(**kwargs)
+        make_pipeline(class_names=names, num_class_embeds=4)(class_labels=labels)
 
 
 def test_bad_models(make_pipeline):

@@ -1,10 +1,13 @@
 """DDPMLinearScheduler against diffusers' DDPMScheduler, the annotated tutorial's numbers, and the paper's formulas."""
 
+import copy
 import itertools
 import math
+import pickle
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -227,6 +230,8 @@ def test_one_generator_or_one_for_each_image():
     for i in range(3):
         alone = scheduler.step(eps[i : i + 1], 500, x_t[i : i + 1], generator=seeded(i)).prev_sample
         assert torch.equal(alone, together[i : i + 1])
+    as_tuple = scheduler.step(eps, 500, x_t, generator=tuple(seeded(i) for i in range(3))).prev_sample
+    assert torch.equal(as_tuple, together)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -289,6 +294,17 @@ def test_foreign_names_survive_construction_and_raise_where_they_are_used(kwargs
         (lambda s, x: s.step(x, 1000, x), "1000"),
         (lambda s, x: s.add_noise(x, x, torch.tensor([-2])), "-2"),
         (lambda s, x: s.step(torch.zeros(1, 2, 4, 4), 1, x), r"\(1, 2, 4, 4\)"),
+        (lambda s, x: s.step(x[0, 0, 0], 1, x[0, 0, 0]), r"`sample` has shape \(4,\)"),
+        (lambda s, x: s.step(None, 1, x), "`model_output` is of type NoneType; expected a tensor"),
+        (lambda s, x: s.step(x, 1, x.long()), "`sample` is of type torch.int64"),
+        (lambda s, x: s.add_noise(x, 1.0, 1), "`noise` is of type float"),
+        (lambda s, x: s.get_velocity(x.numpy(), x, 1), "`sample` is of type ndarray"),
+        (lambda s, x: s.predict_x_0(x, 1, "x"), "`sample` is of type str"),
+        (lambda s, x: s.posterior_mean_variance([x], x, 1), "`x_0` is of type list"),
+        (lambda s, x: s.step(x, 1, x, generator=3), r"`generator=3`; expected torch.Generator\(\).manual_seed"),
+        (lambda s, x: s.step(x, 1, x, generator=[seeded(), 3]), r"`generator=\[<torch.*3\]`"),
+        (lambda s, x: s.step(x, 1, x, generator=[seeded(), seeded()]), "list of 2; expected one for each of 1"),
+        (lambda s, x: s.step(x, 1, x, generator=()), "list of 0"),
         (lambda s, x: DDPMLinearScheduler(beta_schedule="other"), "'other'"),
         (lambda s, x: DDPMLinearScheduler(beta_end=2.0).set_timesteps(10), "run from 0.0001 to 2"),
         (lambda s, x: DDPMLinearScheduler(trained_betas=[0.1, 0.2]).set_timesteps(10), "has 2 entries"),
@@ -300,6 +316,103 @@ def test_bad_input(call, message):
         call(DDPMLinearScheduler(), torch.zeros(1, 1, 4, 4))
 
 
+NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"], torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize("t", NO_TIMESTEPS, ids=repr)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, t, x: s.step(x, t, x),
+        lambda s, t, x: s.add_noise(x, x, t),
+        lambda s, t, x: s.get_velocity(x, x, t),
+        lambda s, t, x: s.predict_x_0(x, t, x),
+        lambda s, t, x: s.posterior_mean_variance(x, x, t),
+        lambda s, t, x: s.previous_timestep(t),
+        lambda s, t, x: s.set_timesteps(timesteps=t if isinstance(t, list) or torch.is_tensor(t) else [t]),
+    ],
+)
+def test_what_is_no_timestep_is_refused(call, t):
+    with pytest.raises(ValueError, match=r"(?i)timestep") as error:
+        call(DDPMLinearScheduler(), t, torch.zeros(2, 1, 4, 4))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("t", [-1, torch.tensor(-1), torch.tensor([5, -1])])
+def test_the_clean_data_is_no_timestep_of_the_reverse_process(t):
+    scheduler, x = DDPMLinearScheduler(), torch.ones(2, 1, 4, 4)
+    for call in (
+        lambda: scheduler.step(x, t, x),
+        lambda: scheduler.predict_x_0(x, t, x),
+        lambda: scheduler.posterior_mean_variance(x, x, t),
+        lambda: scheduler.previous_timestep(t),
+    ):
+        with pytest.raises(ValueError, match=r"-1.* is outside \[0, 1000\)"):
+            call()
+    assert torch.equal(scheduler.add_noise(x, x, t)[-1], x[-1])  # q(x_t | x_0) includes it
+
+
+@pytest.mark.parametrize("call", ["step", "add_noise", "predict_x_0"])
+def test_timesteps_for_another_number_of_samples_are_refused(call):
+    x, t = torch.zeros(2, 1, 4, 4), torch.tensor([3, 4, 5])
+    with pytest.raises(ValueError, match="There are 3 timesteps; expected one, or one for each of 2 samples"):
+        getattr(DDPMLinearScheduler(), call)(*((x, x, t) if call == "add_noise" else (x, t, x)))
+
+
+@pytest.mark.parametrize("n", [2.5, 2.0, math.nan, "5", True, -1, [5], torch.tensor(2.0)], ids=repr)
+def test_what_is_no_number_of_steps_is_refused(n):
+    with pytest.raises(ValueError, match=r"`num_inference_steps=.*expected a whole number, 1 to"):
+        DDPMLinearScheduler().set_timesteps(n)
+
+
+@pytest.mark.parametrize("timesteps", [[], 5, [[3, 1]]])
+def test_what_is_no_list_of_timesteps_is_refused(timesteps):
+    with pytest.raises(ValueError, match=r"`timesteps=.*; expected"):
+        DDPMLinearScheduler().set_timesteps(timesteps=timesteps)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint16, torch.tensor, lambda n: torch.tensor([n], dtype=torch.uint8)])
+def test_whole_numbers_of_every_kind(kind):
+    scheduler, x = DDPMLinearScheduler(), torch.ones(1, 1, 4, 4)
+    scheduler.set_timesteps(kind(7))
+    assert scheduler.num_inference_steps == 7
+    assert torch.equal(scheduler.step(x, kind(9), x, seeded()).prev_sample, scheduler.step(x, 9, x, seeded())[0])
+    scheduler.set_timesteps(timesteps=np.array([8, 2]))
+    assert scheduler.timesteps.tolist() == [8, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_train_timesteps", "many"),
+        ("num_train_timesteps", 10.5),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", None),
+        ("beta_start", None),
+        ("beta_end", "0.02"),
+        ("beta_end", True),
+        ("trained_betas", "all"),
+        ("trained_betas", [0.1, None]),
+        ("beta_schedule", ["linear"]),
+    ],
+)
+def test_values_that_make_no_table(key, value):
+    with pytest.raises(ValueError, match=rf"`{key}=.*expected"):
+        DDPMLinearScheduler(**{key: value})
+
+
+@pytest.mark.parametrize("content", ["[]", '"google/ddpm-cat-256"', "5"])
+def test_a_configuration_of_another_form_is_named(tmp_path, content):
+    (tmp_path / "scheduler_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"The scheduler_config.json of .* is .*; expected keys and values"):
+        DDPMLinearScheduler.from_pretrained(tmp_path)
+
+
+def test_what_the_table_does_not_need_may_be_anything():
+    DDPMLinearScheduler(trained_betas=[0.1], num_train_timesteps=1, beta_start=None, beta_schedule="other")
+    DDPMLinearScheduler(beta_schedule="squaredcos_cap_v2", beta_end=None, variance_type=None).set_timesteps(10)
+
+
 def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
     from diffusers import DDIMScheduler
 
@@ -309,6 +422,23 @@ def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
     a, b = DDIMScheduler.from_config(scheduler.config), DDIMScheduler.from_config(loaded.config)
     assert {k: v for k, v in a.config.items() if k[0] != "_"} == {k: v for k, v in b.config.items() if k[0] != "_"}
     assert torch.equal(scheduler.betas, loaded.betas)
+
+    # As diffusers' own tests of schedulers have it, of `test_from_pretrained` and of `test_compatibles`.
+    expected = dict(scheduler.config)
+    del expected["_use_default_values"]
+    assert loaded.config == expected
+    assert DDPMLinearScheduler.from_pretrained(tmp_path, return_unused_kwargs=True)[0].config == expected
+    assert DDPMLinearScheduler.from_config(a.config).config.items() >= scheduler.config.items()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_and_copies(protocol):
+    scheduler, x = DDPMLinearScheduler(), torch.ones(1, 1, 4, 4)
+    scheduler.set_timesteps(10)
+    wanted = scheduler.step(x, 500, x, seeded()).prev_sample
+    for again in (pickle.loads(pickle.dumps(scheduler, protocol)), copy.deepcopy(scheduler)):
+        assert again.config == scheduler.config
+        assert torch.equal(again.step(x, 500, x, seeded()).prev_sample, wanted)
 
 
 def test_variance_of_the_whole_chain():

@@ -1,10 +1,15 @@
 """DDPMUNetModel against diffusers' UNet2DModel, the annotated tutorial's network, and float64."""
 
+import copy
+import math
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 from oracles import annotated_unet
+from safetensors.torch import load_file, save_file
 
 from ddpm_hf import DDPMUNetModel
 from ddpm_hf.config import PRESETS
@@ -276,6 +281,22 @@ def test_gradient_checkpointing_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
+def test_gradient_checkpointing_is_told_to_the_blocks():
+    """As diffusers' own tests of models look for it."""
+    unet = tiny()
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    assert [block.gradient_checkpointing for block in blocks] == [False] * 5
+    unet.enable_gradient_checkpointing()
+    assert [block.gradient_checkpointing for block in blocks] == [True] * 5
+    asked = []
+    unet.up_blocks[0]._gradient_checkpointing_func = lambda block, *inputs: asked.append(block) or block(*inputs)
+    unet(torch.zeros(1, 1, 8, 8), 1)
+    assert asked == [m for pair in zip(unet.up_blocks[0].resnets, unet.up_blocks[0].attentions) for m in pair]
+    unet.disable_gradient_checkpointing()
+    assert not any(block.gradient_checkpointing for block in blocks)
+    assert not unet.is_gradient_checkpointing
+
+
 def test_float32_against_float64():
     unet = perturbed(tiny())
     x = torch.randn(2, 1, 8, 8)
@@ -309,6 +330,50 @@ def test_saves_and_loads_bit_equal(tmp_path, variant):
     assert torch.equal(unet(x, 10).sample, loaded(x, 10).sample)
     assert str(tmp_path) not in loaded.to_json_string()
     assert [f.suffix for f in tmp_path.iterdir() if f.name != "config.json"] == [".safetensors"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_and_copies(protocol):
+    unet, x = perturbed(tiny()), torch.randn(1, 1, 8, 8)
+    for again in (pickle.loads(pickle.dumps(unet, protocol)), copy.deepcopy(unet)):
+        assert torch.equal(again(x, 10).sample, unet(x, 10).sample)
+
+
+def test_a_stock_unets_folder_is_named(tmp_path):
+    UNet2DModel(
+        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
+    ).save_pretrained(tmp_path / "unet")
+    for options in ({}, {"device_map": "auto"}, {"low_cpu_mem_usage": False}):
+        with pytest.raises(ValueError, match=r"holds a UNet2DModel, .*ddpm-hf convert FOLDER NEW_FOLDER"):
+            DDPMUNetModel.from_pretrained(tmp_path, subfolder="unet", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("conv_in.bias"), r"it misses conv_in\.bias\."),
+        (lambda w: w.update(more=torch.zeros(1)), r"it has the unknown more\."),
+        (lambda w: w.clear() or w.update(more=torch.zeros(1)), r"misses .*conv_in\.bias, .*; has the unknown more\."),
+    ],
+)
+def test_weights_of_another_network_are_named(tmp_path, change, message, options):
+    tiny().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=message):
+        DDPMUNetModel.from_pretrained(tmp_path, **options)
+    options = {**options, "output_loading_info": True}  # for whoever wants to see to it
+    assert type(DDPMUNetModel.from_pretrained(tmp_path, **options)[0]) is DDPMUNetModel
+
+
+def test_a_configuration_that_is_a_list_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    for load in (DDPMUNetModel.from_pretrained, DDPMUNetModel.load_config):
+        with pytest.raises(ValueError, match=r"The config\.json of .* is of type list; expected keys and values"):
+            load(tmp_path)
 
 
 # ---- Devices and compilation ----------------------------------------------------------------------------------------
@@ -386,6 +451,25 @@ def test_compiles_without_a_graph_break():
         ({"norm_out_num_groups": 3}, "divisor of 8"),
         ({"freq_shift": 4}, "freq_shift=4"),
         ({"num_class_embeds": 0}, "num_class_embeds"),
+        ({"num_class_embeds": "a"}, "num_class_embeds='a'.*whole number"),
+        ({"block_out_channels": 3}, "block_out_channels=3.*a list"),
+        ({"block_out_channels": []}, "block_out_channels=.*a list"),
+        ({"block_out_channels": (8, "16")}, "block_out_channels=.*positive whole numbers"),
+        ({"sample_size": "x"}, "sample_size='x'.*multiples of 2"),
+        ({"sample_size": (8,)}, "sample_size"),
+        ({"sample_size": 8.0}, "sample_size=8.0.*a whole number"),
+        ({"class_names": 5}, "class_names=5.*a list of names"),
+        ({"class_names": "ab", "num_class_embeds": 3}, "class_names='ab'.*a list of names"),
+        ({"class_names": (1, 2), "num_class_embeds": 3}, "class_names.*a list of names"),
+        ({"in_channels": "3"}, "in_channels='3'.*whole number"),
+        ({"layers_per_block": True}, "layers_per_block=True.*whole number"),
+        ({"down_block_types": None}, "down_block_types=None.*each of the 2"),
+        ({"up_block_types": "ab"}, "up_block_types='ab'"),
+        ({"up_block_types": ["UpBlock2D", {}]}, "up_block_types.*only"),
+        ({"dropout": "0.1"}, "dropout='0.1'.*a number"),
+        ({"norm_eps": None}, "norm_eps=None.*a number"),
+        ({"norm_eps": math.nan}, "norm_eps=nan"),
+        ({"attention_norm": "false"}, "attention_norm='false'.*True or False"),
     ],
 )
 def test_bad_config(kwargs, message):
