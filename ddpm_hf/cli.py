@@ -41,10 +41,18 @@ class CommandParser(Parser):
         return namespace, unknown
 
 
+def program():
+    """The command: as [`main`], and Ctrl-C ends it with the exit code 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def main(argv: list[str] | None = None):
     """Run a subcommand; what is wrong with its arguments ends the process with one line on standard error.
 
-    The exit code is 2 for a flag that cannot be read, 130 after Ctrl-C, and 1 for all else.
+    The exit code is 2 for a flag that cannot be read, and 1 for all else.
 
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
@@ -68,8 +76,6 @@ def main(argv: list[str] | None = None):
         if "DefaultCPUAllocator" not in str(error):
             raise
         sys.exit(f"ddpm-hf: error: {OUT_OF_MEMORY}.")
-    except KeyboardInterrupt:
-        sys.exit(130)
     # As train_ddpm.py does: threads of the group that are left to the interpreter's end can abort the process there.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -332,4 +338,4 @@ def _demo(**options):
 
 
 if __name__ == "__main__":
-    main()
+    program()

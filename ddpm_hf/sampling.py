@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
-from ddpm_hf.convert import load_pipeline
+from ddpm_hf.convert import check_finite, load_pipeline
 from ddpm_hf.files import read_json, write_json
 from ddpm_hf.machine import autocast, gathered, this_process
 from ddpm_hf.pictures import image_grid
@@ -57,7 +57,7 @@ class Classes:
     ) -> "Classes":
         """What a user named; by default all classes that the model has names for, with guidance."""
         names = pipeline.unet.config.get("class_names") or ()
-        numbers = [int(label) if label.isdigit() and label not in names else label for label in labels or names]
+        numbers = [int(label) if label.isdecimal() and label not in names else label for label in labels or names]
         default = GUIDANCE_SCALE if names else 1.0
         return cls(tuple(numbers), default if guidance_scale is None else guidance_scale)
 
@@ -147,6 +147,7 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
     if config.use_ema:
         for i, parameter in enumerate(unet.parameters()):
             parameter.data.copy_(tensors["ema"][str(i)])
+    check_finite(unet, str(path))
     return DDPMPipelineCustom(unet.eval(), scheduler)
 
 

@@ -127,7 +127,6 @@ def test_classes_of_a_model_without(run):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (KeyboardInterrupt(), 130),
         (MemoryError(), OUT_OF_MEMORY),
         (torch.OutOfMemoryError("x"), OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), OUT_OF_MEMORY),
@@ -139,8 +138,14 @@ def test_what_ends_a_subcommand(error, code, monkeypatch):
         raise error
 
     monkeypatch.setattr(cli, "open_model", fail)
-    expected = code if code == 130 else f"ddpm-hf: error: {code}"
-    assert error_of("sample", "x", "--output", "a.png") == expected
+    assert error_of("sample", "x", "--output", "a.png") == f"ddpm-hf: error: {code}"
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as stop:
+        cli.program()
+    assert stop.value.code == 130
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError("x"), RuntimeError("x")])
