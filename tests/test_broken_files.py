@@ -98,7 +98,7 @@ def test_checkpoints(train, tmp_path):
 SIDE_FILES = ["config.json", "run.json", "metrics.jsonl", "evaluation.json", "evaluations.jsonl"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"step": "x", "loss": {}}', "\x00\xff\xfe"], ids=range(4))
+@pytest.mark.parametrize("text", ["[1]\n\x00\xff\xfe", '{"step": "x", "loss": {}}'], ids=["lists", "objects"])
 def test_broken_side_files_stop_no_run(train, tmp_path, text):
     options = {"lr_scheduler": "constant", "eval_steps": 2, "eval_num_images": 2}
     whole = train("whole", **options)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,17 @@ from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, generators_of, op
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where the first test that needs a run leaves one."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def run(train):
-    return train(checkpointing_steps=2)
+def run(train, trained, tmp_path):
+    if not trained.exists():
+        shutil.copytree(train(checkpointing_steps=2), trained)
+    return Path(shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True))
 
 
 def pixels(path):

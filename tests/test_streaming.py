@@ -1,6 +1,7 @@
 """Data sets that are read as they come: the same guarantees as for those that are decoded once."""
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -47,8 +48,8 @@ def greys(images, positions):
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 20, 100])
 def test_every_image_comes_once_in_an_epoch(parquet, buffer_size):
-    """Epochs are whole where blocks end with them; 60 epochs of blocks always are."""
-    epochs = buffer_size if COUNT % buffer_size else 1
+    """Epochs are whole where blocks end with them."""
+    epochs = math.lcm(COUNT, buffer_size) // COUNT
     seen = greys(stream(parquet, buffer_size), range(COUNT * epochs))
     assert sorted(seen) == sorted(list(range(COUNT)) * epochs)
     assert seen != sorted(seen)
