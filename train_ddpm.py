@@ -39,7 +39,7 @@ from ddpm_hf.machine import (
     use_all_cores,
 )
 from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
-from ddpm_hf.resuming import check_pictures, find_start, is_finished
+from ddpm_hf.resuming import check_folder, check_pictures, find_start, is_finished
 from ddpm_hf.run_folder import RunFolder, going_on
 from ddpm_hf.run_lock import alone_in
 from ddpm_hf.sampling import Classes, Drawing, draw_images
@@ -82,6 +82,8 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         )
         check_sharding(accelerator)
         is_main = accelerator.is_main_process
+        if not dry_run:
+            check_folder(config)
         if is_main and not dry_run:
             at_the_end.enter_context(alone_in(Path(config.output_dir)))
         with accelerator.main_process_first():
@@ -173,7 +175,7 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
     # Where the run was stopped, something may have been due that was not given out.
     last = state.step == config.max_train_steps
     if start.checkpoint:
-        missing = [outputs_due(config, state.step) - folder.outputs_of(state.step)]
+        missing = [outputs_due(config, state.step) - folder.outputs_of(state.step, is_last=last)]
         give_out(broadcast_object_list(missing)[0], is_last=last)
 
     signals = note_signals()

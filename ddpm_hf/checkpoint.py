@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf.files import misfit, read_json, sha256_of, sync
+from ddpm_hf.pipeline_ddpm_custom import SHIPPED_MODULES
 from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints
 
 STATE_FORM = {
@@ -21,8 +23,9 @@ STATE_FORM = {
     "config": dict,
     "images": int | None,
     "images_per_step": int,
+    "stream": dict | None,
 }
-SUFFIXES_OF_PIPELINES = (".json", ".safetensors", ".py")
+_OF_PIPELINES = re.compile(rf"(scheduler_)?config\.json|diffusion_pytorch_model.*|({'|'.join(SHIPPED_MODULES)})\.py")
 ADVICE = "Take another checkpoint."
 
 # ---- The pipeline --------------------------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def _remove_replaced(folder: Path, replaced: Path):
     """Delete the older pipeline, but for files that somebody put beside its own: those go to the new one."""
     for path in sorted(replaced.rglob("*")):
         target = folder / path.relative_to(replaced)
-        if path.is_file() and path.suffix not in SUFFIXES_OF_PIPELINES and not target.exists():
+        if path.is_file() and not _OF_PIPELINES.fullmatch(path.name) and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -172,7 +175,7 @@ def find_checkpoint(folder: Path, wanted: str, flag: str = "--resume_from_checkp
         except ValueError as error:
             problems.append(f"Checkpoint {path.name} is broken and passed over: {error}.")
     if problems:
-        raise ValueError(f"{' '.join(problems)} None is whole; pass --overwrite_output_dir to train anew.")
+        raise ValueError(f"{' '.join(problems)} None is whole; pass --overwrite_output_dir to train from the start.")
     return None, []
 
 

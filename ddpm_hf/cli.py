@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.config import GUIDANCE_SCALE, Parser, TrainingConfig, add_flag
+from ddpm_hf.config import GUIDANCE_SCALE, WHICH_IMAGES, Parser, TrainingConfig, add_flag
 from ddpm_hf.convert import load_pipeline, to_stock_pipeline
-from ddpm_hf.evaluation import HOW_TO_READ, WHICH_IMAGES, evaluate
+from ddpm_hf.evaluation import HOW_TO_READ, evaluate
 from ddpm_hf.files import read_json
 from ddpm_hf.hub import check_name, default_repo_id, push_run
 from ddpm_hf.machine import choose_mixed_precision, this_process
@@ -25,7 +25,6 @@ from ddpm_hf.tokens import hide_tokens
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
 REPLACED = ("_class_name", "unet", "scheduler")  # in the index of a DDPM
-OF_PIPELINES = (".json", ".py", ".safetensors", ".bin")  # suffixes of the files in the folders of a pipeline's parts
 
 
 class CommandParser(Parser):
@@ -275,9 +274,6 @@ def _check_target(source: Path, target: Path, overwrite: bool):
     index = read_json(target / INDEX, {"unet": list, "scheduler": list}, "Name an empty folder.")
     if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in REPLACED]:
         raise ValueError(f"{target} is a pipeline with {', '.join(more)}, which is no DDPM; name an empty folder.")
-    parts = [path for part in ("unet", "scheduler") for path in (target / part).rglob("*")]
-    if others := [path for path in parts if path.suffix not in OF_PIPELINES]:
-        raise ValueError(f"{others[0]} is no file of a pipeline and would be deleted with its folder; move it away.")
 
 
 def _add_push(subcommands):

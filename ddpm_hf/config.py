@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
+
 from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
 from ddpm_hf.files import in_words, is_of, shown
 from ddpm_hf.machine import wished_precision
@@ -40,7 +42,7 @@ class TrainingConfig:
     # fmt: off
     preset: str = _option("mnist-mini", "Run", "Where the defaults come from: a column of the table of presets.")
     output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.")
-    overwrite_output_dir: bool = _option(False, "Run", "Train anew, and throw away what the folder holds of an earlier run; other files stay.")
+    overwrite_output_dir: bool = _option(False, "Run", "Train from the start, and throw away what the folder holds of an earlier run; other files stay.")
     resume_from_checkpoint: str = _option("latest", "Run", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.")
     seed: int = _option(0, "Run", "The run is a function of its options and this number.", minimum=0)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "Run", "auto: bf16 where the hardware is fast at it, else no.")
@@ -127,8 +129,6 @@ class TrainingConfig:
         self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
         for option in dataclasses.fields(self):
             _check_range(option, getattr(self, option.name))
-        if self.hub_model_id:
-            refuse_token("--hub_model_id", self.hub_model_id)
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
         for name in ("label_column", "guidance_scale"):
@@ -201,6 +201,10 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+_KINDS = {
+    option.name: typing.get_type_hints(TrainingConfig)[option.name] for option in dataclasses.fields(TrainingConfig)
+}
+
 # The options that say which images a run sees.
 WHICH_IMAGES = ("dataset_name", "dataset_config_name", "dataset_split", "train_data_dir", "image_column")
 
@@ -233,19 +237,24 @@ def check_saved_options(options: dict, where: Path, advice: str):
     Raises:
         ValueError: If a value is of another type, or an option is unknown; the message names the file and the key.
     """
-    hints = typing.get_type_hints(TrainingConfig)
     for name, value in options.items():
-        if name not in hints:
+        if name not in _KINDS:
             raise ValueError(
                 f"{where} has the unknown option `{name}`; a newer version of ddpm_hf may have written it."
             )
-        kind = hints[name]
-        if choices := typing.get_args(kind) if typing.get_origin(kind) is Literal else ():
-            fits, expected = value in choices, f"one of {', '.join(choices)}"
-        else:
-            fits, expected = is_of(value, kind), in_words(kind)
-        if not fits:
-            raise ValueError(f"{where} is broken: `{name}` is {shown(value)}; expected {expected}. {advice}")
+        if problem := option_misfit(name, value):
+            raise ValueError(f"{where} is broken: {problem}. {advice}")
+
+
+def option_misfit(name: str, value) -> str:
+    """How a value of JSON differs from what an option can be, in words; nothing if it does not."""
+    kind = _KINDS[name]
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        fits, expected = value in choices, f"one of {', '.join(choices)}"
+    else:
+        fits, expected = is_of(value, kind), in_words(kind)
+    return "" if fits else f"`{name}` is {shown(value)}; expected {expected}"
 
 
 def _check_range(option: dataclasses.Field, value):
@@ -337,6 +346,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
             flags.setdefault("gradient_accumulation_steps", _whole_number(steps))
         if "model_config_name_or_path" in flags:
             options["model"] = _load_model_config(flags["model_config_name_or_path"])
+        refuse_token("--hub_model_id", flags.get("hub_model_id") or "")
         config = TrainingConfig(**{**options, **flags})
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
@@ -354,7 +364,7 @@ def check_launcher(config: TrainingConfig) -> list[str]:
     """Compare the options with what accelerate was told, by its launcher or its configuration.
 
     Returns:
-        `list[str]`: Where they contradict each other; the options of train_ddpm.py are obeyed.
+        `list[str]`: What the user should know: where they contradict each other, the options of train_ddpm.py are used.
 
     Raises:
         ValueError: If accelerate was told something that is not supported here.
@@ -364,12 +374,15 @@ def check_launcher(config: TrainingConfig) -> list[str]:
         raise ValueError(
             f"accelerate asks for the dynamo backend {backend}; choose none there, and pass --compile to train_ddpm.py."
         )
+    # On CPUs, `accelerate launch --num_processes 2` sets this up and starts one process.
+    is_alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ and not torch.accelerator.is_available()
+    hint = "This is one process; for several on CPUs: accelerate launch --multi_gpu --num_processes N ..."
     told = {
         "mixed_precision": wished_precision() if config.mixed_precision != "auto" else None,
         "gradient_accumulation_steps": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
     }
-    return [
-        f"--{name} {getattr(config, name)} is obeyed, and not the {wish} that accelerate was told."
+    return [hint] * is_alone + [
+        f"--{name} {getattr(config, name)} is used; accelerate was told {wish}."
         for name, wish in told.items()
         if wish is not None and wish != str(getattr(config, name))
     ]

@@ -114,8 +114,8 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
         reason = " ".join(" ".join(causes).split())
         raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
     if dataset.info.builder_name == "imagefolder":
-        rule = "where a metadata file names pictures, `datasets` takes only these"
-        say([f"--dataset_name {name} is a folder of pictures: {rule}. --train_data_dir takes all of a local folder."])
+        rule = "where a metadata file lists pictures, `datasets` reads only these"
+        say([f"--dataset_name {name}: {rule}. --train_data_dir reads all pictures of a local folder."])
     return dataset
 
 
@@ -145,16 +145,14 @@ def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
     A picture that is not among these and holds larger numbers is not read wrongly: it is refused by name.
     """
     largest = {"I": -1, "F": -1, "RGB": -1}
-    for i, row in enumerate(_examples(dataset)):
-        if i == 100 and max(largest.values()) < 0:
-            break  # the usual 8 bits: no need to read more
+    for row in _examples(dataset):
         with suppress(UnreadableImage):
             for kind, number in largest_number(row["image"]).items():
                 largest[kind] = max(number, largest[kind])
     white = White.above(largest["I"], largest["F"])
     for kind, number, usual in (("16 bits", white.integers, 65535), ("floating-point numbers", white.floats, 1)):
         if number != usual:
-            say([f"In the pictures of {kind}, {number:,} is taken as white; none looked at holds a larger number."])
+            say([f"White is {number:,} in the pictures of {kind}: no larger number was found in those looked at."])
     if 0 <= largest["RGB"] < 64:
         problem = f"of the upper 8 bits, which is all that Pillow reads, none is above {largest['RGB']} of 255"
         say([f"The pictures of 16 bits a colour are nearly black: {problem}. Save them in 8 bits to scale them."])

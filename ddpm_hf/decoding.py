@@ -36,7 +36,7 @@ class White:
 
     @classmethod
     def above(cls, integer: float, number: float) -> "White":
-        """Choose by the largest numbers of a data set; -1 where it holds no such pictures.
+        """Choose from the largest numbers of a data set. -1 stands for a kind of picture that it does not hold.
 
         Cameras and scanners of 10, 12 and 14 bits write files of 16.
         """
@@ -143,7 +143,7 @@ def _file(path: str | None) -> io.BufferedIOBase:
             raise ValueError("there is no such file")
         return open(path, "rb")
     if path.startswith("zip://") and "::/" in path:
-        member, archive = path.removeprefix("zip://").split("::/", 1)
+        member, archive = path.removeprefix("zip://").rsplit("::/", 1)
         file = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
     else:
         file = xopen(path, "rb")

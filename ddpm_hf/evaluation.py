@@ -1,5 +1,7 @@
 """`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from ddpm_hf.data import common_mode, load_dataset
 from ddpm_hf.features import load_extractor
 from ddpm_hf.files import misfit, read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.image_cache import ImageCache, load_images
-from ddpm_hf.machine import this_process
+from ddpm_hf.machine import this_process, together
 from ddpm_hf.measuring import Measurement, PictureFolder, check_measurable, fingerprint, measure
 from ddpm_hf.nearest import nearest_picture
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
@@ -82,7 +84,7 @@ def evaluate(
 def _run_options(folder: Path) -> dict:
     """The options of a training run about its images; none if the folder is no run.
 
-    Where something is written, such as the cache, is for the caller to choose, and not for a folder of somebody else.
+    Only the caller may choose where the cache is written.
 
     Raises:
         ValueError: If they are broken.
@@ -139,7 +141,7 @@ def _earlier_results(path: Path) -> dict:
     """What the file of the numbers holds already.
 
     Raises:
-        ValueError: If it was not written by this command, nor what will be put beside it.
+        ValueError: If it was not written by this command, nor the picture that will be put beside it.
     """
     advice = "Move it away, or name another file with --output."
     if path.exists():
@@ -158,7 +160,7 @@ def _is_our_picture(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == SOFTWARE
-    except OSError:
+    except Exception:  # whatever PIL makes of somebody's file
         return False
 
 
@@ -197,27 +199,32 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
     """
     if not config.eval_steps:
         return None
-    wanted = Measurement(
-        metrics=config.eval_metrics.split(","),
-        num_images=config.eval_num_images,
-        batch_size=config.eval_batch_size,
-        num_inference_steps=config.ddpm_num_inference_steps,
-        seed=config.seed,
-        features=config.eval_features,
-    )
-    if wanted.of_samples:
-        load_extractor(wanted.features, torch.device("cpu"))
+    with _names_of_options():
+        wanted = Measurement(
+            metrics=[metric.strip() for metric in config.eval_metrics.split(",")],
+            num_images=config.eval_num_images,
+            batch_size=config.eval_batch_size,
+            num_inference_steps=config.ddpm_num_inference_steps,
+            seed=config.seed,
+            features=config.eval_features,
+        )
+        if wanted.of_samples:
+            load_extractor(wanted.features, torch.device("cpu"))
     return wanted
 
 
 def check_measurement(wanted: Measurement, images: ImageCache):
     """Raise a ValueError if a run could not measure so, before its first step; see [`check_measurable`]."""
-    try:
+    with _names_of_options():
         check_measurable(wanted, images)
+
+
+@contextmanager
+def _names_of_options() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(
-            f"the run cannot be measured (the names of these options begin with --eval_): {error}"
-        ) from error
+        raise ValueError(f"the run cannot be measured (these options begin with --eval_ here): {error}") from error
 
 
 def evaluate_during_training(
@@ -239,9 +246,7 @@ def evaluate_during_training(
         `dict`: See [`flat`]; empty but on the main process.
     """
     state, samples = this_process(), folder / "evaluation-samples"
-    if state.is_main_process:
-        clear_samples(samples)  # of a run that was stopped here
-    state.wait_for_everyone()
+    together(lambda: clear_samples(samples) if state.is_main_process else None)  # of a run that was stopped here
     numbers = flat(measure(pipeline, images, wanted, samples, record={}))
     if state.is_main_process:
         clear_samples(samples)

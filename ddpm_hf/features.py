@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -25,7 +26,8 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.batch_plan import cut_square
 from ddpm_hf.exported import is_program, load_program
-from ddpm_hf.files import read_json, sha256_of, sync, write_json
+from ddpm_hf.files import read_json, sha256_of, sync
+from ddpm_hf.tokens import one_line
 
 # The weights that torch-fidelity fetches, where it looks for them first.
 INCEPTION_URL = (
@@ -161,9 +163,10 @@ def _load_callable(name: str, device: torch.device) -> Extractor:
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--features {name}: {error}.") from error
-    digest = hashlib.sha256(Path(inspect.getsourcefile(module)).read_bytes())
+        source = Path(inspect.getsourcefile(module)).read_bytes()
+    except Exception as error:  # whatever somebody else's code makes of it
+        raise ValueError(f"--features {name} cannot be imported from a file: {one_line(error)}.") from error
+    digest = hashlib.sha256(source)
     if isinstance(function, torch.nn.Module):
         digest.update(digest_of_weights(function))
         function = function.to(device).eval()
@@ -215,7 +218,9 @@ def keep_features(path: Path, features: np.ndarray):
         sync(unfinished)
         digest = sha256_of(unfinished)
         os.replace(unfinished, path)
-        write_json(_manifest(path), {"sha256": digest})
+        unfinished.write_text(json.dumps({"sha256": digest}))
+        sync(unfinished)
+        os.replace(unfinished, _manifest(path))
     except OSError as error:
         raise OSError(f"the features cannot be kept in {path}: {error}. Name another --cache_dir.") from error
     finally:

@@ -33,9 +33,13 @@ _WORDS = {
 def replace_text(path: Path, text: str):
     """Write a small file, the old or the new at every moment."""
     unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value):
@@ -97,20 +101,20 @@ def read_json_lines(path: Path, form: Form) -> list[dict]:
     Lines that are broken or of another form are left out, and their number is said; but not half a line at the end,
     which a process that was killed leaves.
     """
-    good, bad = [], 0
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if not misfit(value, form):
-            good.append(value)
-        elif line.endswith("\n"):
-            bad += 1
-    if bad:
-        tqdm.write(f"{bad} of {len(good) + bad} lines of {path} cannot be read and are left out.")
-    return good
+    *lines, unfinished = text.split("\n")
+    values = [_object(line, form) for line in lines]
+    if bad := values.count(None):
+        tqdm.write(f"{bad} of {len(lines)} lines of {path} cannot be read and are left out.")
+    return [value for value in [*values, _object(unfinished, form)] if value is not None]
+
+
+def _object(line: str, form: Form) -> dict | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return None if misfit(value, form) else value
 
 
 def misfit(value, form: Form, name: str = "the file") -> str:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import misfit, replace_text
 from ddpm_hf.model_card import CARD, merge_cards, pictures_in, read_card, read_options, render_card, write_card
-from ddpm_hf.retry import PASSING_ERRORS, one_line, persist, refusal, status_of
+from ddpm_hf.retry import PASSING_ERRORS, persist, refusal, status_of
 from ddpm_hf.run_files import INDEX
-from ddpm_hf.tokens import hide_tokens, holds_token, refuse_token
+from ddpm_hf.tokens import hide_tokens, holds_token, one_line, refuse_token
 
 # What is pushed of a run, beside the pictures that the card shows; nothing else.
 PUSHED = (
@@ -167,7 +167,7 @@ def push_run(
         card = _card_to_push(folder, repo_id, persist(lambda: _card_on_hub(repo_id, token)))
         check_secrets(f"{folder / CARD}", card, token)
         replace_text(folder / CARD, card)
-        # Made anew for every try: they remember what the Hub told them, and a commit may have come through unanswered.
+        # New for every try: they remember what the Hub told them, and a commit may have come through unanswered.
         persist(lambda: api.create_commit(repo_id, _files(folder, card), commit_message=commit_message))
     except (HfHubHTTPError, *PASSING_ERRORS) as error:
         raise OSError(f"cannot push {folder} to {repo_id}: {refusal(error)}") from error
@@ -223,7 +223,7 @@ def check_secrets(what: str, text: str, token: str | None):
         ValueError: If it holds a token.
     """
     if holds_token(text, token):
-        raise ValueError(f"{hide_tokens(what, token)} holds a token, and everybody could read it; take it out.")
+        raise ValueError(f"{hide_tokens(what, token)} contains a token, which everybody could read. Remove it.")
 
 
 def _files(folder: Path, card: str) -> list[CommitOperationAdd]:

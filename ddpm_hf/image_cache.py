@@ -93,7 +93,7 @@ class ImageCache:
 def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
     """The hash of each of these files; a SpoiltCache if one is not as the manifest says."""
     try:
-        files = read_json(folder / MANIFEST, {"files": dict}, "")["files"]
+        files = read_json(folder / MANIFEST, {"files": dict})["files"]
         if problem := misfit(files, dict.fromkeys(names, dict)):
             raise ValueError(f"{folder / MANIFEST}: {problem}")
         for name in names:
@@ -104,7 +104,7 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
         for name in names:
             if _hash(folder / name) != files[name].get("sha256"):
                 raise ValueError(f"{folder / name} was changed")
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SpoiltCache(str(error).rstrip(" .")) from error
     return {name: files[name]["sha256"] for name in names}
 
@@ -156,7 +156,7 @@ def _open_or_make(
             problem = error
             tqdm.write(f"The cache of decoded images is spoilt: {problem}. It is made again.")
             _put_away(folder)
-    raise OSError(f"they are spoilt again and again ({problem})")
+    raise OSError(f"they were spoilt three times ({problem}); check the disk")
 
 
 # ---- Folders that are not finished: KEY.HOST.PROCESS.RANDOM.tmp ------------------------------------------------------
@@ -202,6 +202,8 @@ def _remove_what_dead_processes_left(folder: Path):
 
 
 def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return True
     if process == os.getpid():  # an earlier one: this one has just begun
         return False
     try:

@@ -100,7 +100,7 @@ def sort_names(names: Iterable[str]) -> list[str]:
 def _refuse_splits(names: list[str]):
     if names and {name.lower() for name in names} <= SPLIT_NAMES:
         raise ValueError(
-            f"--class_conditional: the classes would be {', '.join(names)}, which are splits of a data set; "
+            f"--class_conditional: the folders {', '.join(names)} are splits, not classes; "
             f"{BY_CLASS}, or name a column with --label_column."
         )
 

@@ -18,7 +18,7 @@ from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
 import ddpm_hf
-from ddpm_hf.tokens import hide_tokens
+from ddpm_hf.tokens import one_line
 
 
 def choose_mixed_precision(choice: str) -> str:
@@ -40,7 +40,7 @@ def choose_mixed_precision(choice: str) -> str:
 
 
 def wished_precision() -> str | None:
-    """The mixed precision that `accelerate launch` or its configuration asks for; its `no` stands for no wish."""
+    """The mixed precision that `accelerate launch` or its configuration asks for; its `no` counts as not set."""
     wish = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     return None if wish == "no" else wish
 
@@ -119,19 +119,27 @@ def note_signals() -> list[int]:
     return received
 
 
-def gathered(compute: Callable[[], Any]) -> list:
-    """What each process computes, in their order; if one fails, all raise an error, and none waits for ever."""
+def together(compute: Callable[[], Any]) -> Any:
+    """What this process computes. If one of the processes fails, all raise an error, and none waits for it for ever.
+
+    Whatever can fail on one process alone between two exchanges with the others has to go through this.
+    """
     try:
         result, failure = compute(), None
     except Exception as error:
         result, failure = None, error
-    parts = gather_object([(result, failure and " ".join(str(failure).split()))])
+    reasons = gather_object([failure and one_line(failure)])
     if failure:
         raise failure
-    for i, (_, reason) in enumerate(parts):
+    for i, reason in enumerate(reasons):
         if reason is not None:
             raise ValueError(f"process {i}: {reason}")
-    return [result for result, _ in parts]
+    return result
+
+
+def gathered(compute: Callable[[], Any]) -> list:
+    """What each process computes, in their order; see [`together`]."""
+    return gather_object([together(compute)])
 
 
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
@@ -147,4 +155,4 @@ def one_line_errors():
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"train_ddpm.py: error: {hide_tokens(str(error))}")
+        sys.exit(f"train_ddpm.py: error: {one_line(error)}.")

@@ -30,7 +30,7 @@ from ddpm_hf.features import (
 )
 from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
-from ddpm_hf.machine import gathered, this_process
+from ddpm_hf.machine import gathered, this_process, together
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.sampling import Classes, Drawing, fill_folder, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
@@ -141,8 +141,9 @@ def measure(
         about["torchmetrics"] = importlib.metadata.version("torchmetrics")
         if wanted.num_images < ENOUGH_SAMPLES:
             about["note"] = f"few samples: {wanted.num_images:,}, so not comparable with numbers of more."
-        for metric in wanted.of_samples if state.is_main_process else ():
-            results[metric] = {**_compare(metric, real, fake, wanted.seed), **record, **about}
+        metrics = wanted.of_samples if state.is_main_process else ()
+        compared = together(lambda: {metric: _compare(metric, real, fake, wanted.seed) for metric in metrics})
+        results = {metric: {**numbers, **record, **about} for metric, numbers in compared.items()}
     if "bpd" in wanted.metrics:
         results["bpd"] = {**_bits_per_dimension(pipeline, images, wanted), **record}
     return results if state.is_main_process else {}
@@ -188,7 +189,7 @@ def _features(
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Features of the reference set and of the samples, `(N, D)` and `(M, D)`, and what they depend on."""
     state = this_process()
-    extractor = load_extractor(wanted.features, state.device)
+    extractor = together(lambda: load_extractor(wanted.features, state.device))
 
     def shared_out(pictures: Sequence[np.ndarray]) -> np.ndarray:
         mine = range(state.process_index, len(pictures), state.num_processes)
@@ -213,7 +214,7 @@ def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     (kept, *_) = gathered(lambda: read_features(path) if is_main else None)
     if kept is None:
         kept = compute()
-        gathered(lambda: keep_features(path, kept) if is_main else None)
+        together(lambda: keep_features(path, kept) if is_main else None)
     return kept
 
 

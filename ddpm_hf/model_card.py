@@ -1,11 +1,11 @@
 """The model card: README.md of a run's folder, and of its repository on the Hub.
 
 It is rendered from what the run left behind. Between the marks `<!-- ddpm_hf:begin NAME -->` and `<!-- ddpm_hf:end -->`
-the text is rendered anew each time; all other text is whoever's who wrote it.
+the text is rendered again each time; all other text is whoever's who wrote it.
 """
 
+import dataclasses
 import re
-import typing
 from pathlib import Path
 
 import jinja2
@@ -15,10 +15,10 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ddpm_hf.card_text import bare, literal, markdown, plain
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, option_misfit
 from ddpm_hf.data_facts import describe_preprocessing, facts_of
-from ddpm_hf.files import in_words, is_of, misfit, read_json, read_json_lines, replace_text, shown
-from ddpm_hf.run_files import DENOISING, EVALUATION, FACTS, INDEX, LOSS, METRICS, OPTIONS
+from ddpm_hf.files import is_of, misfit, read_json, read_json_lines, replace_text, shown
+from ddpm_hf.run_files import DENOISING, EVALUATION, FACTS, INDEX, LOSS, METRICS, OPTIONS, SAMPLES, list_samples
 from ddpm_hf.tokens import hide_tokens, refuse_token
 
 CARD = "README.md"
@@ -96,11 +96,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], facts_of(config)
 
-    samples = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.glob("samples/step-*.png")
-        if re.fullmatch(r"step-\d+", path.stem)
-    )[-1:]
+    samples = [path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]]
     height, width = unet["sample_size"]
     class_names, channels = unet.get("class_names"), unet["in_channels"]
     scheduler = _read_side_file(folder / "scheduler" / "scheduler_config.json", {"num_train_timesteps": int})
@@ -328,14 +324,12 @@ def read_options(folder: Path) -> dict:
     values = _read_side_file(folder / OPTIONS, {})
     if not values.keys() & {"preset", "train_batch_size", "ddpm_num_steps"}:  # a network's, perhaps
         return {}
-    kinds, options = typing.get_type_hints(TrainingConfig), {}
-    for key in values.keys() & kinds.keys() - {"hub_token"}:
-        choices = typing.get_args(kinds[key]) if typing.get_origin(kinds[key]) is typing.Literal else None
-        if (values[key] in choices) if choices else is_of(values[key], kinds[key]):
-            options[key] = values[key]
+    options = {}
+    for key in values.keys() & {option.name for option in dataclasses.fields(TrainingConfig)}:
+        if problem := option_misfit(key, values[key]):
+            tqdm.write(f"{folder / OPTIONS}: {problem}. It is left out.")
         else:
-            expected = " or ".join(choices) if choices else in_words(kinds[key])
-            tqdm.write(f"{folder / OPTIONS}: `{key}` is {shown(values[key])}; expected {expected}. It is left out.")
+            options[key] = values[key]
     try:
         validate_repo_id(options.get("hub_model_id") or "none")
         refuse_token("`hub_model_id`", options.get("hub_model_id") or "")

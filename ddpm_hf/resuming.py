@@ -18,7 +18,7 @@ class Start:
     Args:
         checkpoint (`Path`, *optional*): What it goes on from.
         saved (`dict`, *optional*): The state in it.
-        notes (`list[str]`): What the user should know.
+        notes (`tuple[str, ...]`): What the user should know.
     """
 
     checkpoint: Path | None = None
@@ -31,6 +31,14 @@ class Start:
         return self.saved["step"] if self.saved else 0
 
 
+def check_folder(config: TrainingConfig):
+    """Raise a ValueError if a run may not write into its output folder: it holds files of others, or the images."""
+    folder = Path(config.output_dir)
+    _refuse_data_inside(folder, config)
+    if not is_run(folder):
+        _refuse_other_files(folder)
+
+
 def find_start(config: TrainingConfig, images_per_step: int) -> Start:
     """Find out where a run begins, before its images are read.
 
@@ -39,14 +47,11 @@ def find_start(config: TrainingConfig, images_per_step: int) -> Start:
         images_per_step (`int`): Images in an optimizer step.
 
     Raises:
-        ValueError: If the folder holds files of others, a model that would be lost, or a run with other options; if the
-            images lie in it; or if no checkpoint is whole.
+        ValueError: If the folder holds a model that would be lost, or a run with other options; or if no checkpoint is
+            whole.
     """
     folder = Path(config.output_dir)
-    _refuse_data_inside(folder, config)
     is_ours = is_run(folder)
-    if not is_ours:
-        _refuse_other_files(folder)
     if config.overwrite_output_dir:
         return Start(notes=_note_on_the_model(folder))
     checkpoint, problems = find_checkpoint(folder / CHECKPOINTS, config.resume_from_checkpoint)
@@ -109,7 +114,7 @@ def _refuse_data_inside(folder: Path, config: TrainingConfig):
         source = getattr(config, flag)
         if source and Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"--{flag} {source} lies in --output_dir {folder}, which a run writes into and clears; name another "
+                f"--{flag} {source} lies in --output_dir {folder}, where runs write and delete files; name another "
                 "output folder."
             )
 
@@ -135,8 +140,8 @@ def _note_on_the_model(folder: Path) -> tuple[str, ...]:
 
 
 def _had_checkpoints(folder: Path) -> bool | None:
-    """Whether the run of a folder once had a checkpoint; None if that is not known. If it had none, nothing is lost
-    when it begins again."""
+    """Whether the run of a folder once had a checkpoint; None if that is not known. Without any, starting again loses
+    nothing."""
     try:
         return read_json(folder / FACTS, {"has_checkpoints": bool})["has_checkpoints"]
     except ValueError:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session, parse_ratelimit_headers
 from tqdm.auto import tqdm
 
-from ddpm_hf.tokens import hide_tokens
+from ddpm_hf.tokens import one_line
 
 TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds; doubled each time, unless the Hub asks for another
@@ -58,12 +58,6 @@ def persist(request: Callable[[], Answer]) -> Answer:
             tqdm.write(f"The Hub: {one_line(error)}. Trying again in {seconds:.0f} s ({attempt} of {TRIES}).")
         time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line, without tokens, and without the period or the colon at its end."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return hide_tokens(text).rstrip(".:")
 
 
 def status_of(error: Exception) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
@@ -41,13 +42,12 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def parts_of_run(folder: Path) -> list[Path]:
-    """What a run has written into its folder, but for what the next one replaces: options, facts, pipeline and card.
-    All other files are not its own."""
+    """List the files of a run that a new run deletes. Options, facts, pipeline and card are replaced instead; all other
+    files are not the run's."""
     numbers = (METRICS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
     named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
-    samples = [path for path in (folder / SAMPLES).glob("step-*.png") if re.fullmatch(r"step-\d{6,}", path.stem)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
-    found = [*list_checkpoints(folder / CHECKPOINTS), *unfinished, *sorted(samples), *named]
+    found = [*list_checkpoints(folder / CHECKPOINTS), *unfinished, *list_samples(folder / SAMPLES), *named]
     return [path for path in found if path.exists()]
 
 
@@ -62,5 +62,15 @@ def _read(path: Path) -> dict:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints, the oldest first; other folders, such as a copy `step-000500-copy`, are left alone."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return [path for path in _of_steps(folder.glob("step-*")) if path.is_dir()]
+
+
+def list_samples(folder: Path) -> list[Path]:
+    """The pictures of samples, the oldest first; other pictures are left alone."""
+    return _of_steps(folder.glob("step-*.png"))
+
+
+def _of_steps(paths: Iterable[Path]) -> list[Path]:
+    """Those that are named by a step, `step-000500`, in the order of the steps."""
+    steps = {path: re.fullmatch(r"step-(\d{6,})(\.png)?", path.name) for path in paths}
+    return sorted((path for path in steps if steps[path]), key=lambda path: int(steps[path][1]))

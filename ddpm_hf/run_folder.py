@@ -24,6 +24,7 @@ from ddpm_hf.run_files import (
     EVALUATION,
     EVALUATIONS,
     FACTS,
+    INDEX,
     LOSS,
     METRICS,
     METRICS_FORM,
@@ -32,6 +33,7 @@ from ddpm_hf.run_files import (
     UNREADABLE,
     parts_of_run,
 )
+from ddpm_hf.tokens import one_line
 
 
 class RunFolder:
@@ -121,16 +123,21 @@ class RunFolder:
         """Add the images that were left out to unreadable_images.jsonl, each once."""
         path = self.path / UNREADABLE
         with going_on(f"write {path.name}"):
-            known = self._lines(UNREADABLE, {})
-            new = [line for line in {json.dumps(line): line for line in unreadable}.values() if line not in known]
+            known = {json.dumps(line) for line in self._lines(UNREADABLE, {})}
+            new = [line for line in dict.fromkeys(map(json.dumps, unreadable)) if line not in known]
             if new:
-                write_json_lines(path, known + new)
+                replace_text(path, "".join(f"{line}\n" for line in [*sorted(known), *new]))
                 tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
 
-    def outputs_of(self, step: int) -> set[str]:
-        """Which outputs of a step are there: its samples, `"draw"`, and its measurement, `"measure"`."""
-        measured = any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int}))
-        return {name for name, there in (("draw", self._samples(step).exists()), ("measure", measured)) if there}
+    def outputs_of(self, step: int, is_last: bool) -> set[str]:
+        """Which outputs of a step are there: its samples, `"draw"`, its measurement, `"measure"`, and a pipeline,
+        `"save"`, which has to be of this step if it is the last."""
+        there = {
+            "draw": self._samples(step).exists(),
+            "measure": any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int})),
+            "save": (self.path / INDEX).exists() and not is_last,
+        }
+        return {name for name, is_there in there.items() if is_there}
 
     def _samples(self, step: int) -> Path:
         return self.path / SAMPLES / f"step-{step:06d}.png"
@@ -145,7 +152,7 @@ class RunFolder:
         """Save the pipeline while training goes on."""
         with going_on("save the model"):
             save_pipeline(pipeline, self.path)
-            self._put_away_what_is_of_older_weights()
+            self._set_aside_old_results()
 
     def save_last_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline at the end, and the picture of how it draws.
@@ -154,14 +161,14 @@ class RunFolder:
             OSError: If the pipeline cannot be saved.
         """
         save_pipeline(pipeline, self.path)
-        with going_on("put away what is of older weights"):
-            self._put_away_what_is_of_older_weights()
+        with going_on("set aside the results of earlier weights"):
+            self._set_aside_old_results()
         with going_on(f"save {DENOISING}"):
             steps, seed = self.config.ddpm_num_inference_steps, self.config.seed
             denoising_strip(pipeline, steps, seed=seed).save(self.path / DENOISING)
 
-    def _put_away_what_is_of_older_weights(self):
-        """Of an earlier end of the run, before it went on; the model card is not to show it with this model."""
+    def _set_aside_old_results(self):
+        """Remove the picture and rename the numbers of earlier weights, so that the card does not show them."""
         (self.path / DENOISING).unlink(missing_ok=True)
         if (self.path / EVALUATION).exists():
             (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
@@ -192,5 +199,4 @@ def going_on(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        tqdm.write(f"Could not {what}: {reason}. Training goes on; the next output tries again.")
+        tqdm.write(f"Could not {what}: {one_line(error)}. Training goes on.")

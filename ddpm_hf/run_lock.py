@@ -12,13 +12,13 @@ from filelock import FileLock, Timeout
 
 from ddpm_hf.files import read_json, write_json
 
-LOCK = ".lock"
-OWNER = ".running.json"  # who holds it; it outlives a crash, and the lock does not
+LOCK = ".ddpm_hf.lock"
+OWNER = ".ddpm_hf.running.json"  # who holds it; it outlives a crash, and the lock does not
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if missing; if nothing was put into it, it goes again.
+    """Lock a folder for one run. Make it if it is missing, and remove it at the end if it is still empty.
 
     The lock is the operating system's, on an open file. So it ends with the process, however that ends. On a network
     file system it holds between machines if the file system passes locks on; where there are none at all, the run
@@ -36,7 +36,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         if (folder / OWNER).exists():
-            print(f"{folder} was left without an orderly end by {_owner(folder)}.", flush=True)
+            print(f"The last run in {folder}, {_owner(folder)}, did not end properly.", flush=True)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         write_json(folder / OWNER, {"host": socket.gethostname(), "process": os.getpid(), "since": now})
     except OSError as error:
@@ -44,17 +44,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        with suppress(OSError):
+        with suppress(OSError):  # all while the lock is held, so that nothing of the next run is touched
             (folder / OWNER).unlink()
             if made and os.listdir(folder) == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
+        lock.release()
 
 
 def _lock(folder: Path) -> FileLock:
     """The lock of a folder, taken."""
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)  # a soft lock would outlive a crash
     try:
         lock.acquire()
     except Timeout as error:
@@ -62,9 +62,9 @@ def _lock(folder: Path) -> FileLock:
             f"--output_dir {folder}: another run is in it, {_owner(folder)}. Wait for its end, or name another folder."
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        print(f"The file system of {folder} knows no locks: make sure that no other run is in it.", flush=True)
+        print(f"{folder} is on a file system without locks; make sure that no other run uses it.", flush=True)
     return lock
 
 

@@ -18,7 +18,7 @@ from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
 from ddpm_hf.convert import check_finite, load_pipeline
 from ddpm_hf.files import read_json, write_json
-from ddpm_hf.machine import autocast, gathered, this_process
+from ddpm_hf.machine import autocast, this_process, together
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import CHECKPOINTS, STATE
@@ -35,7 +35,7 @@ SCHEDULERS = {
     "heun": diffusers.HeunDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
-_DRAWN = re.compile(r"\d{6,}\.png")  # names of a folder's samples
+_DRAWN, _UNFINISHED = re.compile(r"\d{6,}\.png"), re.compile(r"\.unfinished-\d+-\d{6,}\.png")  # names of samples
 SETTINGS = "sampling.json"  # in a folder of samples: what they were drawn with
 
 
@@ -186,10 +186,9 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
         "mixed_precision": how.mixed_precision,
         "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
     }
-    with state.main_process_first():
-        _claim(folder, settings)
+    together(lambda: _claim(folder, settings) if state.is_main_process else None)
     mine = range(state.process_index, num_images, state.num_processes)
-    missing = [i for i in mine if not _is_whole(picture_path(folder, i))]
+    missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i))])
     pipeline.set_progress_bar_config(disable=True)
     bar = tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process)
 
@@ -202,7 +201,7 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
             bar.update()
 
     with bar:
-        gathered(draw)
+        together(draw)
 
 
 def _is_whole(path: Path) -> bool:
@@ -211,15 +210,16 @@ def _is_whole(path: Path) -> bool:
         with Image.open(path) as picture:
             picture.verify()
         return True
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return False
 
 
 def clear_samples(folder: Path):
     """Delete what [`fill_folder`] wrote, and the folder, unless there is something else in it."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == SETTINGS or _DRAWN.fullmatch(path.name.split("-")[-1]):
+        if _DRAWN.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
             path.unlink()
+    (folder / SETTINGS).unlink(missing_ok=True)  # last: without it, pictures would be taken for somebody else's
     with suppress(OSError):
         folder.rmdir()
 

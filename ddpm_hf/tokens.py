@@ -5,7 +5,7 @@ import re
 _TOKEN = r"(hf|api_org)_[\w.~+-]*\w"
 _FLAG = r"--?hub[_-]?to?k\w*"  # mistyped or not
 _SECRETS = (
-    (re.compile(rf"(?<![A-Za-z0-9]){_TOKEN}"), r"\1_***"),
+    (re.compile(rf"(?<![A-Za-z0-9_]){_TOKEN}"), r"\1_***"),
     (re.compile(rf"(?i)({_FLAG}=|\bbearer\s+)(?!(?:hf|api_org)_\*)\S+"), r"\1***"),
     (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),  # a name and password in an address
 )
@@ -20,6 +20,12 @@ def hide_tokens(text: str, *known: str | None) -> str:
     for pattern, hidden in _SECRETS:
         text = pattern.sub(hidden, text)
     return text
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line, without tokens, and without the period or the colon at its end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return hide_tokens(text).rstrip(".:")
 
 
 def hide_arguments(message: str) -> str:
@@ -40,6 +46,6 @@ def refuse_token(flag: str, value: str, *known: str | None):
     """
     if holds_token(value, *known) or any(part.startswith(("hf_", "api_org_")) for part in value.split("/")):
         raise ValueError(
-            f"{flag} {hide_tokens(value, *known)}: expected the name of a repository, which everybody can read, and "
-            "this looks like a token; pass a token by HF_TOKEN or --hub_token, and name the repository otherwise."
+            f"{flag} {hide_tokens(value, *known)}: this looks like a token, and everybody can read the name of a "
+            "repository. Pass a token as HF_TOKEN or --hub_token, and choose another name."
         )

@@ -206,7 +206,7 @@ def test_converting_replaces_a_pipeline_and_nothing_else(run, tmp_path):
         assert "ame an empty folder" in error_of("convert", run, target, "--overwrite_output_dir")
     (target / "model_index.json").write_text(index)
     (target / "unet" / "diary.txt").write_text("mine")
-    assert "unet/diary.txt is no file of a pipeline" in error_of("convert", run, target, "--overwrite_output_dir")
+    cli.main(["convert", str(run), str(target), "--overwrite_output_dir"])
     assert (target / "unet" / "diary.txt").read_text() == "mine"
 
 

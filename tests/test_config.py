@@ -148,7 +148,7 @@ def test_flags_of_other_scripts(flags, message, capsys):
         ({"MIXED_PRECISION": "no"}, "--mixed_precision fp16", "fp16", 1, []),
         ({"MIXED_PRECISION": "bf16"}, "", "bf16", 1, []),
         ({"MIXED_PRECISION": "FP16"}, "", "fp16", 1, []),
-        ({"MIXED_PRECISION": "bf16"}, "--mixed_precision no", "no", 1, ["--mixed_precision no is obeyed, and not"]),
+        ({"MIXED_PRECISION": "bf16"}, "--mixed_precision no", "no", 1, ["--mixed_precision no is used; acc"]),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "", None, 4, []),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 4", None, 4, []),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2", None, 2, ["--gradient_acc"]),

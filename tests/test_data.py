@@ -257,7 +257,7 @@ def test_a_folder_of_pictures_as_a_data_set(tmp_path, capsys):
     (save_pictures(tmp_path / "in") / "metadata.csv").write_text("file_name,text\n0.png,a\n")
     name = ("--dataset_name", str(tmp_path / "in"))
     assert len(load_dataset(configure(tmp_path, *name))) == 1
-    assert "is a folder of pictures: where a metadata file names pictures" in capsys.readouterr().out
+    assert "where a metadata file lists pictures, `datasets` reads only these" in capsys.readouterr().out
     (tmp_path / "in" / "metadata.csv").write_text('"')
     with pytest.raises(ValueError, match=r"--dataset_split train cannot be loaded: .*EOF inside string"):
         load_dataset(configure(tmp_path, *name, "--cache_dir", str(tmp_path / "other")))
@@ -291,7 +291,7 @@ def test_white_is_one_for_the_data_set(tmp_path, capsys, kind, largest, white):
     pixels, _ = load(from_folder(tmp_path))
     expected = [round(255 * float(np.array(number).astype(kind)) / white) for number in (largest, largest / 4)]
     assert pixels[:, 0, 0, 0].tolist() == expected
-    assert ("is taken as white" in capsys.readouterr().out) == (white not in (65535, 1))
+    assert ("White is " in capsys.readouterr().out) == (white not in (65535, 1))
 
 
 def test_a_brighter_picture_than_those_looked_at_is_refused(tmp_path, monkeypatch):

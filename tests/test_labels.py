@@ -109,8 +109,8 @@ def test_true_and_false(tmp_path):
         ([None] * 3, Value("int64"), "no image has a label; take another split with --dataset_split, .*--label_column"),
         ([-1] * 3, Value("int64"), "no image has a label"),
         ([-1] * 3, ClassLabel(names=KINDS), "no image has a label"),
-        ([0] * 3, ClassLabel(names=["train"]), "the classes would be train, which are splits"),
-        (["Val", "test", "test"], Value("string"), "the classes would be Val, test, which are splits"),
+        ([0] * 3, ClassLabel(names=["train"]), "the folders train are splits"),
+        (["Val", "test", "test"], Value("string"), "the folders Val, test are splits"),
     ],
 )
 def test_labels_that_are_none(tmp_path, labels, feature, message):
@@ -182,7 +182,7 @@ def test_archives_by_class(tmp_path):
         (["cat_1.png", "dog_1.png"], "all lie in one folder"),
         (["train/1.png", "train/2.png", "test/1.png"], "all lie in train"),
         (["cat/1.png", "dog/1.png", "1.png"], "some lie deeper than others"),
-        (["a/train/1.png", "a/test/1.png"], "the classes would be test, train, which are splits"),
+        (["a/train/1.png", "a/test/1.png"], "the folders test, train are splits"),
     ],
 )
 def test_folders_without_classes(tmp_path, names, message):

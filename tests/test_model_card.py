@@ -290,10 +290,10 @@ def test_broken_side_files_are_said_and_left_out(run, name, content, capsys):
     [
         ("config.json", {"hub_model_id": 5}, "`hub_model_id` is 5; expected a text or null. It is left out."),
         ("config.json", {"hub_model_id": 'x"); f("'}, "Repo id must use alphanumeric"),
-        ("config.json", {"hub_model_id": "hf_secret"}, "hf_***: expected the name of a repository"),
+        ("config.json", {"hub_model_id": "hf_secret"}, "hf_***: this looks like a token"),
         ("config.json", {"train_data_dir": ["a"]}, '`train_data_dir` is ["a"]; expected a text or null'),
         ("config.json", {"resolution": "big"}, '`resolution` is "big"; expected a whole number'),
-        ("config.json", {"image_fit": 3}, "`image_fit` is 3; expected crop or pad"),
+        ("config.json", {"image_fit": 3}, "`image_fit` is 3; expected one of crop, pad"),
         ("config.json", {"ddpm_num_inference_steps": 2.5}, "`ddpm_num_inference_steps` is 2.5"),
         ("run.json", {"parameters": "many"}, '`parameters` is "many"; expected a whole number'),
         ("run.json", {"versions": "2"}, '`versions` is "2"; expected keys and values'),

@@ -1,5 +1,6 @@
 """The folder that a run writes into: nothing in it is lost that the run did not write itself."""
 
+import errno
 import json
 import os
 import shutil
@@ -230,7 +231,7 @@ def test_a_second_run_is_refused(train, tmp_path):
     with alone_in(tmp_path / "run"):
         with pytest.raises(SystemExit, match=rf"another run is in it, process {os.getpid()} on {os.uname().nodename}"):
             train("run", "--overwrite_output_dir")
-        assert os.listdir(tmp_path / "run") == [".lock", ".running.json"]
+        assert sorted(os.listdir(tmp_path / "run")) == [".ddpm_hf.lock", ".ddpm_hf.running.json"]
         train("run", "--dry_run")
     train()
 
@@ -245,9 +246,9 @@ with alone_in(Path({str(tmp_path / "run")!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    owner = json.loads((tmp_path / "run" / ".running.json").read_text())["process"]
+    owner = json.loads((tmp_path / "run" / ".ddpm_hf.running.json").read_text())["process"]
     with alone_in(tmp_path / "run"):
-        assert f"was left without an orderly end by process {owner}" in capsys.readouterr().out
+        assert f"process {owner} on" in capsys.readouterr().out
 
 
 def test_a_folder_made_for_nothing_goes_again(train, tmp_path):
@@ -282,3 +283,22 @@ def test_training_goes_on_when_outputs_fail(train, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name in ("draw_samples", "track_numbers", "evaluate_during_training"):
         assert printed.count(f"no {name}. Training goes on") >= 2
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with alone_in(tmp_path / "run"):
+        assert "without locks; make sure that no other run uses it" in capsys.readouterr().out
+
+
+def test_a_refused_folder_gets_no_file_of_ours(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(SystemExit):
+        train()
+    assert os.listdir(tmp_path / "run") == ["thesis.tex"]
+    with pytest.raises(SystemExit, match="is a file; expected a folder"):
+        train("x", output_dir=tmp_path / "run" / "thesis.tex")

@@ -83,14 +83,19 @@ def features(images):
 
 @pytest.mark.slow
 def test_a_measurement_that_fails_on_one_process_stops_none(small, tmp_path):
-    """It works on the batch that is tried before the first step."""
+    """The extractor works on the batch that is tried before the first step; then the main one cannot draw."""
     (tmp_path / "half_broken.py").write_text(EXTRACTOR)
-    options = {"eval_metrics": "fid", "eval_features": "half_broken:features", "eval_num_images": 4}
-    done = launch(2, small("run", max_train_steps=2, eval_steps=1, **options), cwd=tmp_path)
+    options = {"eval_metrics": "fid,bpd", "eval_features": "half_broken:features", "eval_num_images": 4}
+    options |= {"eval_steps": 1, "lr_scheduler": "constant"}
+    done = launch(2, small("run", max_train_steps=2, **options), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Could not measure the model: process 1: --features half_broken:features fails") == 2
     assert "Trained 2 steps" in done.stdout
-    assert (tmp_path / "run" / "model_index.json").exists()
+    (tmp_path / "run" / "evaluation-samples").write_text("no folder")
+    done = launch(2, small("run", max_train_steps=3, **options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Could not measure the model:") == 2
+    assert "Trained 1 steps" in done.stdout
 
 
 @pytest.mark.slow
