@@ -105,11 +105,9 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         start = find_start(config, images_per_step)
         if is_main:
             print("".join(f"{note}\n" for note in start.notes), end="", flush=True)
-        if start.step >= config.max_train_steps and is_finished(Path(config.output_dir)):
-            if is_main:
-                print(f"{config.output_dir} is trained: {start.step:,} steps. A higher --max_train_steps goes on.")
-                share_run(config, finished=True)
-            return
+        is_over = start.step >= config.max_train_steps and is_finished(Path(config.output_dir))
+        if is_over and not config.differences(start.saved["config"]):
+            return say_it_is_trained(config, start.step, is_main)
         folder = RunFolder(config)
         if is_main:
             folder.check_space(unet.get_memory_footprint())
@@ -123,6 +121,8 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         at_the_end.callback(images.close)
         del dataset  # its memory-mapped files would count as this process's memory
         check_pictures(start, count, fingerprint)
+        if is_over:  # with the same pictures, from elsewhere
+            return say_it_is_trained(config, start.step, is_main)
         if measurement:
             check_measurement(measurement, pictures)
         accelerator.wait_for_everyone()  # all have read the folder as it was
@@ -260,6 +260,13 @@ def train(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack):
         share_run(config, finished=last and not interrupted)
     if signal.SIGINT in signals:
         sys.exit(128 + signal.SIGINT)
+
+
+def say_it_is_trained(config: TrainingConfig, step: int, is_main: bool):
+    """Say that nothing is left to be trained, and share the run if it is to be shared."""
+    if is_main:
+        print(f"{config.output_dir} is trained: {step:,} steps. A higher --max_train_steps goes on.")
+        share_run(config, finished=True)
 
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:

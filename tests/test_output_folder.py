@@ -199,7 +199,7 @@ def test_what_the_last_step_owes_is_given_out_by_the_same_command(train, monkeyp
     assert "is trained: 4 steps" in capsys.readouterr().out
 
 
-def test_a_moved_folder_of_the_same_pictures_goes_on(train, tmp_path):
+def test_a_moved_folder_of_the_same_pictures_goes_on(train, tmp_path, capsys):
     """Other pictures do not, wherever they are."""
     options = {"lr_scheduler": "constant", "output_dir": tmp_path / "run"}
     save_pictures(tmp_path / "pictures")
@@ -208,6 +208,12 @@ def test_a_moved_folder_of_the_same_pictures_goes_on(train, tmp_path):
     (tmp_path / "pictures").rename(tmp_path / "moved")
     moved = train(train_data_dir=tmp_path / "moved", **options)
     assert equal(moved, whole)
+    (tmp_path / "moved").rename(tmp_path / "again")
+    train(train_data_dir=tmp_path / "again", **options)
+    assert "is trained: 4 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other pictures: 6 images then, 10000 now"):
+        train(**options)
+    (tmp_path / "again").rename(tmp_path / "moved")
     Image.new("L", (28, 28), 7).save(tmp_path / "moved" / "0.png")
     with pytest.raises(SystemExit, match="other pictures: 6 images then, 6 now, and not with the same pixels"):
         train(train_data_dir=tmp_path / "moved", **{**options, "max_train_steps": 6})
