@@ -133,7 +133,8 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
         return  # a grid is one picture, which one process draws
     pipeline = open_model(source, checkpoint, scheduler, revision)
     if class_labels and not pipeline.unet.config.get("num_class_embeds"):
-        raise ValueError(f"--class_labels {' '.join(class_labels)}: {source} is a model without classes; leave it out.")
+        given = f"--class_labels {' '.join(class_labels)}"
+        raise ValueError(f"{given} do not fit an unconditional model, as that of {source} is; leave them out.")
     how = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
     if is_grid:
         save_grid(pipeline, output, how)

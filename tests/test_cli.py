@@ -121,7 +121,8 @@ def test_a_folder_that_may_not_be_written_to(no_loading, tmp_path):
 
 
 def test_classes_of_a_model_without(run):
-    assert f"--class_labels 3: {run} is a model without classes" in error_of("sample", run, "--class_labels", "3")
+    message = f"--class_labels 3 do not fit an unconditional model, as that of {run} is"
+    assert message in error_of("sample", run, "--class_labels", "3")
 
 
 @pytest.mark.parametrize(
