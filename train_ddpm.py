@@ -288,4 +288,7 @@ def draw_samples(pipeline: DDPMPipelineCustom, config, accelerator: Accelerator)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the first step, or for the second time
+        sys.exit(128 + signal.SIGINT)

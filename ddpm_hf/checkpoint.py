@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_hf.files import misfit, read_json, sha256_of, sync
 from ddpm_hf.pipeline_ddpm_custom import SHIPPED_MODULES
-from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints
+from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints, was_saved_here
 
 STATE_FORM = {
     "step": int,
@@ -134,7 +134,7 @@ def prune_checkpoints(folder: Path, total_limit: int, newest: int):
     """
     for path in folder.glob(".unfinished-step-*"):
         shutil.rmtree(path)
-    steps = {path: int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)}
+    steps = {path: int(path.name.removeprefix("step-")) for path in list_checkpoints(folder) if was_saved_here(path)}
     left_behind = [path for path, step in steps.items() if step > newest]
     earlier = [path for path, step in steps.items() if step <= newest]
     for path in [*left_behind, *earlier][: max(len(steps) - total_limit, 0)]:

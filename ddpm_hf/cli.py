@@ -18,6 +18,7 @@ from ddpm_hf.files import read_json
 from ddpm_hf.hub import check_name, default_repo_id, push_run
 from ddpm_hf.machine import choose_mixed_precision, this_process
 from ddpm_hf.measuring import METRICS, Measurement
+from ddpm_hf.pictures import is_ours
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
 from ddpm_hf.space import push_space, write_space
@@ -120,6 +121,8 @@ def _add_mixed_precision(parser):
 
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
     is_grid = num_images is None
+    if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
+        raise ValueError("samples.png is a picture of somebody else's; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
     _check_numbers(
         num_images=(num_images, 1),

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 import os
@@ -15,10 +16,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ddpm_hf.convert import ANNOTATED_LINEAGE, config_from_unet2d
+from ddpm_hf.convert import ANNOTATED_LINEAGE, check_id, config_from_unet2d
 from ddpm_hf.files import in_words, is_of, shown
 from ddpm_hf.machine import wished_precision
-from ddpm_hf.tokens import hide_arguments, refuse_token
+from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
@@ -347,6 +348,8 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
         if "model_config_name_or_path" in flags:
             options["model"] = _load_model_config(flags["model_config_name_or_path"])
         refuse_token("--hub_model_id", flags.get("hub_model_id") or "")
+        if holds_token(flags.get("output_dir") or ""):
+            refuse_token("--output_dir", flags["output_dir"])
         config = TrainingConfig(**{**options, **flags})
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
@@ -390,14 +393,25 @@ def check_launcher(config: TrainingConfig) -> list[str]:
 
 def _load_model_config(name_or_path: str) -> dict:
     """The arguments of a U-Net like a saved one's, but for the size and the channels, which the data decides."""
+    source = Path(name_or_path)
     try:
-        config = DDPMUNetModel.load_config(name_or_path)
+        if not source.exists():
+            check_id(name_or_path)
+        # Of the folder of a pipeline, the part.
+        config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
         if config.get("_class_name") == "UNet2DModel":
             config = config_from_unet2d(config)
+        decided_by_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
+        model = {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
+        if unknown := model.keys() - inspect.signature(DDPMUNetModel).parameters.keys():
+            raise ValueError(
+                f"it has the unknown keys {', '.join(sorted(unknown))}; expected those of a DDPMUNetModel."
+            )
+        with torch.device("meta"):
+            DDPMUNetModel(**model)
     except (ValueError, OSError) as error:
         raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
-    decided_by_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
-    return {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
+    return model
 
 
 def _make_parser() -> "Parser":
@@ -469,4 +483,4 @@ class Parser(argparse.ArgumentParser):
         hint = f" (did you mean {near[0]}?)" if near and message.startswith("unrecognized") else ""
         elsewhere = _ELSEWHERE.get(unknown.replace("-", "_").replace("__", "--", 1))
         hint = f" ({elsewhere})" if elsewhere else hint
-        self.exit(2, f"{self.prog}: error: {hide_arguments(message)}{hint}; --help lists the flags.\n")
+        self.exit(2, f"{self.prog}: error: {hide_arguments(message).rstrip('.')}{hint}; --help lists the flags.\n")

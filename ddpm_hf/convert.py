@@ -307,9 +307,11 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
 
     folder = Path(source)
     if folder.is_dir():
+        if hub_options.get("revision"):
+            raise ValueError(f"--revision {hub_options['revision']} is for the Hub, and {source} is a folder.")
         _check_index(folder)
     else:
-        _check_id(str(source), **hub_options)
+        check_id(str(source), **hub_options)
     index = DDPMPipelineCustom.load_config(source, **hub_options)
     parts = {key: entry[1] for key, entry in index.items() if isinstance(entry, list)}
     if parts.keys() != {"unet", "scheduler"} or parts["unet"] not in ("UNet2DModel", "DDPMUNetModel"):
@@ -365,7 +367,7 @@ def _check_index(folder: Path):
     read_json(folder / INDEX, INDEX_FORM, ADVICE)
 
 
-def _check_id(source: str, revision=None, token=None, cache_dir=None, local_files_only=False, **_):
+def check_id(source: str, revision=None, token=None, cache_dir=None, local_files_only=False, **_):
     """Raise a ValueError for what cannot be a Hub id, or if the Hub is asked in vain and there is no copy of it.
 
     huggingface_hub asks for half a minute, so this asks beforehand, once.
@@ -421,8 +423,13 @@ def _read_scheduler(path: Path, kind: str) -> dict:
     if kind not in ("DDPMScheduler", "DDPMLinearScheduler"):
         return {}
     try:
-        return {"scheduler": DDPMLinearScheduler.from_config(config)}
-    except ValueError as error:
+        scheduler = DDPMLinearScheduler.from_config(config)
+        if not ((scheduler.betas >= 0) & (scheduler.betas <= 1)).all():
+            raise ValueError("its betas are not all in [0, 1].")
+        if not scheduler.config.clip_sample_range > 0:
+            raise ValueError(f"`clip_sample_range` is {scheduler.config.clip_sample_range}; expected more than 0.")
+        return {"scheduler": scheduler}
+    except (ValueError, RuntimeError) as error:  # RuntimeError: numbers that no tensor holds
         raise ValueError(f"{path} cannot be used: {error} {ADVICE}") from error
 
 

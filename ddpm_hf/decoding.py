@@ -38,9 +38,9 @@ class White:
     def above(cls, integer: float, number: float) -> "White":
         """Choose from the largest numbers of a data set. -1 stands for a kind of picture that it does not hold.
 
-        Cameras and scanners of 10, 12 and 14 bits write files of 16.
+        Cameras and scanners of fewer bits write files of 16.
         """
-        depths = (8, 10, 12, 14) if integer >= 0 else ()
+        depths = range(8, 16) if integer >= 0 else ()
         integers = next((2**bits - 1 for bits in depths if integer < 2**bits), cls.integers)
         return cls(integers, 255 if number > 1 else cls.floats)
 

@@ -1,12 +1,11 @@
 """`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import WHICH_IMAGES, TrainingConfig, check_saved_options
@@ -15,13 +14,12 @@ from ddpm_hf.features import load_extractor
 from ddpm_hf.files import misfit, read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.image_cache import ImageCache, load_images
 from ddpm_hf.machine import this_process, together
-from ddpm_hf.measuring import Measurement, PictureFolder, check_measurable, fingerprint, measure
+from ddpm_hf.measuring import Measurement, PictureFolder, check_measurable, measure
 from ddpm_hf.nearest import nearest_picture
+from ddpm_hf.pictures import is_ours, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import EVALUATION, EVALUATIONS, NEAREST, OPTIONS, PROGRESSIVE, is_run
-from ddpm_hf.sampling import clear_samples, open_model
-
-SOFTWARE = "ddpm_hf"  # in the pictures, to be known again
+from ddpm_hf.sampling import clear_samples, fingerprint, open_model
 
 # The options of a run that say how its images were read.
 HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
@@ -60,6 +58,8 @@ def evaluate(
         images, record = open_reference(pipeline, _run_options(Path(source)), reference)
     check_measurable(wanted, images)
     output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; name another file with --output.")
     # What was drawn before an interruption is only found by a command that would draw the same.
     steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
     drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
@@ -71,9 +71,7 @@ def evaluate(
             write_json_lines(output.with_name(PROGRESSIVE), progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images))
-            mark = PngInfo()
-            mark.add_text("Software", SOFTWARE)
-            nearest_picture(shown, images, k=8).save(output.with_name(NEAREST), pnginfo=mark)
+            save_marked(nearest_picture(shown, images, k=8), output.with_name(NEAREST))
         write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
         if not save_samples:
@@ -151,17 +149,9 @@ def _earlier_results(path: Path) -> dict:
                 raise ValueError(f"{path} does not hold numbers of `ddpm-hf evaluate`: {problem}. {advice}")
         return earlier
     picture = path.with_name(NEAREST)
-    if picture.exists() and not is_run(path.parent) and not _is_our_picture(picture):
+    if picture.exists() and not is_run(path.parent) and not is_ours(picture):
         raise ValueError(f"{picture} would be overwritten. {advice}")
     return {}
-
-
-def _is_our_picture(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == SOFTWARE
-    except Exception:  # whatever PIL makes of somebody's file
-        return False
 
 
 def _of_the_same_model(earlier: dict, results: dict) -> dict:

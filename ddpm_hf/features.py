@@ -65,11 +65,11 @@ class Extractor:
         shape = tuple(pixels.shape)
         try:
             features = self.function(pixels.to(self.device))
-        except Exception as error:  # whatever somebody else's code makes of it
+        except (Exception, SystemExit) as error:  # whatever somebody else's code makes of it
             reason = " ".join(str(error).split())[-300:] or type(error).__name__
             raise ValueError(f"--features {self.name} fails on uint8 images {shape}: {reason}") from error
         kind = f"{features.dtype} {tuple(features.shape)}" if torch.is_tensor(features) else type(features).__name__
-        if not torch.is_tensor(features) or features.ndim != 2 or len(features) != len(pixels):
+        if not torch.is_tensor(features) or features.ndim != 2 or len(features) != len(pixels) or not features.numel():
             raise ValueError(
                 f"--features {self.name} returns {kind} for images {shape}; expected a tensor ({len(pixels)}, D)."
             )
@@ -164,9 +164,9 @@ def _load_callable(name: str, device: torch.device) -> Extractor:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
         source = Path(inspect.getsourcefile(module)).read_bytes()
-    except Exception as error:  # whatever somebody else's code makes of it
+    except (Exception, SystemExit) as error:  # whatever somebody else's code makes of it
         raise ValueError(f"--features {name} cannot be imported from a file: {one_line(error)}.") from error
-    digest = hashlib.sha256(source)
+    digest = hashlib.sha256(source + attribute.encode())
     if isinstance(function, torch.nn.Module):
         digest.update(digest_of_weights(function))
         function = function.to(device).eval()

@@ -189,7 +189,10 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
                 f"--dataset_split {split}: {folder} is not sorted into folders of splits, such as train and test; "
                 "leave the option out to take all of its pictures, or name the folder to take in --train_data_dir."
             )
-        return ""
+        some = [top for top in splits if top.lower() in SPLIT_NAMES]
+        if not some:
+            return ""
+        return f"All pictures of {folder} are taken, also those in {', '.join(some)}, since others lie beside them."
     chosen = []
     for part in split.split("+"):
         wanted = next((names for names in SPLITS.values() if part in names), (part,))

@@ -26,7 +26,7 @@ def log_variances(scheduler: DDPMLinearScheduler, t: torch.Tensor) -> torch.Tens
     Raises:
         ValueError: If the variance is learned.
     """
-    kind = scheduler.config.variance_type.removesuffix("_log")
+    kind = str(scheduler.config.variance_type).removesuffix("_log")
     if kind not in ("fixed_small", "fixed_large"):
         raise ValueError(f"--metrics bpd: expected a fixed variance, and the scheduler's `variance_type` is {kind!r}.")
     variances = scheduler._get_variance(t, variance_type=kind, dtype=torch.float64)

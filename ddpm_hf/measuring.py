@@ -4,10 +4,9 @@ Every number is recorded with all that it depends on. Samples, noise and choices
 image's number, so a measurement can be shared out over processes, interrupted, and repeated.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from ddpm_hf import __version__
 from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.features import (
     as_batch,
-    digest_of_weights,
     extract,
     features_file,
     keep_features,
@@ -32,7 +30,7 @@ from ddpm_hf.image_cache import ImageCache
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.machine import gathered, this_process, together
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.sampling import Classes, Drawing, fill_folder, picture_path
+from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint, picture_path
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.set_metrics import check_enough, frechet_distance, kernel_distance, precision_recall
 
@@ -160,14 +158,6 @@ def check_measurable(wanted: Measurement, images: ImageCache):
         check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
 
 
-def fingerprint(pipeline: DDPMPipelineCustom) -> str:
-    """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
-    digest = hashlib.sha256(digest_of_weights(pipeline.unet))
-    config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
-
-
 def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement) -> dict:
     state = this_process()
     # The bound is of the model's own reverse process, whichever scheduler draws the samples, and of all T timesteps.
@@ -180,7 +170,10 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
     parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
     columns = ([getattr(part, name) for part in parts] for name in ("prior", "bits", "squared_errors"))
     bound = Bound(*(_in_turns(column, len(chosen)) for column in columns), len(scheduler))
-    numbers = {**bound.summary(), "variance_type": scheduler.config.variance_type, "class_labels": None}
+    summary = bound.summary()
+    if not math.isfinite(summary["value"]):
+        raise ValueError("the bits per dimension are not finite: the weights or the scheduler are spoilt.")
+    numbers = {**summary, "variance_type": scheduler.config.variance_type, "class_labels": None}
     return {**numbers, "progressive": bound.progressive()} if numbers["exact_over_timesteps"] else numbers
 
 

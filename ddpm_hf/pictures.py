@@ -2,11 +2,15 @@
 
 import math
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+SOFTWARE = "ddpm_hf"  # in the pictures that may be replaced
 
 
 def image_grid(images: list[Image.Image], columns: int | None = None) -> Image.Image:
@@ -97,3 +101,22 @@ def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (8
     for values, colour, width in ((losses, "#b0b0b0", 1), (mean, "#1f5fbf", 3)):
         draw.line([place(s, v) for s, v in zip(steps, values)], fill=colour, width=width, joint="curve")
     return canvas
+
+
+# ---- Marks ---------------------------------------------------------------------------------------------------------
+
+
+def save_marked(picture: Image.Image, path: Path):
+    """Save a picture; if it is a PNG, with a mark by which [`is_ours`] knows it again."""
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    picture.save(path, **({"pnginfo": mark} if path.suffix.lower() == ".png" else {}))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a picture was saved by [`save_marked`], so that it may be replaced without asking."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except Exception:  # whatever PIL makes of somebody's file
+        return False

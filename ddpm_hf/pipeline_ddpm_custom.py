@@ -128,7 +128,10 @@ class DDPMPipelineCustom(DiffusionPipeline):
         # 3. [-1, 1] -> [0, 1] -> pictures.
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+            images = images.cpu().permute(0, 2, 3, 1).float()  # (B, H, W, C)
+            if images.isnan().any():
+                raise ValueError("The samples are no numbers (NaN): the weights are spoilt, or too large.")
+            images = images.numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
 
@@ -381,11 +384,12 @@ def _sample_of(returned, x: torch.Tensor) -> torch.Tensor:
     """The sample that a callback returned, or else x."""
     if returned is None:
         return x
-    sample = returned.get("sample", x) if isinstance(returned, Mapping) else None
-    if not torch.is_tensor(sample) or sample.shape != x.shape:
+    known = isinstance(returned, Mapping) and returned.keys() <= {"sample"}
+    sample = returned.get("sample", x) if known else None
+    if not torch.is_tensor(sample) or sample.shape != x.shape or sample.dtype != x.dtype:
         raise ValueError(
             f'`callback_on_step_end` returned {_shown(returned)}; expected None, or a dictionary whose "sample" is a '
-            f"tensor of shape {tuple(x.shape)}."
+            f"tensor of shape {tuple(x.shape)} and type {x.dtype}, and nothing else."
         )
     return sample
 

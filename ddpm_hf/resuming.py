@@ -6,7 +6,18 @@ from pathlib import Path
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state
 from ddpm_hf.config import TrainingConfig, check_saved_options
 from ddpm_hf.files import read_json
-from ddpm_hf.run_files import CHECKPOINTS, FACTS, INDEX, OPTIONS, STATE, is_pipeline, is_run
+from ddpm_hf.run_files import (
+    CHECKPOINTS,
+    FACTS,
+    INDEX,
+    METRICS,
+    OPTIONS,
+    SAMPLES,
+    STATE,
+    is_pipeline,
+    is_run,
+    list_samples,
+)
 
 SHOWN = 5  # names of files in an error
 
@@ -58,7 +69,8 @@ def find_start(config: TrainingConfig, images_per_step: int) -> Start:
     if checkpoint:
         return _go_on(checkpoint, problems, config, images_per_step)
     has_model, had_checkpoints = (folder / INDEX).exists(), _had_checkpoints(folder)
-    if had_checkpoints or (has_model and had_checkpoints is None):
+    has_results = has_model or list_samples(folder / SAMPLES) or _is_filled(folder / METRICS)
+    if had_checkpoints or (has_results and had_checkpoints is None):
         what = "a trained model" if has_model else "what a run left"
         raise ValueError(
             f"--output_dir {folder} holds {what} and no checkpoint to go on from; name another folder. "
@@ -154,6 +166,10 @@ def is_finished(folder: Path) -> bool:
         return read_json(folder / FACTS, {}).get("finished", True) and (folder / INDEX).exists()
     except ValueError:
         return False
+
+
+def _is_filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _saved_options(folder: Path) -> dict:

@@ -47,7 +47,8 @@ def parts_of_run(folder: Path) -> list[Path]:
     numbers = (METRICS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
     named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
-    found = [*list_checkpoints(folder / CHECKPOINTS), *unfinished, *list_samples(folder / SAMPLES), *named]
+    checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
+    found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named]
     return [path for path in found if path.exists()]
 
 
@@ -63,6 +64,11 @@ def _read(path: Path) -> dict:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints, the oldest first; other folders, such as a copy `step-000500-copy`, are left alone."""
     return [path for path in _of_steps(folder.glob("step-*")) if path.is_dir()]
+
+
+def was_saved_here(checkpoint: Path) -> bool:
+    """Whether a folder that is named like a checkpoint is one that a run wrote, and may be deleted."""
+    return (checkpoint / MANIFEST).is_file() and not checkpoint.is_symlink()
 
 
 def list_samples(folder: Path) -> list[Path]:

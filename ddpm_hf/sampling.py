@@ -1,5 +1,7 @@
 """Samples of a model that is there: one grid, or a folder of any number of them that goes on where it was left."""
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +19,10 @@ from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
 from ddpm_hf.convert import check_finite, load_pipeline
+from ddpm_hf.features import digest_of_weights
 from ddpm_hf.files import read_json, write_json
 from ddpm_hf.machine import autocast, this_process, together
-from ddpm_hf.pictures import image_grid
+from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
@@ -161,7 +164,7 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid([image for _, image in draw_images(pipeline, range(how.batch_size), how)]).save(path)
+    save_marked(image_grid([image for _, image in draw_images(pipeline, range(how.batch_size), how)]), path)
 
 
 def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str):
@@ -180,6 +183,7 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
     state = this_process()
     settings = {
         "source": source,
+        "model": fingerprint(pipeline),
         "seed": how.seed,
         "num_inference_steps": how.num_inference_steps,
         "scheduler": type(pipeline.scheduler).__name__,
@@ -224,6 +228,14 @@ def clear_samples(folder: Path):
         folder.rmdir()
 
 
+def fingerprint(pipeline: DDPMPipelineCustom) -> str:
+    """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
+    digest = hashlib.sha256(digest_of_weights(pipeline.unet))
+    config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
 def picture_path(folder: Path, i: int) -> Path:
     """Where image i is in a folder of samples."""
     return folder / f"{i:06d}.png"
@@ -240,7 +252,9 @@ def _claim(folder: Path, settings: dict):
     if path.exists():
         others = read_json(path, {}, "Name another folder.")
         differences = [
-            f"{key} {others.get(key)} -> {value}" for key, value in settings.items() if others.get(key) != value
+            f"{key} {others.get(key)} -> {value}"
+            for key, value in settings.items()
+            if others.get(key) != value and (key in others or key != "model")  # which older versions did not note
         ]
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")

@@ -3,7 +3,7 @@
 import re
 
 _TOKEN = r"(hf|api_org)_[\w.~+-]*\w"
-_FLAG = r"--?hub[_-]?to?k\w*"  # mistyped or not
+_FLAG = r"--?(?:hub[_-]?)?to?k\w*"  # mistyped or not
 _SECRETS = (
     (re.compile(rf"(?<![A-Za-z0-9_]){_TOKEN}"), r"\1_***"),
     (re.compile(rf"(?i)({_FLAG}=|\bbearer\s+)(?!(?:hf|api_org)_\*)\S+"), r"\1***"),

@@ -484,7 +484,7 @@ def check_config(config):
     for key in ("dropout", "norm_eps", "freq_shift"):
         check(isinstance(config[key], Real) and not isinstance(config[key], bool), key, "a number")
     for key in ("add_attention", "flip_sin_to_cos", "narrow_up_blocks", "attention_norm", "zero_init"):
-        check(config[key] in (True, False), key, "True or False")
+        check(isinstance(config[key], bool), key, "True or False")
 
     widths = config.block_out_channels
     check(_is_list(widths) and widths, "block_out_channels", "a list of one width for each level")

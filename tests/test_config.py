@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from runs import equal
+from runs import equal, make_run
 
 from ddpm_hf import DDPMUNetModel
 from ddpm_hf.config import PRESETS, check_launcher, parse_command_line
@@ -188,3 +188,23 @@ def test_accumulation_by_the_launcher_equals_the_flag(train, monkeypatch):
 
 def test_a_configuration_comes_without_weights_and_says_so(train, capsys):
     assert "without the weights: it starts at random" in (train(), capsys.readouterr().out)[1]
+
+
+def test_the_folder_of_a_pipeline_stands_for_its_network(tmp_path):
+    folder = make_run(tmp_path / "run")
+    expected = parse_command_line(["--model_config_name_or_path", str(folder / "unet")])[0].model
+    assert parse_command_line(["--model_config_name_or_path", str(folder)])[0].model == expected
+
+
+@pytest.mark.parametrize("text", ['{"step": 1}', '{"block_out_channels": 5}', "[]", "{"])
+def test_a_file_that_is_no_configuration_of_a_network(tmp_path, text, capsys):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SystemExit):
+        parse_command_line(["--model_config_name_or_path", str(tmp_path / "a.json")])
+    assert "--model_config_name_or_path" in capsys.readouterr().err
+
+
+def test_a_token_is_no_folder(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--output_dir", f"hf_{'a1' * 17}"])
+    assert "looks like a token" in (error := capsys.readouterr().err) and "a1a1" not in error

@@ -446,3 +446,13 @@ def test_a_faster_run_and_a_killed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", overtaken)
     assert len(open_cache(config)) == 3
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted([folder.name, live.name])
+
+
+def test_a_picture_beside_folders_of_splits_is_said(tmp_path, capsys):
+    for name in ("train", "test"):
+        save_pictures(tmp_path / "in" / name, 2)
+    flags = ("--train_data_dir", str(tmp_path / "in"), "--resolution", "8")
+    assert len(load(configure(tmp_path, *flags))[0]) == 2
+    (tmp_path / "in" / "train" / "0.png").rename(tmp_path / "in" / "0.png")
+    assert len(load(configure(tmp_path, *flags))[0]) == 4
+    assert "are taken, also those in test, train" in capsys.readouterr().out

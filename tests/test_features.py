@@ -242,3 +242,27 @@ def test_spoilt_features_are_named_and_not_used(tmp_path, file, spoil, capsys):
     keep_features(path, features)
     np.testing.assert_array_equal(read_features(path), features)
     assert sorted(each.name for each in path.parent.iterdir()) == ["f.json", "f.npy"]
+
+
+def test_functions_of_one_module_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some_features.py").write_text(
+        "import sys, torch\n"
+        "def a(images): return images.float().mean((2, 3))\n"
+        "def b(images): return images.float().std((2, 3))\n"
+        "def none(images): return images.float().mean((2, 3))[:, :0]\n"
+        "def leaving(images): sys.exit(3)\n"
+    )
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    a, b, none, leaving = (
+        load_extractor(f"some_features:{name}", torch.device("cpu")) for name in ("a", "b", "none", "leaving")
+    )
+    assert a.fingerprint != b.fingerprint
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"expected a tensor \(2, D\)"):
+        none(pixels)
+    with pytest.raises(ValueError, match="leaving fails on uint8 images"):
+        leaving(pixels)
+    for name in ("leaving:a", "math:sin", "nowhere:a"):
+        with pytest.raises(ValueError, match=f"--features {name} cannot be imported"):
+            load_extractor(name, torch.device("cpu"))

@@ -308,3 +308,29 @@ def test_a_refused_folder_gets_no_file_of_ours(train, tmp_path):
     assert os.listdir(tmp_path / "run") == ["thesis.tex"]
     with pytest.raises(SystemExit, match="is a file; expected a folder"):
         train("x", output_dir=tmp_path / "run" / "thesis.tex")
+
+
+def test_folders_named_like_checkpoints_are_left_alone(train, tmp_path):
+    """One that is no checkpoint, and a link, neither of which a run wrote."""
+    folder = train(max_train_steps=1, lr_scheduler="constant")
+    (folder / "checkpoints" / "step-000999").mkdir()
+    (folder / "checkpoints" / "step-000999" / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "checkpoints" / "step-000777").symlink_to(tmp_path / "elsewhere")
+    train(max_train_steps=2, lr_scheduler="constant", checkpoints_total_limit=1)
+    train("run", "--overwrite_output_dir", max_train_steps=1)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step-000001", "step-000777", "step-000999"]
+    assert (folder / "checkpoints" / "step-000999" / "notes.txt").read_text() == "mine"
+
+
+def test_records_of_a_run_whose_model_was_removed_stay(train):
+    folder = train(max_train_steps=2)
+    for name in ("checkpoints", "unet", "scheduler"):
+        shutil.rmtree(folder / name)
+    for name in ("model_index.json", "run.json"):
+        (folder / name).unlink()
+    before = contents(folder)
+    with pytest.raises(SystemExit, match="holds what a run left and no checkpoint"):
+        train(max_train_steps=2, seed=7)
+    assert contents(folder) == before

@@ -340,7 +340,11 @@ def test_numbers_of_every_kind_and_a_tuple_of_generators(make_pipeline, whole):
 
 
 @pytest.mark.parametrize(
-    "returned", [torch.zeros(1), torch.zeros(1, 1, 8, 8), 0, False, [], {"sample": None}, {"sample": torch.zeros(3)}]
+    "returned",
+    [
+        *(torch.zeros(1), torch.zeros(1, 1, 8, 8), 0, False, [], {"sample": None}, {"sample": torch.zeros(3)}),
+        *({"latents": torch.zeros(1)}, {"foo": 1}, {"sample": torch.zeros(1, 1, 8, 8).double()}),
+    ],
 )
 def test_callbacks_that_return_something_else(make_pipeline, returned):
     with pytest.raises(

@@ -161,3 +161,21 @@ def test_two_processes_share_a_folder(run, tmp_path):
         a, b = (pixels(tmp_path / name / f"{i:06d}.png").astype(int) for name in ("both", "alone"))
         assert np.abs(a - b).max() <= 1
     assert json.loads((tmp_path / "both" / "sampling.json").read_text())["seed"] == 0
+
+
+def test_a_folder_does_not_go_on_with_another_model(run, train, tmp_path):
+    """Also under the same name, and with checkpoints of that name."""
+    flags = ("--checkpoint", "latest", "--output", tmp_path / "drawn")
+    sample(run, *flags, "--num_images", 1)
+    other = train("other", seed=3)
+    with pytest.raises(SystemExit, match=r"holds images drawn otherwise: model .* -> "):
+        sample(other, *flags, "--num_images", 2)
+
+
+def test_the_default_picture_of_others_is_not_overwritten(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        sample(run, "--batch_size", 1)
+    (tmp_path / "samples.png").write_text("mine")
+    with pytest.raises(SystemExit, match="name another with --output"):
+        sample(run, "--batch_size", 1)
