@@ -132,11 +132,8 @@ def label_settings(dataset: datasets.Dataset | datasets.IterableDataset) -> dict
 
 def common_mode(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
     """ "L" if images from all over the data set are greyscale, which their headers tell, else "RGB"."""
-    for row in _examples(dataset):
-        with suppress(UnreadableImage):
-            if not is_greyscale(row["image"]):
-                return "RGB"
-    return "L"
+    greyscale, _ = _survey(dataset)
+    return "L" if greyscale else "RGB"
 
 
 def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
@@ -144,11 +141,7 @@ def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
 
     A picture that is not among these and holds larger numbers is not read wrongly: it is refused by name.
     """
-    largest = {"I": -1, "F": -1, "RGB": -1}
-    for row in _examples(dataset):
-        with suppress(UnreadableImage):
-            for kind, number in largest_number(row["image"]).items():
-                largest[kind] = max(number, largest[kind])
+    _, largest = _survey(dataset)
     white = White.above(largest["I"], largest["F"])
     for kind, number, usual in (("16 bits", white.integers, 65535), ("floating-point numbers", white.floats, 1)):
         if number != usual:
@@ -157,6 +150,25 @@ def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
         problem = f"of the upper 8 bits, which is all that Pillow reads, none is above {largest['RGB']} of 255"
         say([f"The pictures of 16 bits a colour are nearly black: {problem}. Save them in 8 bits to scale them."])
     return white
+
+
+_SURVEYS = {}  # by the fingerprint of the data set, so that no picture is opened twice
+
+
+def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool, dict[str, float]]:
+    """Whether the pictures looked at are all greyscale, and the largest number of each kind, -1 if there are none."""
+    key = getattr(dataset, "_fingerprint", None)  # a stream has none
+    if key in _SURVEYS:
+        return _SURVEYS[key]
+    greyscale, largest = True, {"I": -1, "F": -1, "RGB": -1}
+    for row in _examples(dataset):
+        with suppress(UnreadableImage):
+            greyscale = is_greyscale(row["image"]) and greyscale
+            for kind, number in largest_number(row["image"]).items():
+                largest[kind] = max(number, largest[kind])
+    if key is not None:
+        _SURVEYS[key] = (greyscale, largest)
+    return greyscale, largest
 
 
 def _examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
