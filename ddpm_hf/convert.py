@@ -26,6 +26,7 @@ from ddpm_hf.files import Form, misfit, read_json
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import CHECKPOINTS, INDEX, list_checkpoints
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.tokens import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel, ResidualBlock, check_config
 
 StateDict = dict[str, torch.Tensor]
@@ -386,10 +387,9 @@ def check_id(source: str, revision=None, token=None, cache_dir=None, local_files
     except HfHubHTTPError:
         pass  # the Hub answers, so it can be asked, and what is wrong is said then
     except (httpx2.TransportError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{source}: there is no such folder, and the Hub, which may have a model of that name, cannot be reached "
-            f"({reason}). Check the name, or the connection."
+            f"({one_line(error)}). Check the name, or the connection."
         ) from error
 
 

@@ -66,7 +66,7 @@ class Extractor:
         try:
             features = self.function(pixels.to(self.device))
         except (Exception, SystemExit) as error:  # whatever somebody else's code makes of it
-            reason = " ".join(str(error).split())[-300:] or type(error).__name__
+            reason = one_line(error)[-300:]
             raise ValueError(f"--features {self.name} fails on uint8 images {shape}: {reason}") from error
         kind = f"{features.dtype} {tuple(features.shape)}" if torch.is_tensor(features) else type(features).__name__
         if not torch.is_tensor(features) or features.ndim != 2 or len(features) != len(pixels) or not features.numel():
@@ -132,7 +132,7 @@ def _load_file(name: str, device: torch.device) -> Extractor:
         network = load_program(data) if is_program(data) else _load_torchscript(data)
         return Extractor(name, hashlib.sha256(data).hexdigest(), network.to(device), device)
     except Exception as error:  # whatever torch makes of a file that somebody else made
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)[:300]
         raise ValueError(
             f"--features {name}: expected a file written by torch.jit.save or torch.export.save, of PyTorch's own "
             f"operators: {reason}. A network of your own code is named module:callable."

@@ -153,9 +153,11 @@ def shown(value) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    """The hash of a file's content, with a bar for a file that takes seconds."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": size < 2**30}
+    with open(path, "rb") as file, tqdm(total=size, desc=f"Checking {path.name}", **options) as progress:
         while block := file.read(2**20):
             digest.update(block)
+            progress.update(len(block))
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import choose_white
 from ddpm_hf.decoding import UnreadableImage, White, decode_image
-from ddpm_hf.files import misfit, read_json, sync, write_json
+from ddpm_hf.files import misfit, read_json, sha256_of, sync, write_json
 
 # A part of the name of every cache: raise it when other pixels are made, or written otherwise.
 VERSION = 3
@@ -102,22 +102,11 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
             if (size := (folder / name).stat().st_size) != files[name].get("bytes"):
                 raise ValueError(f"{folder / name} has {size:,} bytes; expected {files[name].get('bytes')}")
         for name in names:
-            if _hash(folder / name) != files[name].get("sha256"):
+            if sha256_of(folder / name) != files[name].get("sha256"):
                 raise ValueError(f"{folder / name} was changed")
     except (ValueError, FileNotFoundError) as error:
         raise SpoiltCache(str(error).rstrip(" .")) from error
     return {name: files[name]["sha256"] for name in names}
-
-
-def _hash(path: Path) -> str:
-    """The hash of a file's content, with a bar for those that take seconds."""
-    digest, size = hashlib.sha256(), path.stat().st_size
-    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": size < 2**30}
-    with open(path, "rb") as file, tqdm(total=size, desc="Checking decoded images", **options) as progress:
-        while block := file.read(2**20):
-            digest.update(block)
-            progress.update(len(block))
-    return digest.hexdigest()
 
 
 def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) -> ImageCache:
@@ -252,7 +241,7 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, wh
     files = {}
     for path in sorted(folder.iterdir()):
         sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(folder / MANIFEST, {"files": files})
     sync(folder)
 
