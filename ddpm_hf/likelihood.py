@@ -29,8 +29,8 @@ def log_variances(scheduler: DDPMLinearScheduler, t: torch.Tensor) -> torch.Tens
     kind = str(scheduler.config.variance_type).removesuffix("_log")
     if kind not in ("fixed_small", "fixed_large"):
         raise ValueError(f"--metrics bpd: expected a fixed variance, and the scheduler's `variance_type` is {kind!r}.")
-    variances = scheduler._get_variance(t, variance_type=kind, dtype=torch.float64)
-    for_decoder = scheduler._get_variance(torch.ones_like(t), variance_type="fixed_small", dtype=torch.float64)
+    variances = scheduler.variance(t, variance_type=kind, dtype=torch.float64)
+    for_decoder = scheduler.variance(torch.ones_like(t), variance_type="fixed_small", dtype=torch.float64)
     return torch.where(t == 0, for_decoder, variances).log()
 
 

@@ -121,15 +121,85 @@ def test_get_variance_equals_stock(variance_type):
         torch.testing.assert_close(ours._get_variance(t, variance_type=variance_type), wanted)
 
 
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_get_variance_of_learned_types_equals_stock(variance_type):
+    ours, stock = (kind(variance_type=variance_type) for kind in (DDPMLinearScheduler, DDPMScheduler))
+    output = torch.randn(2, 3, 4, 4, generator=seeded())
+    for t in (0, 1, 10, 487, 999):
+        torch.testing.assert_close(ours._get_variance(t, output), stock._get_variance(t, output))
+
+
+# The forms in which stock's `_get_variance` gives sigma_t^2, and the way back to it.
+STOCK_FORMS = {
+    "fixed_small": lambda variance: variance,
+    "fixed_small_log": torch.square,
+    "fixed_large": lambda variance: variance,
+    "fixed_large_log": torch.exp,
+    "learned": lambda variance: variance,
+    "learned_range": torch.exp,
+}
+
+
+@combinations_that_warn
+@pytest.mark.parametrize("steps", [1000, 10])
+@pytest.mark.parametrize("variance_type", STOCK_FORMS)
+def test_variance_equals_stock(variance_type, steps):
+    ours, stock = (kind(variance_type=variance_type) for kind in (DDPMLinearScheduler, DDPMScheduler))
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(timesteps=list(range(999, -1, -1000 // steps)))
+    output = torch.rand(2, 3, 4, 4, generator=seeded()) * 2 - 1
+    for t in ours.timesteps[:: steps // 10]:
+        wanted = STOCK_FORMS[variance_type](stock._get_variance(t, output))
+        torch.testing.assert_close(ours.variance(t, output), wanted, rtol=1e-5, atol=0)
+
+
 # ---- The paper ------------------------------------------------------------------------------------------------------
 
 
 def test_variance_values():
     scheduler = DDPMLinearScheduler()
-    assert scheduler._get_variance(0).item() == pytest.approx(0, abs=1e-5)
-    assert scheduler._get_variance(487).item() == pytest.approx(0.00979, abs=1e-5)
-    assert scheduler._get_variance(999).item() == pytest.approx(0.02, abs=1e-5)
-    assert scheduler._get_variance(999, variance_type="fixed_large").item() == pytest.approx(0.02, abs=1e-6)
+    for method in (scheduler.variance, scheduler._get_variance):
+        assert method(0).item() == pytest.approx(0, abs=1e-5)
+        assert method(487).item() == pytest.approx(0.00979, abs=1e-5)
+        assert method(999).item() == pytest.approx(0.02, abs=1e-5)
+        assert method(999, variance_type="fixed_large").item() == pytest.approx(0.02, abs=1e-6)
+
+
+@combinations_that_warn
+@pytest.mark.parametrize("visited", [list(range(999, -1, -1)), [999, 620, 300, 7, 0]], ids=["all steps", "few steps"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize("variance_type", STOCK_FORMS)
+def test_variance_equals_the_closed_form(variance_type, dtype, tolerance, visited):
+    """beta_t, beta_tilde_t and the values between them, for the visited timesteps (section 3.2).
+
+    In float32, 1 - alpha_bar at small t is good to three digits.
+    """
+    alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[visited]
+    alpha_bar_prev = torch.cat((alpha_bar[1:], torch.ones(1, dtype=torch.float64)))
+    beta = 1 - alpha_bar / alpha_bar_prev
+    beta_tilde = (1 / (alpha_bar / alpha_bar_prev / beta + 1 / (1 - alpha_bar_prev))).clamp(min=1e-20)  # Bayes' rule
+    v = torch.linspace(-1, 1, len(beta), dtype=torch.float64)
+    expected = {
+        "fixed_small": beta_tilde,
+        "fixed_small_log": beta_tilde,
+        "fixed_large": beta,
+        "fixed_large_log": beta,
+        "learned": v,
+        "learned_range": beta ** ((1 + v) / 2) * beta_tilde ** ((1 - v) / 2),
+    }
+    scheduler = DDPMLinearScheduler(variance_type=variance_type)
+    scheduler.set_timesteps(timesteps=visited)
+    got = scheduler.variance(torch.tensor(visited), v.to(dtype), dtype=dtype)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), expected[variance_type], rtol=tolerance, atol=0)
+
+
+def test_variance_has_the_shape_of_t_or_of_the_prediction():
+    scheduler = DDPMLinearScheduler(variance_type="learned_range")
+    t, v = torch.tensor([0, 500]).view(2, 1, 1, 1), torch.zeros(2, 3, 4, 4)
+    assert scheduler.variance(t, variance_type="fixed_large").shape == (2, 1, 1, 1)
+    assert scheduler.variance(t, v).shape == scheduler.variance(7, v).shape == (2, 3, 4, 4)
+    assert scheduler.variance(7, variance_type="fixed_small").shape == ()
 
 
 def test_moments_of_x_t_by_simulation():
@@ -301,6 +371,10 @@ def test_foreign_names_survive_construction_and_raise_where_they_are_used(kwargs
         (lambda s, x: s.get_velocity(x.numpy(), x, 1), "`sample` is of type ndarray"),
         (lambda s, x: s.predict_x_0(x, 1, "x"), "`sample` is of type str"),
         (lambda s, x: s.posterior_mean_variance([x], x, 1), "`x_0` is of type list"),
+        (lambda s, x: s.variance(1000), "1000"),
+        (lambda s, x: s.variance(1, variance_type="other"), "`variance_type='other'`; expected one of"),
+        (lambda s, x: s.variance(1, variance_type="learned"), "`variance_type='learned'` needs `predicted_variance`"),
+        (lambda s, x: s.variance(1, None, "learned_range"), "'learned_range'` needs `predicted_variance`"),
         (lambda s, x: s.step(x, 1, x, generator=3), r"`generator=3`; expected torch.Generator\(\).manual_seed"),
         (lambda s, x: s.step(x, 1, x, generator=[seeded(), 3]), r"`generator=\[<torch.*3\]`"),
         (lambda s, x: s.step(x, 1, x, generator=[seeded(), seeded()]), "list of 2; expected one for each of 1"),
@@ -329,6 +403,7 @@ NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"],
         lambda s, t, x: s.predict_x_0(x, t, x),
         lambda s, t, x: s.posterior_mean_variance(x, x, t),
         lambda s, t, x: s.previous_timestep(t),
+        lambda s, t, x: s.variance(t),
         lambda s, t, x: s.set_timesteps(timesteps=t if isinstance(t, list) or torch.is_tensor(t) else [t]),
     ],
 )
@@ -346,6 +421,7 @@ def test_the_clean_data_is_no_timestep_of_the_reverse_process(t):
         lambda: scheduler.predict_x_0(x, t, x),
         lambda: scheduler.posterior_mean_variance(x, x, t),
         lambda: scheduler.previous_timestep(t),
+        lambda: scheduler.variance(t),
     ):
         with pytest.raises(ValueError, match=r"-1.* is outside \[0, 1000\)"):
             call()
