@@ -375,7 +375,7 @@ def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[i
 def _check_generator(
     generator, batch_size: int, device: torch.device
 ) -> torch.Generator | list[torch.Generator] | None:
-    """Return the generator, or a list of one for each image, as diffusers expects it; raise a ValueError otherwise."""
+    """Return the generator, or a list of one for each image; raise a ValueError for anything else."""
     if generator is None:
         return None
     generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]

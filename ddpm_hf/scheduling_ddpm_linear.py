@@ -613,7 +613,7 @@ def _check_tensors(**values):
 
 
 def _check_generator(generator, batch: int) -> torch.Generator | list[torch.Generator] | None:
-    """Return the generator, or a list of one for each sample, as diffusers expects it; raise a ValueError otherwise."""
+    """Return the generator, or a list of one for each sample; raise a ValueError for anything else."""
     if generator is None or isinstance(generator, torch.Generator):
         return generator
     if not isinstance(generator, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in generator):
