@@ -15,7 +15,7 @@ from oracles import annotated_diffusion
 
 from ddpm_hf import DDPMLinearScheduler
 
-# Parity and finiteness are tested for the combinations that warn, too.
+# Parity and finiteness are also tested for combinations that warn.
 combinations_that_warn = pytest.mark.filterwarnings("ignore:With `(variance_type|rescale)")
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -49,7 +49,7 @@ def test_timesteps_equal_stock(spacing):
     for n in range(1, 1001):
         ours.set_timesteps(n)
         stock.set_timesteps(n)
-        # For some n, 61 is the first, stock's "trailing" has one timestep too many, which is -1.
+        # For some n (61 is the first), stock's "trailing" has one timestep too many: -1.
         assert torch.equal(ours.timesteps, stock.timesteps[:n])
         assert len(stock.timesteps) == n or stock.timesteps[n] == -1
 
@@ -129,7 +129,7 @@ def test_get_variance_of_learned_types_equals_stock(variance_type):
         torch.testing.assert_close(ours._get_variance(t, output), stock._get_variance(t, output))
 
 
-# The forms in which stock's `_get_variance` gives sigma_t^2, and the way back to it.
+# How to get sigma_t^2 from the value of stock's `_get_variance`.
 STOCK_FORMS = {
     "fixed_small": lambda variance: variance,
     "fixed_small_log": torch.square,
@@ -203,7 +203,7 @@ def test_variance_has_the_shape_of_t_or_of_the_prediction():
 
 
 def test_moments_of_x_t_by_simulation():
-    """A chain of single noising steps (eq. 2) has the moments that eq. 4 gives in one."""
+    """A chain of single noising steps (eq. 2) has the moments of eq. 4."""
     scheduler = DDPMLinearScheduler(num_train_timesteps=100, beta_end=0.2)
     x_t, generator = torch.full((200_000,), 0.7), seeded()
     for t, beta in enumerate(scheduler.betas):
@@ -216,7 +216,7 @@ def test_moments_of_x_t_by_simulation():
 
 
 def test_posterior_in_float64():
-    """q(x_{t-1} | x_t, x_0) by Bayes' rule: precisions add up, and means in proportion to them."""
+    """q(x_{t-1} | x_t, x_0) by Bayes' rule: precisions add up, and they weight the means."""
     scheduler = DDPMLinearScheduler()
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = (1 - betas).cumprod(0)
@@ -232,7 +232,7 @@ def test_posterior_in_float64():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 1e-4)])
 def test_annotated_tutorial(dtype, tolerance):
-    """In float32 the coefficients are stock's, whose 1 - alpha_bar ratio at small t is good to four digits."""
+    """In float32 the coefficients are stock's. At small t, their 1 - alpha_bar ratio is good to four digits."""
     reference = {k: v.to(dtype) if v.is_floating_point() else v for k, v in annotated_diffusion().items()}
     scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
     torch.testing.assert_close(scheduler.betas.to(dtype), reference["betas"], rtol=0, atol=1e-7)
@@ -243,7 +243,7 @@ def test_annotated_tutorial(dtype, tolerance):
     loss = (reference["noise"] - reference["eps_theta"]).square().mean()
     torch.testing.assert_close(loss, reference["loss"], rtol=0, atol=1e-5)
 
-    # The tutorial's p_sample adds its noise z at t = 0 too; without that noise it is our step.
+    # The tutorial's p_sample adds noise z at t = 0 too. Without that noise, it is our step.
     for i in range(len(t)):
         eps, x_t, z = (reference[key][i : i + 1] for key in ("eps_theta", "x_t", "z"))
         sigma_t = reference["betas"][t[i]].sqrt()
@@ -390,10 +390,10 @@ def test_bad_input(call, message):
         call(DDPMLinearScheduler(), torch.zeros(1, 1, 4, 4))
 
 
-NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"], torch.tensor([2.0]))
+BAD_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"], torch.tensor([2.0]))
 
 
-@pytest.mark.parametrize("t", NO_TIMESTEPS, ids=repr)
+@pytest.mark.parametrize("t", BAD_TIMESTEPS, ids=repr)
 @pytest.mark.parametrize(
     "call",
     [
@@ -407,14 +407,14 @@ NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"],
         lambda s, t, x: s.set_timesteps(timesteps=t if isinstance(t, list) or torch.is_tensor(t) else [t]),
     ],
 )
-def test_what_is_no_timestep_is_refused(call, t):
+def test_bad_timesteps_are_refused(call, t):
     with pytest.raises(ValueError, match=r"(?i)timestep") as error:
         call(DDPMLinearScheduler(), t, torch.zeros(2, 1, 4, 4))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("t", [-1, torch.tensor(-1), torch.tensor([5, -1])])
-def test_the_clean_data_is_no_timestep_of_the_reverse_process(t):
+def test_the_reverse_process_refuses_the_clean_data(t):
     scheduler, x = DDPMLinearScheduler(), torch.ones(2, 1, 4, 4)
     for call in (
         lambda: scheduler.step(x, t, x),
@@ -425,7 +425,7 @@ def test_the_clean_data_is_no_timestep_of_the_reverse_process(t):
     ):
         with pytest.raises(ValueError, match=r"-1.* is outside \[0, 1000\)"):
             call()
-    assert torch.equal(scheduler.add_noise(x, x, t)[-1], x[-1])  # q(x_t | x_0) includes it
+    assert torch.equal(scheduler.add_noise(x, x, t)[-1], x[-1])  # q(x_t | x_0) accepts t = -1
 
 
 @pytest.mark.parametrize("call", ["step", "add_noise", "predict_x_0"])
@@ -436,13 +436,13 @@ def test_timesteps_for_another_number_of_samples_are_refused(call):
 
 
 @pytest.mark.parametrize("n", [2.5, 2.0, math.nan, "5", True, -1, [5], torch.tensor(2.0)], ids=repr)
-def test_what_is_no_number_of_steps_is_refused(n):
+def test_bad_numbers_of_steps_are_refused(n):
     with pytest.raises(ValueError, match=r"`num_inference_steps=.*expected a whole number, 1 to"):
         DDPMLinearScheduler().set_timesteps(n)
 
 
 @pytest.mark.parametrize("timesteps", [[], 5, [[3, 1]]])
-def test_what_is_no_list_of_timesteps_is_refused(timesteps):
+def test_bad_lists_of_timesteps_are_refused(timesteps):
     with pytest.raises(ValueError, match=r"`timesteps=.*; expected"):
         DDPMLinearScheduler().set_timesteps(timesteps=timesteps)
 
@@ -472,24 +472,24 @@ def test_whole_numbers_of_every_kind(kind):
         ("beta_schedule", ["linear"]),
     ],
 )
-def test_values_that_make_no_table(key, value):
+def test_values_without_a_table_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"`{key}=.*expected"):
         DDPMLinearScheduler(**{key: value})
 
 
 @pytest.mark.parametrize("content", ["[]", '"google/ddpm-cat-256"', "5"])
-def test_a_configuration_of_another_form_is_named(tmp_path, content):
+def test_a_configuration_that_is_not_a_dictionary_is_refused(tmp_path, content):
     (tmp_path / "scheduler_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"The scheduler_config.json of .* is .*; expected keys and values"):
         DDPMLinearScheduler.from_pretrained(tmp_path)
 
 
-def test_what_the_table_does_not_need_may_be_anything():
+def test_keys_that_the_table_does_not_need_may_have_any_value():
     DDPMLinearScheduler(trained_betas=[0.1], num_train_timesteps=1, beta_start=None, beta_schedule="other")
     DDPMLinearScheduler(beta_schedule="squaredcos_cap_v2", beta_end=None, variance_type=None).set_timesteps(10)
 
 
-def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
+def test_config_is_the_same_in_memory_and_after_saving(tmp_path):
     from diffusers import DDIMScheduler
 
     scheduler = DDPMLinearScheduler()
@@ -499,7 +499,7 @@ def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
     assert {k: v for k, v in a.config.items() if k[0] != "_"} == {k: v for k, v in b.config.items() if k[0] != "_"}
     assert torch.equal(scheduler.betas, loaded.betas)
 
-    # As diffusers' own tests of schedulers have it, of `test_from_pretrained` and of `test_compatibles`.
+    # diffusers' own scheduler tests `test_from_pretrained` and `test_compatibles` expect this.
     expected = dict(scheduler.config)
     del expected["_use_default_values"]
     assert loaded.config == expected
@@ -518,7 +518,7 @@ def test_pickles_and_copies(protocol):
 
 
 def test_variance_of_the_whole_chain():
-    """With the exact eps of N(0, 1) data, each x_t stays N(0, 1) under fixed_large, to the order of beta."""
+    """With the exact eps of N(0, 1) data, each x_t under fixed_large is N(0, 1) up to an error of order beta."""
     scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
     scheduler.set_timesteps(1000)
     x, generator = torch.randn(1, 1, 64, 64, generator=seeded()), seeded(1)
