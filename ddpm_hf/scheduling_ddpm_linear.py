@@ -383,8 +383,9 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         """Return sigma_t^2, the variance of p_theta(x_{t-1} | x_t) (section 3.2).
 
         `"fixed_small"` is beta_tilde_t, raised to 1e-20 where it is smaller, since its logarithm is needed.
-        `"fixed_large"` is beta_t. `"learned"` is what the network predicts. `"learned_range"` is between the two fixed
-        ones: for a prediction v in [-1, 1], its logarithm is linear in v, from beta_tilde_t at -1 to beta_t at 1.
+        `"fixed_large"` is beta_t. The `_log` types are the same. `"learned"` is the network's prediction, even where it
+        is negative; `step` raises it to 1e-20. `"learned_range"` interpolates between the fixed ones: for a prediction
+        v in [-1, 1], log sigma_t^2 is linear in v, from log beta_tilde_t at v = -1 to log beta_t at v = 1.
 
         Args:
             timestep (`torch.Tensor` of any shape, or `int`): t, in [0, T).

@@ -139,7 +139,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Conv2d):
-    """Nearest-neighbour upsampling and a 3x3 convolution, which doubles height and width. The weights are the latter's.
+    """Nearest-neighbour upsampling, which doubles height and width, then a 3x3 convolution with these weights.
 
     Both are computed as one 4x4 stride-2 transposed convolution. It is exact and takes 2.25 times fewer operations.
     Along an axis, the taps (w0, w1, w2) of an even output pixel 2m meet x[m-1], x[m], x[m]. Those of an odd one, 2m+1,
