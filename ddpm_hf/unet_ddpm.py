@@ -1,17 +1,19 @@
 """The U-Net of Denoising Diffusion Probabilistic Models (Ho et al. 2020, arXiv 2006.11239, appendix B).
 
-One class covers two lineages, told apart by configuration alone: the *paper* lineage (Ho's code, google/ddpm-*, any
-diffusers `UNet2DModel` of Down/AttnDown/Up/AttnUp blocks) and the *annotated* lineage (the annotated tutorial). The
-switches that only the annotated lineage needs stand last in the constructor.
+One class covers two lineages, and only the configuration tells them apart. The *paper* lineage is Ho's code,
+google/ddpm-* and every diffusers `UNet2DModel` of Down/AttnDown/Up/AttnUp blocks. The *annotated* lineage is the
+network of the annotated tutorial.
 
 This file is self-contained: a Hub repository ships it beside the weights, so it imports torch and diffusers only.
 """
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,17 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+# The keys by which the annotated tutorial's network differs from the paper's.
+ANNOTATED_LINEAGE = {
+    "norm_eps": 1e-5,
+    "downsample_padding": 1,
+    "upsample_type": "conv_transpose",
+    "narrow_up_blocks": True,
+    "attention_norm": False,
+    "norm_out_num_groups": 8,
+    "zero_init": False,
+}
 
 # Arguments of `from_pretrained` that say where the configuration is.
 WHERE_A_CONFIG_IS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -37,7 +50,7 @@ class DDPMUNetOutput(BaseOutput):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal position embedding of t, then a two-layer perceptron (section 3.2 of "Attention Is All You Need")."""
+    """Sinusoidal embedding of t (arXiv 1706.03762, section 3.5), then a two-layer perceptron."""
 
     def __init__(self, base_channels: int, embedding_dim: int, flip_sin_to_cos: bool, freq_shift: float):
         super().__init__()
@@ -57,7 +70,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-conv, plus the projected time, GroupNorm-SiLU-dropout-conv, plus the shortcut."""
+    """GroupNorm-SiLU-conv, add the projected time, GroupNorm-SiLU-dropout-conv, add the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, dropout: float):
         super().__init__()
@@ -75,9 +88,9 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel attends to every pixel of its feature map; residual.
+    """Attention of every pixel to every pixel of its feature map, with a residual connection.
 
-    The annotated lineage owns a group norm that it never applies: its weights are kept, to travel along, but frozen.
+    The annotated lineage has a group norm that it never applies. Its weights are frozen, and they are saved and loaded.
     """
 
     def __init__(self, channels: int, head_dim: int | None, groups: int, eps: float, normalize: bool):
@@ -99,9 +112,9 @@ class SelfAttention(nn.Module):
 
 
 class Stem(nn.Conv2d):
-    """The first convolution, which reads x_t at full precision, autocast or not.
+    """The first convolution, which reads x_t in full precision, even under autocast.
 
-    Rounding x_t to bf16 would add noise to it, of a tenth of the least noise that the network has to predict.
+    Rounding x_t to bf16 adds an error to it. At t = 0 the error is a tenth of the noise that the network predicts.
     """
 
     def forward(self, x_t: torch.Tensor) -> torch.Tensor:
@@ -111,7 +124,10 @@ class Stem(nn.Conv2d):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a 3x3 stride-2 convolution; `padding=0` pads one pixel, right and bottom only."""
+    """A 3x3 stride-2 convolution, which halves height and width.
+
+    `padding=0` stands for one pixel of padding at the right and at the bottom only (Ho's code).
+    """
 
     def __init__(self, channels: int, padding: int):
         super().__init__()
@@ -123,11 +139,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Conv2d):
-    """Doubles height and width by nearest-neighbour upsampling and a 3x3 convolution, whose weights this holds.
+    """Nearest-neighbour upsampling, which doubles height and width, then a 3x3 convolution with these weights.
 
-    Evaluated as one 4x4 stride-2 transposed convolution, which is exact and takes 2.25 times fewer operations: along an
-    axis, the taps (w0, w1, w2) of an even output pixel 2m meet x[m-1], x[m], x[m] and those of an odd one x[m], x[m],
-    x[m+1], so taps that meet the same pixel can be added up beforehand, to (w2, w1 + w2, w0 + w1, w0).
+    Both are computed as one 4x4 stride-2 transposed convolution. It is exact and takes 2.25 times fewer operations.
+    Along an axis, the taps (w0, w1, w2) of an even output pixel 2m meet x[m-1], x[m], x[m]. Those of an odd one, 2m+1,
+    meet x[m], x[m], x[m+1]. Taps that meet the same pixel are added first, which gives (w2, w1 + w2, w0 + w1, w0).
     """
 
     def __init__(self, channels: int):
@@ -141,10 +157,12 @@ class Upsample(nn.Conv2d):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each with its attention (or identity), then one resampling.
+    """The blocks of one resolution: residual blocks, each with its attention or identity, then one resampling.
 
-    diffusers switches `gradient_checkpointing` in every module that has it, and sets `_gradient_checkpointing_func`.
+    diffusers sets `gradient_checkpointing` and `_gradient_checkpointing_func` in every module that has the former.
     """
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None = None):
         super().__init__()
@@ -154,7 +172,7 @@ class Level(nn.Module):
         self.gradient_checkpointing = False
 
     def run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """One block's output; with gradient checkpointing, what it computes inside is not kept for the way back."""
+        """Return one block's output. Gradient checkpointing computes its activations again on the way back."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
@@ -163,42 +181,42 @@ class Level(nn.Module):
 class DDPMUNetModel(ModelMixin, ConfigMixin):
     r"""U-Net that predicts the noise in `x_t`, `eps_theta(x_t, t)` (Ho et al. 2020, section 3.2 and appendix B).
 
-    The keys that diffusers' `UNet2DModel` has too keep its names and meaning; the defaults are the paper's CIFAR-10
-    model (35.7 M parameters). The last four keys make the annotated lineage and the initialisation.
+    Keys that diffusers' `UNet2DModel` has too have its names and meanings. The defaults are the paper's CIFAR-10 model
+    (35.7 M parameters).
 
     Args:
         sample_size (`int` or `tuple[int, int]`, *optional*): Height and width of the samples that a pipeline draws. The
             network itself takes any size divisible by `2 ** (levels - 1)`.
         in_channels (`int`): Channels of the input sample.
         out_channels (`int`): Channels of the output.
-        block_out_channels (`tuple[int, ...]`): Width of each level, from the finest; the first is also the stem's.
+        block_out_channels (`tuple[int, ...]`): Width of each level, finest first; the first is also the stem's width.
         down_block_types (`tuple[str, ...]`): `"DownBlock2D"` or `"AttnDownBlock2D"` (attention after each residual
             block) for each level.
-        up_block_types (`tuple[str, ...]`): `"UpBlock2D"` or `"AttnUpBlock2D"`, from the coarsest level.
+        up_block_types (`tuple[str, ...]`): `"UpBlock2D"` or `"AttnUpBlock2D"` for each level, coarsest first.
         mid_block_type (`str`, *optional*): `"UNetMidBlock2D"`, or None for no middle block.
         add_attention (`bool`): Whether the middle block attends.
-        layers_per_block (`int`): Residual blocks per level on the way down; one more on the way up.
+        layers_per_block (`int`): Residual blocks per level on the way down. The way up has one more.
         dropout (`float`): Dropout probability inside each residual block, in [0, 1).
-        attention_head_dim (`int`, *optional*): Width of an attention head; None is one head as wide as the level.
-        norm_num_groups (`int`): Groups of each group norm; it has to divide every width.
+        attention_head_dim (`int`, *optional*): Width of an attention head; None for one head as wide as the level.
+        norm_num_groups (`int`): Groups of each group norm. It has to divide every width.
         attn_norm_num_groups (`int`, *optional*): Groups of the middle block's attention norm, if different.
         norm_eps (`float`): Epsilon of each group norm.
-        flip_sin_to_cos (`bool`): Whether the time embedding has its cosines first.
+        flip_sin_to_cos (`bool`): Whether the cosines come first in the time embedding.
         freq_shift (`float`): The time embedding's frequencies are `10000 ** (-i / (half - freq_shift))`.
-        downsample_padding (`int`): 1, or 0 for one pixel of padding at the right and bottom only (Ho's code).
+        downsample_padding (`int`): 1, or 0 for one pixel of padding at the right and at the bottom only (Ho's code).
         upsample_type (`str`): `"conv"` (nearest neighbour, 3x3 convolution) or `"conv_transpose"` (4x4, stride 2).
-        num_class_embeds (`int`, *optional*): Number of labels of a class-conditional model, that for "no class" too.
+        num_class_embeds (`int`, *optional*): Number of labels of a class-conditional model, with the one for no class.
         narrow_up_blocks (`bool`): Whether the last residual block of each level on the way up narrows to the width of
-            the level below, so that upsampling happens at that width (annotated lineage).
+            the next finer level, so that upsampling happens at that width (True: annotated lineage).
         attention_norm (`bool`): Whether attention normalises its input (False: annotated lineage).
         norm_out_num_groups (`int`, *optional*): Groups of the last group norm, if different (8: annotated lineage).
-        zero_init (`bool`): Initialise as Ho's code does: uniform with variance 1 / fan_avg, biases zero, and the last
-            convolution of each block and of the network zero. False keeps PyTorch's default initialisation.
-        class_names (`tuple[str, ...]`, *optional*): Names of the classes 0, 1, ...; the label after them, the last of
-            `num_class_embeds`, stands for no class, and is what a call without labels takes.
+        zero_init (`bool`): Whether to initialise as Ho's code does: uniform weights of variance 1 / fan_avg, zero
+            biases, and zeros in the last layer of each block and of the network. False keeps PyTorch's initialisation.
+        class_names (`tuple[str, ...]`, *optional*): Names of the classes 0, 1, .... The label after them, the last of
+            `num_class_embeds`, stands for no class. A call without labels uses it.
 
     Raises:
-        ValueError: If the keys do not fit together; the message names the value and what would fit.
+        ValueError: If a value has another type or the keys do not fit together.
     """
 
     _supports_gradient_checkpointing = True
@@ -239,23 +257,24 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         widths = tuple(block_out_channels)
         time_channels = 4 * widths[0]
         upsampler = {"conv": Upsample, "conv_transpose": lambda c: nn.ConvTranspose2d(c, c, 4, stride=2, padding=1)}
-        time_widths = []  # of the residual blocks, in the order of the forward pass
+        time_widths: list[int] = []  # widths of the residual blocks, in the order of the forward pass
 
         def resnet(in_width, out_width):
             time_widths.append(out_width)
             return ResidualBlock(in_width, out_width, norm_num_groups, norm_eps, dropout)
 
         def attention(width, wanted, groups=norm_num_groups):
-            attend = SelfAttention(width, attention_head_dim, groups, norm_eps, attention_norm) if wanted else None
-            return attend or nn.Identity()
+            if not wanted:
+                return nn.Identity()
+            return SelfAttention(width, attention_head_dim, groups, norm_eps, attention_norm)
 
         self.time_embedding = TimeEmbedding(widths[0], time_channels, flip_sin_to_cos, freq_shift)
         self.class_embedding = nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
         self.conv_in = Stem(in_channels, widths[0], 3, padding=1)
 
-        # Down. Every output is kept for the way up, so its width is noted.
+        # Down. The way up reads every output again, so the widths are kept.
         skip_widths, h_width = [widths[0]], widths[0]
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks: Any = nn.ModuleList()  # of Level
         for i, (kind, width) in enumerate(zip(down_block_types, widths)):
             resnets, attentions = [], []
             for _ in range(layers_per_block):
@@ -272,12 +291,12 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
         # Middle.
         mid_groups = attn_norm_num_groups or norm_num_groups
-        self.mid_block = mid_block_type and Level(
+        self.mid_block: Any = mid_block_type and Level(
             [resnet(h_width, h_width), resnet(h_width, h_width)], [attention(h_width, add_attention, mid_groups)]
         )
 
-        # Up. Each residual block reads the last kept output beside its input.
-        self.up_blocks = nn.ModuleList()
+        # Up. Each residual block reads its input and the last output of the way down that was not yet read.
+        self.up_blocks: Any = nn.ModuleList()  # of Level
         for i, kind in zip(reversed(range(len(widths))), up_block_types):
             resnets, attentions = [], []
             for j in range(layers_per_block + 1):
@@ -295,8 +314,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         self.time_widths = time_widths
         self.time_projection = nn.Linear(time_channels, sum(time_widths))
 
-        # Channels last pays where matrices have units of their own: on GPUs, and on CPUs with AMX. CPUs are several
-        # times slower at group norm in it, and at that of narrow groups so much that no convolution makes up for it.
+        # Channels last is faster where hardware multiplies matrices: on GPUs, and on CPUs with AMX. But group norm on a
+        # CPU is several times slower in it. With narrow groups, that costs more than the convolutions gain.
         pays_on_cpu = torch.cpu._is_amx_tile_supported() and widths[0] >= 4 * norm_num_groups
         self.channels_last = torch.accelerator.is_available() or pays_on_cpu
 
@@ -306,11 +325,11 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, output_loading_info: bool = False, **kwargs):
-        """Load a saved model, as [`~diffusers.ModelMixin.from_pretrained`] does, into a new one's memory layout.
+        """Load a saved model, as [`~diffusers.ModelMixin.from_pretrained`] does, in the memory layout of a new one.
 
         Raises:
-            ValueError: If the folder holds a `UNet2DModel`, or not exactly the weights that this network has. Whoever
-                asks for `output_loading_info` gets the differences instead.
+            ValueError: If the folder holds a `UNet2DModel`, or if weights are missing or unknown. With
+                `output_loading_info=True`, the returned information names such weights instead.
         """
         source = pretrained_model_name_or_path
         options = {key: value for key, value in kwargs.items() if key in WHERE_A_CONFIG_IS}
@@ -327,7 +346,11 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Read config.json, as [`~diffusers.ConfigMixin.load_config`] does, and see that it is one."""
+        """Read config.json, as [`~diffusers.ConfigMixin.load_config`] does, and check that it is a dictionary.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
         loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
@@ -337,11 +360,11 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The layout of images in memory. It is no attribute, since older protocols of pickle cannot hold one."""
+        """The memory layout of images. Old pickle protocols cannot store it, so it is not an attribute."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_json_string(self) -> str:
-        """The contents of config.json, without the path that the model was loaded from."""
+        """Return the contents of config.json, without the path that the model was loaded from."""
         config = json.loads(super().to_json_string())
         config.pop("_name_or_path", None)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -357,9 +380,9 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
         Args:
             sample (`torch.Tensor`, `(batch, in_channels, height, width)`): `x_t`.
-            timestep (`torch.Tensor`, `float` or `int`): t, one for all or one for each sample; 0 is one noising step.
-            class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model only; without
-                them, one that was trained without as well (`class_names`) takes the images to be of no class.
+            timestep (`torch.Tensor`, `float` or `int`): t, one for all samples or one for each; 0 is one noising step.
+            class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model only. A model
+                with `class_names` may be called without them, for images of no class.
             return_dict (`bool`): Whether to return a [`DDPMUNetOutput`] instead of a tuple.
 
         Returns:
@@ -370,7 +393,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         """
         self._check_inputs(sample, timestep, class_labels)
 
-        # 1. Time: one embedding, if one t holds for the whole batch; one projection for each residual block.
+        # 1. Time: one embedding for each t, and one projection for each residual block.
         if torch.is_tensor(timestep):
             timestep = timestep.to(sample.device, non_blocking=True).reshape(-1)
         else:
@@ -381,15 +404,15 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
                 class_labels = torch.full((1,), len(self.config.class_names), device=sample.device)
             embedding = embedding + self.class_embedding(class_labels)
         times = self.time_projection(F.silu(embedding))[:, :, None, None]
-        dtype = times.dtype  # of what is computed: autocast's, or that of the weights
-        times = iter(times.split(self.time_widths, dim=1))  # each (B or 1, width, 1, 1)
+        dtype = times.dtype  # autocast's, or that of the weights
+        time = iter(times.split(self.time_widths, dim=1))  # each (B or 1, width, 1, 1)
 
         # 2. Down.
         h = self.conv_in(sample).to(dtype, memory_format=self.memory_format)
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
-                h = level.run(attention, level.run(resnet, h, next(times)))
+                h = level.run(attention, level.run(resnet, h, next(time)))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
@@ -398,14 +421,14 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         # 3. Middle.
         if self.mid_block is not None:
             level = self.mid_block
-            h = level.run(level.resnets[0], h, next(times))
+            h = level.run(level.resnets[0], h, next(time))
             h = level.run(level.attentions[0], h)
-            h = level.run(level.resnets[1], h, next(times))
+            h = level.run(level.resnets[1], h, next(time))
 
         # 4. Up.
         for level in self.up_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
-                h = level.run(resnet, torch.cat((h, skips.pop()), dim=1), next(times))
+                h = level.run(resnet, torch.cat((h, skips.pop()), dim=1), next(time))
                 h = level.run(attention, h)
             if level.resample is not None:
                 h = level.resample(h)
@@ -423,19 +446,20 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             if name.endswith(("conv2", "to_out", "conv_out")):
                 nn.init.zeros_(module.weight)
                 continue
-            # A fused layer is several layers, and each has a fan_out of its own.
+            # A fused layer stands for several layers, and each has its own fan_out.
             rows = len(module.weight)
             parts = self.time_widths if name == "time_projection" else rows // 3 if name.endswith("to_qkv") else rows
             for part in module.weight.data.split(parts):
                 nn.init.xavier_uniform_(part)
 
     def _store_in_own_memory(self):
-        """Copy the weights into memory of their own: a mapped file is aligned otherwise, which changes last bits."""
+        """Copy the weights out of a memory-mapped file, whose alignment changes the last bits of the output."""
         for parameter in self.parameters():
             layout = self.memory_format if parameter.ndim == 4 else torch.contiguous_format
             parameter.data = parameter.data.clone(memory_format=layout)
 
     def _check_inputs(self, sample, timestep, class_labels):
+        """Raise a ValueError if a shape does not fit the network."""
         channels, factor = self.config.in_channels, 2 ** (len(self.config.block_out_channels) - 1)
         if sample.ndim != 4 or sample.shape[1] != channels:
             raise ValueError(f"`sample` has shape {tuple(sample.shape)}; expected (batch, {channels}, height, width).")
@@ -456,18 +480,18 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
 
 def _check_keys(source, missing: list[str], extra: list[str]):
-    """Raise a ValueError for weights that diffusers would leave without a value, or leave out."""
+    """Raise a ValueError if weights are missing or unknown. diffusers would only warn about it."""
     parts = {"misses": missing, "has the unknown": extra}
     problems = [f"{verb} {', '.join(sorted(keys))}" for verb, keys in parts.items() if keys]
     if problems:
         raise ValueError(
             f"{source} does not hold the weights of the network that its configuration describes: it "
-            f"{'; '.join(problems)}. Take the weights and the config.json of one and the same model."
+            f"{'; '.join(problems)}. Use the weights and the config.json of the same model."
         )
 
 
 def check_config(config):
-    """Raise a ValueError that says what would fit, if a value is of another type, or the keys do not fit together.
+    """Raise a ValueError if a value has another type or the keys do not fit together; say what would fit.
 
     Args:
         config ([`~diffusers.configuration_utils.FrozenDict`]): All arguments of [`DDPMUNetModel`].
@@ -528,9 +552,9 @@ def check_config(config):
     )
 
 
-def _is_positive(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+def _is_positive(value) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def _is_list(value) -> bool:
+def _is_list(value) -> TypeGuard[list | tuple]:
     return isinstance(value, (list, tuple))

@@ -1,8 +1,9 @@
-"""Pictures from a picture: it is noised for some of the steps only, and taken back by the reverse process.
+"""Variations of a picture (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
-The less noise, the more of the picture stays (SDEdit, Meng et al. 2022, arXiv 2108.01073).
+The picture is noised for some of the T steps, and the reverse process takes the noise away again. With less noise, more
+of the picture stays.
 
-This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+This file is self-contained: diffusers loads it alone by `custom_pipeline=`, for any repository with a U-Net and one of
 the schedulers below.
 """
 
@@ -11,6 +12,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -57,15 +59,15 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         """Draw variations.
 
         Args:
-            image (`PIL.Image.Image`): The picture, of any mode. Of another size than the model's, but of its
-                proportions, it is resized.
-            strength (`float`): Which share of the T noising steps is taken, in [0, 1]: 0 gives the picture itself, 1
+            image (`PIL.Image.Image`): The picture, of any mode. If it has the model's proportions but another size, it
+                is resized.
+            strength (`float`): Share of the T noising steps to take, in [0, 1]. 0 gives the picture itself, and 1
                 leaves nothing of it.
-            batch_size (`int`): How many variations.
-            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
-                for each image, and then an image does not depend on the others of its batch.
-            num_inference_steps (`int`, *optional*): Steps that the way back from all T noising steps takes; from fewer
-                noising steps, it takes their share. By default T.
+            batch_size (`int`): Number of variations.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list holds one
+                generator for each image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Number of steps back from all T noising steps. From fewer noising
+                steps, the way back takes the same share of them. The default is T.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
@@ -74,7 +76,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The variations.
 
         Raises:
-            ValueError: If an argument does not fit; before any step is taken.
+            ValueError: If an argument does not fit, before any step is taken.
         """
         self._check_scheduler()
         batch_size = self._check_output(output_type, batch_size)
@@ -90,7 +92,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         eps = randn_tensor(x_0.shape, generator=generator, device=x_0.device)
         x = self._noise(x_0, eps, k)
 
-        # 2. Take as many back.
+        # 2. Take the noise away by the reverse process.
         for t in self.progress_bar(timesteps):
             x = self._reverse_step(x, t, generator)
 
@@ -99,7 +101,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _check_scheduler(self):
-        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        """Raise a ValueError if steps of the scheduler depend on earlier steps, or if it scales x_t."""
         if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
             raise ValueError(
                 f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
@@ -107,7 +109,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             )
 
     def _check_output(self, output_type: str, batch_size: int) -> int:
-        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
+        """Return the number of images as an `int`; raise a ValueError for a bad number or output type."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
         if not _is_whole(batch_size) or batch_size < 1:
@@ -115,7 +117,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         return operator.index(batch_size)
 
     def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        """Return the generator, or a list of one for each image; raise a ValueError for anything else."""
         if generator is None:
             return None
         generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
@@ -136,20 +138,20 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         return generators
 
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
-        """The picture in the model's mode and size; a log line tells what that changed."""
+        """Return the picture in the model's mode and size. A log line says what that changed."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None or channels not in (1, 3):
             raise ValueError(
-                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
-                "channels of pictures."
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "
+                "pictures."
             )
         if not isinstance(picture, Image.Image):
             raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
         height, width = (size, size) if isinstance(size, int) else size
         if round(picture.width * height / picture.height) != width:
             raise ValueError(
-                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
-                "distort; crop it to that shape first."
+                f"`{name}` has {picture.width}x{picture.height} pixels; expected the proportions of the model's "
+                f"{width}x{height}, so crop it first."
             )
         if channels == 1 and picture.mode not in GREYSCALE_MODES:
             logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
@@ -162,18 +164,18 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         return picture
 
     def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
-        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        """Return pixels in [-1, 1], `(1, channels, height, width)`."""
         pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
         return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
     def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
-        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        """Return the timesteps of the way back from k noising steps: from t = k - 1 on, evenly spread."""
         T = self.scheduler.config.num_train_timesteps
         num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, T)
         device = self._execution_device
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has a fixed stride
         steps = min(k, max(1, round(k * num_inference_steps / T)))
         timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
         if k > 0:
@@ -181,39 +183,39 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         return timesteps.to(device)
 
     def _noise(self, x_0: torch.Tensor, eps: torch.Tensor, k: int) -> torch.Tensor:
-        """x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
+        """Return x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
         return self.scheduler.add_noise(x_0, eps, torch.tensor([k - 1], device=x_0.device)) if k > 0 else x_0
 
     def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
-        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
         model_output = self.unet(x.to(self.unet.dtype), t).sample
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 
     def _to_images(self, x: torch.Tensor, output_type: str):
-        """[-1, 1] -> [0, 1] -> pictures."""
+        """Bring samples from [-1, 1] to [0, 1], and return them in the form that `output_type` names."""
         images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
 def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
-    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+    """Return a picture of any mode as "L" or "RGB". Transparent pixels show the colour `behind` them.
 
-    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
-    1, as 0 to 255.
+    Integers of 16 bits are divided by 257. Floating-point values range from 0 to 1, or to 255 if one is larger than 1.
     """
     if picture.mode[0] in "IF":
-        numbers = np.asarray(picture, dtype=np.float64)
-        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
-        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if values.max() <= 1 else 255
+        picture = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
     return picture.convert("RGB").convert(mode)
 
 
-def _is_whole(value) -> bool:
-    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+def _is_whole(value) -> TypeGuard[int]:
+    """Tell whether this is a whole number. NumPy's and PyTorch's count, True and False do not."""
     try:
         operator.index(value)
     except TypeError:
@@ -222,6 +224,7 @@ def _is_whole(value) -> bool:
 
 
 def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    """Return a whole number from `first` to `last` as an `int`; raise a ValueError for other values."""
     if not _is_whole(value) or not first <= value <= last:
         limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
         raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
@@ -229,6 +232,6 @@ def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
 
 
 def _shown(value) -> str:
-    """A value as an error shows it: in one line, and cut short if it is long."""
+    """Return a value as text for an error message: one line, at most 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."

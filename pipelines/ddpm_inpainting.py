@@ -1,9 +1,9 @@
 """Inpainting with an unconditional model (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, Algorithm 1).
 
-At every step of the reverse process, the known pixels are replaced by those of the noised picture. To bring both parts
-into harmony, the process jumps back up and comes down again, several times.
+At every step of the reverse process, pixels of the noised picture replace the known pixels. To make both parts fit, the
+process adds noise again and repeats the steps, several times.
 
-This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+This file is self-contained: diffusers loads it alone by `custom_pipeline=`, for any repository with a U-Net and one of
 the schedulers below.
 """
 
@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ logger = logging.get_logger("diffusers.ddpm_inpainting")
 
 
 class DDPMInpaintingPipeline(DiffusionPipeline):
-    """Pictures whose masked pixels are painted anew.
+    """Pictures with new content in place of the masked pixels.
 
     Args:
         unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
@@ -59,18 +60,18 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         """Paint the masked pixels.
 
         Args:
-            image (`PIL.Image.Image`): The picture, of any mode. Of another size than the model's, but of its
-                proportions, it is resized, and the mask with it.
-            mask (`PIL.Image.Image`): A picture of the same size and any mode, white where to paint and black at the
-                known pixels, which come back exactly. Grey counts as what it is nearer to, transparent as black.
-            batch_size (`int`): How many pictures.
-            jump_length (`int`): How many steps each jump goes back up.
-            num_resamples (`int`): How often each stretch of `jump_length` steps is gone down; 1 makes no jumps.
-            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
-                for each image, and then an image does not depend on the others of its batch.
-            num_inference_steps (`int`, *optional*): Steps of the way from noise to a picture, without the jumps. By
-                default the 250 of RePaint, or T if that is less. The network is evaluated about `num_resamples` times
-                as often.
+            image (`PIL.Image.Image`): The picture, of any mode. If it has the model's proportions but another size, it
+                is resized, and the mask too.
+            mask (`PIL.Image.Image`): A picture of the same size and of any mode. It is white where to paint. It is
+                black at the known pixels, which stay exactly as they are. Grey counts as the nearer of the two, and
+                transparent as black.
+            batch_size (`int`): Number of pictures.
+            jump_length (`int`): Number of steps that each jump goes back up.
+            num_resamples (`int`): How often to take each stretch of `jump_length` steps down. 1 makes no jumps.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list holds one
+                generator for each image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Number of steps from noise to a picture, without the jumps. The
+                default is RePaint's 250, or T if it is smaller. The network runs about `num_resamples` times as often.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
@@ -79,7 +80,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The pictures.
 
         Raises:
-            ValueError: If an argument does not fit; before any step is taken.
+            ValueError: If an argument does not fit, before any step is taken.
         """
         self._check_scheduler()
         batch_size = self._check_output(output_type, batch_size)
@@ -94,7 +95,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         ascending = timesteps.flip(0)
         alpha_bar = torch.cat((torch.ones(1), self.scheduler.alphas_cumprod.cpu()[ascending.cpu()])).to(x_0)
 
-        # Levels count the visited timesteps from the picture, level 0, to noise; alpha_bar and x are of a level.
+        # Levels count the visited timesteps, from 0, the picture, up to noise. `alpha_bar` has an entry for each level.
         shape = (batch_size, *x_0.shape[1:])
 
         def draw_noise():
@@ -103,7 +104,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         x = draw_noise()
         for level, following in self.progress_bar(list(resampling_path(len(timesteps), jump_length, num_resamples))):
             if following > level:
-                # Back up: q(x_t | x_s) over all steps of the jump at once (Algorithm 1, lines 9-10).
+                # Up: q(x_t | x_s) for all steps of the jump at once (Algorithm 1, lines 9-10).
                 kept = alpha_bar[following] / alpha_bar[level]
                 x = kept.sqrt() * x + (1 - kept).sqrt() * draw_noise()
                 continue
@@ -117,7 +118,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _known_pixels(self, mask: Image.Image, image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-        """Which pixels are known, `(1, 1, height, width)`."""
+        """Return which pixels are known, `(1, 1, height, width)`."""
         if not isinstance(mask, Image.Image):
             raise ValueError(f"`mask` is a {type(mask).__name__}; expected a PIL picture.")
         if mask.size != image.size:
@@ -132,7 +133,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return torch.tensor(known, device=self._execution_device)[None, None]
 
     def _check_scheduler(self):
-        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        """Raise a ValueError if steps of the scheduler depend on earlier steps, or if it scales x_t."""
         if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
             raise ValueError(
                 f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
@@ -140,7 +141,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
             )
 
     def _check_output(self, output_type: str, batch_size: int) -> int:
-        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
+        """Return the number of images as an `int`; raise a ValueError for a bad number or output type."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
         if not _is_whole(batch_size) or batch_size < 1:
@@ -148,7 +149,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return operator.index(batch_size)
 
     def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        """Return the generator, or a list of one for each image; raise a ValueError for anything else."""
         if generator is None:
             return None
         generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
@@ -169,20 +170,20 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return generators
 
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
-        """The picture in the model's mode and size; a log line tells what that changed."""
+        """Return the picture in the model's mode and size. A log line says what that changed."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None or channels not in (1, 3):
             raise ValueError(
-                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
-                "channels of pictures."
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "
+                "pictures."
             )
         if not isinstance(picture, Image.Image):
             raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
         height, width = (size, size) if isinstance(size, int) else size
         if round(picture.width * height / picture.height) != width:
             raise ValueError(
-                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
-                "distort; crop it to that shape first."
+                f"`{name}` has {picture.width}x{picture.height} pixels; expected the proportions of the model's "
+                f"{width}x{height}, so crop it first."
             )
         if channels == 1 and picture.mode not in GREYSCALE_MODES:
             logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
@@ -195,18 +196,18 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return picture
 
     def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
-        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        """Return pixels in [-1, 1], `(1, channels, height, width)`."""
         pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
         return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
     def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
-        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        """Return the timesteps of the way back from k noising steps: from t = k - 1 on, evenly spread."""
         T = self.scheduler.config.num_train_timesteps
         num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, T)
         device = self._execution_device
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has a fixed stride
         steps = min(k, max(1, round(k * num_inference_steps / T)))
         timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
         if k > 0:
@@ -214,23 +215,24 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return timesteps.to(device)
 
     def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
-        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
         model_output = self.unet(x.to(self.unet.dtype), t).sample
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 
     def _to_images(self, x: torch.Tensor, output_type: str):
-        """[-1, 1] -> [0, 1] -> pictures."""
+        """Bring samples from [-1, 1] to [0, 1], and return them in the form that `output_type` names."""
         images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
 def resampling_path(levels: int, jump_length: int, num_resamples: int) -> Iterator[tuple[int, int]]:
-    """Pairs (level, next level) from `levels` down to 0.
+    """Yield pairs (level, next level) from `levels` down to 0.
 
-    On reaching a multiple of `jump_length`, the path jumps up by `jump_length`, `num_resamples - 1` times at each. With
-    a `jump_length` of 1, this is Algorithm 1, which does not jump from 0.
+    At each multiple of `jump_length`, the path jumps up by `jump_length`, `num_resamples - 1` times. With a
+    `jump_length` of 1 there is no jump from 0, as in Algorithm 1.
     """
     jumps = dict.fromkeys(range(0 if jump_length > 1 else 1, levels - jump_length + 1, jump_length), num_resamples - 1)
     level = levels
@@ -244,22 +246,21 @@ def resampling_path(levels: int, jump_length: int, num_resamples: int) -> Iterat
 
 
 def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
-    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+    """Return a picture of any mode as "L" or "RGB". Transparent pixels show the colour `behind` them.
 
-    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
-    1, as 0 to 255.
+    Integers of 16 bits are divided by 257. Floating-point values range from 0 to 1, or to 255 if one is larger than 1.
     """
     if picture.mode[0] in "IF":
-        numbers = np.asarray(picture, dtype=np.float64)
-        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
-        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if values.max() <= 1 else 255
+        picture = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
     return picture.convert("RGB").convert(mode)
 
 
-def _is_whole(value) -> bool:
-    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+def _is_whole(value) -> TypeGuard[int]:
+    """Tell whether this is a whole number. NumPy's and PyTorch's count, True and False do not."""
     try:
         operator.index(value)
     except TypeError:
@@ -268,6 +269,7 @@ def _is_whole(value) -> bool:
 
 
 def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    """Return a whole number from `first` to `last` as an `int`; raise a ValueError for other values."""
     if not _is_whole(value) or not first <= value <= last:
         limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
         raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
@@ -275,6 +277,6 @@ def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
 
 
 def _shown(value) -> str:
-    """A value as an error shows it: in one line, and cut short if it is long."""
+    """Return a value as text for an error message: one line, at most 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,9 +1,9 @@
 """Interpolation between two pictures (Ho et al. 2020, arXiv 2006.11239, section 4.4 and figure 8).
 
-Both pictures are noised to x_t with one and the same noise, mixed there, and the mixtures are taken back to x_0 by the
-reverse process. The more noising steps, the more of the result comes from the model, and the less from the pictures.
+Both pictures are noised to x_t with the same noise and mixed there. The reverse process takes the mixtures back to x_0.
+With more noising steps, more of the result comes from the model, and less from the pictures.
 
-This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+This file is self-contained: diffusers loads it alone by `custom_pipeline=`, for any repository with a U-Net and one of
 the schedulers below.
 """
 
@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -59,23 +60,23 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Interpolate.
+        """Draw frames between two pictures.
 
         Args:
-            image_1, image_2 (`PIL.Image.Image`): The pictures, of any mode. Of another size than the model's, but of
-                its proportions, they are resized.
-            num_frames (`int`): How many frames, at least 2. The i-th mixes with lambda = i / (num_frames - 1).
-            timestep (`int`, *optional*): How many noising steps are taken before mixing, in [0, T]; by default half of
-                T, as in the paper. k of them lead to x_t of index t = k - 1 (the model counts from 0), where the way
-                back begins. After 0 steps, the first and the last frame are the pictures themselves, and the others
-                their mixtures.
-            mixing (`str`): `"linear"`, `(1 - lambda) x_t + lambda x'_t`, as in the paper; or `"slerp"`, along the arc
+            image_1, image_2 (`PIL.Image.Image`): The pictures, of any mode. If they have the model's proportions but
+                another size, they are resized.
+            num_frames (`int`): Number of frames, at least 2. Frame i mixes with lambda = i / (num_frames - 1).
+            timestep (`int`, *optional*): Number of noising steps before mixing, in [0, T]. The default is half of T, as
+                in the paper. k steps lead to x_t of index t = k - 1 (the model counts from 0), where the way back
+                begins. With 0 steps, the first and the last frame are the pictures, and the others are mixtures of
+                their pixels.
+            mixing (`str`): `"linear"` for `(1 - lambda) x_t + lambda x'_t`, as in the paper, or `"slerp"` for the arc
                 between them.
-            share_decoding_noise (`bool`): Whether all frames are taken back with the same noise, so that they differ by
-                lambda alone and change gradually; otherwise each with noise of its own.
+            share_decoding_noise (`bool`): Whether the way back uses the same noise for all frames. Then frames differ
+                by lambda alone and change gradually. Otherwise each frame has its own noise.
             generator (`torch.Generator`, *optional*): Source of all noise.
-            num_inference_steps (`int`, *optional*): Steps that the way back from all T noising steps takes; from fewer
-                noising steps, it takes their share. By default T.
+            num_inference_steps (`int`, *optional*): Number of steps back from all T noising steps. From fewer noising
+                steps, the way back takes the same share of them. The default is T.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
@@ -84,7 +85,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The frames, in order.
 
         Raises:
-            ValueError: If an argument does not fit; before any step is taken.
+            ValueError: If an argument does not fit, before any step is taken.
         """
         self._check_scheduler()
         num_frames = self._check_output(output_type, num_frames)
@@ -101,25 +102,28 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             raise ValueError(f"`mixing={mixing!r}`; expected 'linear' or 'slerp'.")
         if isinstance(generator, (list, tuple)):
             raise ValueError("`generator` is a list; expected one generator, since the frames share their noise.")
-        generator = self._check_generator(generator, num_frames)
-        x_0 = [self._to_x_0(self._read(image, name)) for image, name in ((image_1, "image_1"), (image_2, "image_2"))]
+        self._check_generator(generator, num_frames)
+        x_0_1 = self._to_x_0(self._read(image_1, "image_1"))  # (1, C, H, W)
+        x_0_2 = self._to_x_0(self._read(image_2, "image_2"))
         timesteps = self._choose_timesteps(timestep, T if num_inference_steps is None else num_inference_steps)
 
-        # 1. Encode both pictures with shared noise (eq. 4).
-        eps = randn_tensor(x_0[0].shape, generator=generator, device=x_0[0].device)
-        x_t = [self._noise(x, eps, timestep) for x in x_0]  # each (1, C, H, W)
+        # 1. Encode both pictures with the same noise (eq. 4).
+        eps = randn_tensor(x_0_1.shape, generator=generator, device=x_0_1.device)
+        x_t_1, x_t_2 = self._noise(x_0_1, eps, timestep), self._noise(x_0_2, eps, timestep)
 
         # 2. Mix.
         weights = torch.linspace(0, 1, num_frames, device=eps.device).view(-1, 1, 1, 1)
-        x = (slerp if mixing == "slerp" else linear)(*x_t, weights)  # (num_frames, C, H, W)
+        mix = slerp if mixing == "slerp" else linear
+        x = mix(x_t_1, x_t_2, weights)  # (num_frames, C, H, W)
 
-        # 3. Decode, from the t that was encoded to: generators of one seed draw the same noise for each frame.
+        # 3. Decode. Generators of the same seed draw the same noise for each frame.
+        decoding: torch.Generator | list[torch.Generator] | None = generator
         if share_decoding_noise:
             device = generator.device if generator is not None else "cpu"
-            seed = torch.randint(2**62, (1,), generator=generator, device=device).item()
-            generator = [torch.Generator(device).manual_seed(seed) for _ in range(num_frames)]
+            seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
+            decoding = [torch.Generator(device).manual_seed(seed) for _ in range(num_frames)]
         for t in self.progress_bar(timesteps):
-            x = self._reverse_step(x, t, generator)
+            x = self._reverse_step(x, t, decoding)
 
         images = self._to_images(x, output_type)
         self.maybe_free_model_hooks()
@@ -127,21 +131,21 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
 
     @staticmethod
     def save_strip(path: str | Path, *rows: list[Image.Image], scale: int = 1):
-        """Save rows of pictures of one size and mode as one picture, each pixel enlarged to `scale` x `scale`."""
+        """Save rows of pictures of one size and mode as one picture, each pixel as `scale` x `scale` pixels."""
         _tile(rows, scale).save(path)
 
     @staticmethod
     def save_gif(path: str | Path, *rows: list[Image.Image], scale: int = 1, duration: int = 80):
-        """Save rows of pictures as an endless animation, in which the i-th pictures of all rows stand side by side.
+        """Save rows of pictures as an endless animation. Its frame i shows picture i of all rows side by side.
 
-        Each frame shows for `duration` milliseconds, the last one for a second more.
+        Each frame stays for `duration` milliseconds, and the last one for a second more.
         """
         frames = [_tile([pictures], scale) for pictures in zip(*rows)]
         durations = [duration] * (len(frames) - 1) + [duration + 1000]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
     def _check_scheduler(self):
-        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        """Raise a ValueError if steps of the scheduler depend on earlier steps, or if it scales x_t."""
         if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
             raise ValueError(
                 f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
@@ -149,7 +153,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             )
 
     def _check_output(self, output_type: str, batch_size: int) -> int:
-        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
+        """Return the number of images as an `int`; raise a ValueError for a bad number or output type."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
         if not _is_whole(batch_size) or batch_size < 1:
@@ -157,7 +161,7 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         return operator.index(batch_size)
 
     def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        """Return the generator, or a list of one for each image; raise a ValueError for anything else."""
         if generator is None:
             return None
         generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
@@ -178,20 +182,20 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         return generators
 
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
-        """The picture in the model's mode and size; a log line tells what that changed."""
+        """Return the picture in the model's mode and size. A log line says what that changed."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None or channels not in (1, 3):
             raise ValueError(
-                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
-                "channels of pictures."
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "
+                "pictures."
             )
         if not isinstance(picture, Image.Image):
             raise ValueError(f"`{name}` is a {type(picture).__name__}; expected a PIL picture.")
         height, width = (size, size) if isinstance(size, int) else size
         if round(picture.width * height / picture.height) != width:
             raise ValueError(
-                f"`{name}` has {picture.width}x{picture.height} pixels, which the model's {width}x{height} would "
-                "distort; crop it to that shape first."
+                f"`{name}` has {picture.width}x{picture.height} pixels; expected the proportions of the model's "
+                f"{width}x{height}, so crop it first."
             )
         if channels == 1 and picture.mode not in GREYSCALE_MODES:
             logger.warning(f"`{name}` is of mode {picture.mode}; it becomes greyscale, as the model is.")
@@ -204,18 +208,18 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         return picture
 
     def _to_x_0(self, picture: Image.Image) -> torch.Tensor:
-        """Pixels in [-1, 1], `(1, channels, height, width)`."""
+        """Return pixels in [-1, 1], `(1, channels, height, width)`."""
         pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
         return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
     def _choose_timesteps(self, k: int, num_inference_steps: int) -> torch.Tensor:
-        """The timesteps that the reverse process visits after k noising steps: from t = k - 1 on, evenly spread."""
+        """Return the timesteps of the way back from k noising steps: from t = k - 1 on, evenly spread."""
         T = self.scheduler.config.num_train_timesteps
         num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, T)
         device = self._execution_device
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has one fixed stride
+            return torch.arange(k - 1, -1, -(T // num_inference_steps), device=device)  # DDIM has a fixed stride
         steps = min(k, max(1, round(k * num_inference_steps / T)))
         timesteps = torch.linspace(k - 1, 0, steps, dtype=torch.float64).round().long()
         if k > 0:
@@ -223,51 +227,52 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
         return timesteps.to(device)
 
     def _noise(self, x_0: torch.Tensor, eps: torch.Tensor, k: int) -> torch.Tensor:
-        """x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
+        """Return x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
         return self.scheduler.add_noise(x_0, eps, torch.tensor([k - 1], device=x_0.device)) if k > 0 else x_0
 
     def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
-        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). The samples stay in float32, whatever the network computes in."""
+        """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
         model_output = self.unet(x.to(self.unet.dtype), t).sample
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 
     def _to_images(self, x: torch.Tensor, output_type: str):
-        """[-1, 1] -> [0, 1] -> pictures."""
+        """Bring samples from [-1, 1] to [0, 1], and return them in the form that `output_type` names."""
         images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
 def linear(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`(1 - lambda) a + lambda b`."""
+    """Return `(1 - lambda) a + lambda b`."""
     return (1 - weights) * a + weights * b
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`(sin((1 - lambda) theta) a + sin(lambda theta) b) / sin(theta)`, where theta is the angle between a and b."""
+    """Return `(sin((1 - lambda) theta) a + sin(lambda theta) b) / sin(theta)`; theta is the angle from a to b."""
     theta = torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).acos()
-    if theta.sin() < 1e-4:  # the arc is a straight line, or not unique
+    if theta.sin() < 1e-4:  # the arc is a line, or it is not unique
         return linear(a, b, weights)
     return (((1 - weights) * theta).sin() * a + (weights * theta).sin() * b).div(theta.sin()).to(a.dtype)
 
 
 def _to_eight_bits(picture: Image.Image, mode: str, behind: str) -> Image.Image:
-    """A picture of any mode as "L" or "RGB"; transparent pixels show the colour `behind` them.
+    """Return a picture of any mode as "L" or "RGB". Transparent pixels show the colour `behind` them.
 
-    Integers of 16 bits are divided by 257; floating-point values are taken as 0 to 1, or, if one of them is larger than
-    1, as 0 to 255.
+    Integers of 16 bits are divided by 257. Floating-point values range from 0 to 1, or to 255 if one is larger than 1.
     """
     if picture.mode[0] in "IF":
-        numbers = np.asarray(picture, dtype=np.float64)
-        white = 65535 if picture.mode[0] == "I" else 1 if numbers.max() <= 1 else 255
-        picture = Image.fromarray((numbers * (255 / white)).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture, dtype=np.float64)
+        white = 65535 if picture.mode[0] == "I" else 1 if values.max() <= 1 else 255
+        picture = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
     return picture.convert("RGB").convert(mode)
 
 
 def _tile(rows, scale: int) -> Image.Image:
+    """Return rows of pictures as one picture, each pixel as `scale` x `scale` pixels."""
     width, height = (scale * side for side in rows[0][0].size)
     canvas = Image.new(rows[0][0].mode, (width * len(rows[0]), height * len(rows)))
     for i, row in enumerate(rows):
@@ -276,8 +281,8 @@ def _tile(rows, scale: int) -> Image.Image:
     return canvas
 
 
-def _is_whole(value) -> bool:
-    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+def _is_whole(value) -> TypeGuard[int]:
+    """Tell whether this is a whole number. NumPy's and PyTorch's count, True and False do not."""
     try:
         operator.index(value)
     except TypeError:
@@ -286,6 +291,7 @@ def _is_whole(value) -> bool:
 
 
 def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    """Return a whole number from `first` to `last` as an `int`; raise a ValueError for other values."""
     if not _is_whole(value) or not first <= value <= last:
         limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
         raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
@@ -293,6 +299,6 @@ def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
 
 
 def _shown(value) -> str:
-    """A value as an error shows it: in one line, and cut short if it is long."""
+    """Return a value as text for an error message: one line, at most 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,6 +1,6 @@
-"""Watch a picture appear: the noisy x_t and the predicted x_0 on the way (Ho et al. 2020, arXiv 2006.11239, figure 6).
+"""The noisy x_t and the predicted x_0 while a picture appears (Ho et al. 2020, arXiv 2006.11239, figure 6).
 
-This file is self-contained: diffusers loads it singly, by `custom_pipeline=`, for any repository of a U-Net and one of
+This file is self-contained: diffusers loads it alone by `custom_pipeline=`, for any repository with a U-Net and one of
 the schedulers below.
 """
 
@@ -9,6 +9,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -21,12 +22,12 @@ SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
 
 @dataclass
 class DDPMProgressiveOutput(BaseOutput):
-    """Output of [`DDPMProgressivePipeline`]: each is in the form that `output_type` names.
+    """Output of [`DDPMProgressivePipeline`], in the form that `output_type` names.
 
     Attributes:
-        images: The images that were drawn.
-        x_t (`list`): The frames of the noisy images, from x_T to the images themselves.
-        x_0 (`list`): The frames of the network's predictions of x_0 at each of them; the last are the images again.
+        images: The final images.
+        x_t (`list`): The frames of the noisy images, from x_T to the final images.
+        x_0 (`list`): The frames of the predicted x_0, one for each frame of x_t. The last one is the final images.
     """
 
     images: list
@@ -35,7 +36,7 @@ class DDPMProgressiveOutput(BaseOutput):
 
 
 class DDPMProgressivePipeline(DiffusionPipeline):
-    """Draws images as a plain DDPM pipeline does, bit for bit, and keeps what they were on the way.
+    """Image generation that keeps frames of the reverse process; the images are those of a plain DDPM pipeline.
 
     Args:
         unet ([`~diffusers.UNet2DModel`] or `DDPMUNetModel`): The network that predicts the noise in `x_t`.
@@ -68,22 +69,22 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         """Draw images, step by step.
 
         Args:
-            batch_size (`int`): How many images.
-            num_frames (`int`, *optional*): How many frames are kept, evenly spread over the steps, the first and the
-                last among them. By default all: one for each step, and the images.
-            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
-                for each image, and then an image does not depend on the others of its batch.
-            num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
+            batch_size (`int`): Number of images.
+            num_frames (`int`, *optional*): Number of frames to keep, spread evenly over the steps from the first to the
+                last. The default is all: one for each step, and the images.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list holds one
+                generator for each image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Number of denoising steps. The default is the T of training.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for arrays `(batch, height,
                 width, channels)` or `"pt"` for tensors `(batch, channels, height, width)`, both in [0, 1]. Each frame
                 is a whole batch.
             return_dict (`bool`): Whether to return a [`DDPMProgressiveOutput`] instead of a tuple.
 
         Returns:
-            [`DDPMProgressiveOutput`] or `tuple`: The images, the frames of x_t, and those of the predicted x_0.
+            [`DDPMProgressiveOutput`] or `tuple`: The images, the frames of x_t, and the frames of the predicted x_0.
 
         Raises:
-            ValueError: If an argument does not fit; before any step is taken.
+            ValueError: If an argument does not fit, before any step is taken.
         """
         self._check_scheduler()
         batch_size = self._check_output(output_type, batch_size)
@@ -91,8 +92,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if size is None or (output_type == "pil" and channels not in (1, 3)):
             raise ValueError(
-                f"The model has `sample_size={size}` and {channels} channels; expected a size, and the 1 or 3 "
-                "channels of pictures."
+                f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "
+                "pictures."
             )
         T = self.scheduler.config.num_train_timesteps
         steps = _whole_number("num_inference_steps", T if num_inference_steps is None else num_inference_steps, 1, T)
@@ -104,8 +105,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         x = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
 
-        # 2. For t = T, ..., 1: draw x_{t-1}, by way of a prediction of x_0.
-        frames = []  # pairs of x_t and the prediction from it
+        # 2. For t = T, ..., 1: predict x_0 from x_t, and draw x_{t-1}.
+        frames = []  # pairs of x_t and the x_0 predicted from it
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             step = self.scheduler.step(self.unet(x, t).sample, t, x, generator=generator)
             if i in kept:
@@ -121,21 +122,21 @@ class DDPMProgressivePipeline(DiffusionPipeline):
 
     @staticmethod
     def save_strip(path: str | Path, *rows: list[Image.Image], scale: int = 1):
-        """Save rows of pictures of one size and mode as one picture, each pixel enlarged to `scale` x `scale`."""
+        """Save rows of pictures of one size and mode as one picture, each pixel as `scale` x `scale` pixels."""
         _tile(rows, scale).save(path)
 
     @staticmethod
     def save_gif(path: str | Path, *rows: list[Image.Image], scale: int = 1, duration: int = 80):
-        """Save rows of pictures as an endless animation, in which the i-th pictures of all rows stand side by side.
+        """Save rows of pictures as an endless animation. Its frame i shows picture i of all rows side by side.
 
-        Each frame shows for `duration` milliseconds, the last one for a second more.
+        Each frame stays for `duration` milliseconds, and the last one for a second more.
         """
         frames = [_tile([pictures], scale) for pictures in zip(*rows)]
         durations = [duration] * (len(frames) - 1) + [duration + 1000]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
     def _check_scheduler(self):
-        """Raise a ValueError for schedulers whose steps depend on the steps before, or whose x_t is scaled."""
+        """Raise a ValueError if steps of the scheduler depend on earlier steps, or if it scales x_t."""
         if not any(kind.__name__ in SCHEDULERS for kind in type(self.scheduler).__mro__):
             raise ValueError(
                 f"The scheduler is a {type(self.scheduler).__name__}; expected one of {', '.join(SCHEDULERS)}: "
@@ -143,7 +144,7 @@ class DDPMProgressivePipeline(DiffusionPipeline):
             )
 
     def _check_output(self, output_type: str, batch_size: int) -> int:
-        """Raise a ValueError for what cannot be drawn; return how many images are drawn."""
+        """Return the number of images as an `int`; raise a ValueError for a bad number or output type."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
         if not _is_whole(batch_size) or batch_size < 1:
@@ -151,7 +152,7 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         return operator.index(batch_size)
 
     def _check_generator(self, generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-        """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+        """Return the generator, or a list of one for each image; raise a ValueError for anything else."""
         if generator is None:
             return None
         generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
@@ -172,14 +173,16 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         return generators
 
     def _to_images(self, x: torch.Tensor, output_type: str):
-        """[-1, 1] -> [0, 1] -> pictures."""
+        """Bring samples from [-1, 1] to [0, 1], and return them in the form that `output_type` names."""
         images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
 def _tile(rows, scale: int) -> Image.Image:
+    """Return rows of pictures as one picture, each pixel as `scale` x `scale` pixels."""
     width, height = (scale * side for side in rows[0][0].size)
     canvas = Image.new(rows[0][0].mode, (width * len(rows[0]), height * len(rows)))
     for i, row in enumerate(rows):
@@ -188,8 +191,8 @@ def _tile(rows, scale: int) -> Image.Image:
     return canvas
 
 
-def _is_whole(value) -> bool:
-    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+def _is_whole(value) -> TypeGuard[int]:
+    """Tell whether this is a whole number. NumPy's and PyTorch's count, True and False do not."""
     try:
         operator.index(value)
     except TypeError:
@@ -198,6 +201,7 @@ def _is_whole(value) -> bool:
 
 
 def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
+    """Return a whole number from `first` to `last` as an `int`; raise a ValueError for other values."""
     if not _is_whole(value) or not first <= value <= last:
         limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
         raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
@@ -205,6 +209,6 @@ def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
 
 
 def _shown(value) -> str:
-    """A value as an error shows it: in one line, and cut short if it is long."""
+    """Return a value as text for an error message: one line, at most 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."

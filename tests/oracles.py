@@ -1,4 +1,4 @@
-"""Things with a known answer, that the tests compare with."""
+"""Reference values and exact models that the tests compare with."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +12,14 @@ REFERENCE = Path(__file__).parent / "reference"
 
 
 def annotated_unet() -> tuple[dict, dict]:
-    """State dict of the annotated tutorial's U-Net, and its input, timesteps and output."""
+    """Return the state dict of the annotated tutorial's U-Net, and its input, timesteps and output."""
     tensors = load_file(REFERENCE / "annotated_unet.safetensors")
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     return weights, {k: v for k, v in tensors.items() if not k.startswith("weights.")}
 
 
 def annotated_diffusion() -> dict:
-    """Numbers of the annotated tutorial's Gaussian diffusion: sigma^2 = beta, no clipping."""
+    """Return values of the annotated tutorial's Gaussian diffusion: sigma^2 = beta, no clipping."""
     return load_file(REFERENCE / "annotated_diffusion.safetensors")
 
 
@@ -38,7 +38,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         self.alpha_bar = (1 - betas).cumprod(0)
 
     def forward(self, sample, timestep, class_labels=None, return_dict=True):
-        # Schedulers of continuous time ask between the timesteps.
+        # Schedulers of continuous time pass fractional timesteps.
         t = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1).clamp(0, 999)
         low = t.floor().long()
         share = t - low
@@ -47,6 +47,6 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         a = a.view(-1, 1, 1, 1).to(sample.dtype)
         mean, std = self.config.mean, self.config.std
         eps = (1 - a).sqrt() * (sample - a.sqrt() * mean) / (a * std**2 + 1 - a)
-        v = (eps - (1 - a).sqrt() * sample) / a.sqrt()  # sqrt(a) eps - sqrt(1 - a) x_0, by the x_0 of this eps
+        v = (eps - (1 - a).sqrt() * sample) / a.sqrt()  # sqrt(a) eps - sqrt(1 - a) x_0, at the x_0 of this eps
         output = v if self.config.prediction_type == "v_prediction" else eps
         return SimpleNamespace(sample=output) if return_dict else (output,)

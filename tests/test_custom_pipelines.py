@@ -1,4 +1,4 @@
-"""The single-file pipelines, against denoisers with a known answer; no training."""
+"""The single-file pipelines, against denoisers with a known answer, without training."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def seeded(seed=0):
 
 
 def make(kind, unet=None, scheduler=None):
-    """A quiet pipeline of data N(0, 0.1^2), unless given other parts."""
+    """Return a pipeline without a progress bar, by default with the exact denoiser of data N(0, 0.1^2)."""
     unet = unet or GaussianDenoiser(0.0, 0.1)
     pipeline = kind(unet, scheduler or DDPMLinearScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
@@ -42,17 +42,17 @@ def make(kind, unet=None, scheduler=None):
 
 
 def flat(value, size=(16, 16), mode="L"):
-    """A picture of one colour."""
+    """Return a picture of one colour."""
     return Image.new(mode, size, value if mode == "L" else (value,) * 3)
 
 
 def centred(value):
-    """A grey value in [-1, 1]."""
+    """Return a grey value on the scale [-1, 1]."""
     return value / 127.5 - 1
 
 
 def random_picture(mode, size=(16, 16)):
-    """A picture of any mode, of many values."""
+    """Return a picture of any mode with random values."""
     numbers = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     if mode == "F":
         return Image.fromarray(numbers[..., 0].astype(np.float32))
@@ -63,7 +63,7 @@ def random_picture(mode, size=(16, 16)):
 
 
 class Recorder(GaussianDenoiser):
-    """The same, and it keeps what it was asked."""
+    """A Gaussian denoiser that records its inputs."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -75,7 +75,7 @@ class Recorder(GaussianDenoiser):
 
 
 def reverse_step(a, b, ddim=False):
-    """Of one step from alpha_bar a to b: the factors of x_0 and x_t, and the variance of its noise."""
+    """Return the factors of x_0 and x_t in a step from alpha_bar a to b, and the variance of its noise."""
     if ddim:
         k_t = np.sqrt((1 - b) / (1 - a))
         return np.sqrt(b) - k_t * np.sqrt(a), k_t, 0.0
@@ -84,7 +84,7 @@ def reverse_step(a, b, ddim=False):
 
 
 def reverse_process(timesteps, mean, std, x_mean, ddim=False):
-    """In closed form: what the way back makes of x_t = N(sqrt(a) x_mean, 1 - a), if the data is N(mean, std^2).
+    """Take x_t = N(sqrt(a) x_mean, 1 - a) back in closed form, for data N(mean, std^2).
 
     Returns the mean and the standard deviation of x_0, and its derivative by x_t.
     """
@@ -110,13 +110,13 @@ def reverse_process(timesteps, mean, std, x_mean, ddim=False):
         (DDPMLinearScheduler, None, range(299, -1, -1)),
         (DDPMScheduler, None, range(299, -1, -1)),
         (DDIMScheduler, None, range(299, -1, -1)),
-        (DDPMLinearScheduler, 10, (299, 150, 0)),  # three tenths of ten steps
+        (DDPMLinearScheduler, 10, (299, 150, 0)),  # three of ten steps
         (DDPMScheduler, 10, (299, 150, 0)),
         (DDIMScheduler, 10, (299, 199, 99)),
     ],
 )
 def test_frames_differ_by_lambda_alone(kind, steps, timesteps):
-    """All noise is shared, so it cancels in the difference of two frames, which is known to many digits."""
+    """All frames share their noise. It cancels in the difference of two frames, which is known to many digits."""
     unet = Recorder(0.0, 0.1)
     pipeline = make(DDPMInterpolationPipeline, unet, kind(clip_sample=False))
     one, two = 110, 140
@@ -187,16 +187,16 @@ def test_slerp():
 
 
 def half_mask(size=(16, 16)):
-    """White, to paint, in the right half."""
+    """Return a mask whose right half is white, to paint."""
     mask = Image.new("L", size)
     mask.paste(255, (size[0] // 2, 0, *size))
     return mask
 
 
 class PairedDenoiser(GaussianDenoiser):
-    """The exact denoiser of data N(0, std^2) whose right half has the correlation rho to the left half.
+    """The exact denoiser of data N(0, std^2) whose right half has correlation rho with the left half.
 
-    Their sum and difference, over sqrt(2), are independent, of the variances std^2 (1 + rho) and std^2 (1 - rho).
+    Their sum and difference, over sqrt(2), are independent, with variances std^2 (1 + rho) and std^2 (1 - rho).
     """
 
     rho = 0.8
@@ -211,7 +211,7 @@ class PairedDenoiser(GaussianDenoiser):
 
 
 def repaint(ascending, x_0, jump_length, num_resamples, mean, std, rho, ddim=False):
-    """In closed form: mean and deviation of what RePaint makes of the right one of two pixels, if the left one is x_0.
+    """Return mean and deviation of the right one of two pixels after RePaint in closed form; the left one is x_0.
 
     Every step is affine with Gaussian noise, so the mean and the covariance of the pair follow from step to step.
     """
@@ -236,7 +236,7 @@ def repaint(ascending, x_0, jump_length, num_resamples, mean, std, rho, ddim=Fal
 @pytest.mark.parametrize(("jump_length", "num_resamples"), [(1, 1), (1, 10), (5, 4)])
 @pytest.mark.parametrize("kind", [DDPMLinearScheduler, DDPMScheduler, DDIMScheduler])
 def test_painted_pixels_follow_the_known_ones(kind, jump_length, num_resamples):
-    """Of two correlated pixels, one is known."""
+    """One of two correlated pixels is known."""
     rho, std, x_0 = PairedDenoiser.rho, 0.25, centred(168)
     pipeline = make(DDPMInpaintingPipeline, PairedDenoiser(0.0, std, sample_size=32), kind(clip_sample=False))
     call = {"image": flat(168, (32, 32)), "mask": half_mask((32, 32)), "num_inference_steps": 50, "batch_size": 4}
@@ -252,7 +252,7 @@ def test_painted_pixels_follow_the_known_ones(kind, jump_length, num_resamples):
 
 
 def test_resampling_brings_harmony():
-    """RePaint is no exact conditioning, but the mean comes the nearer to E[right | left] the more it resamples."""
+    """RePaint does not condition exactly, but more resampling brings the mean closer to E[right | left]."""
     std, rho, x_0 = 0.25, PairedDenoiser.rho, centred(168)
     pipeline = make(DDPMInpaintingPipeline, PairedDenoiser(0.0, std, sample_size=32))
     gaps = []
@@ -280,7 +280,7 @@ def test_independent_pixels_do_not_follow(kind, steps):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_known_pixels_come_back(mode, channels):
-    """Of pictures of every mode; and masks of every mode mean the same."""
+    """Pictures and masks of every mode work."""
     pipeline = make(DDPMInpaintingPipeline, GaussianDenoiser(in_channels=channels))
     picture = random_picture(mode)
     if picture.has_transparency_data:
@@ -292,7 +292,7 @@ def test_known_pixels_come_back(mode, channels):
         mask = mask.convert("P").convert("PA") if mode == "PA" else mask.convert("RGB").convert(mode)
     painted = pipeline(picture, mask, 2, num_resamples=1, num_inference_steps=5).images
     if mode[0] == "I":
-        picture = random_picture("RGBA").getchannel(0)  # the same numbers in 8 bits
+        picture = random_picture("RGBA").getchannel(0)  # the same values in 8 bits
     expected = np.asarray(picture.convert("RGB").convert("L" if channels == 1 else "RGB"))
     for image in painted:
         np.testing.assert_array_equal(np.asarray(image)[:, :8], expected[:, :8])
@@ -300,7 +300,7 @@ def test_known_pixels_come_back(mode, channels):
 
 
 def test_resampling_path():
-    """Algorithm 1 goes down each step `num_resamples` times, but to the picture once; longer jumps start there too."""
+    """Algorithm 1 takes each step `num_resamples` times, but the last one once. Longer jumps start there too."""
     assert list(resampling_path(3, 1, 2)) == [(3, 2), (2, 3), (3, 2), (2, 1), (1, 2), (2, 1), (1, 0)]
     assert list(resampling_path(3, 10, 5)) == [(3, 2), (2, 1), (1, 0)]
     down = [level for level, following in resampling_path(20, 5, 3) if following < level]
@@ -310,7 +310,7 @@ def test_resampling_path():
 
 
 def test_transparent_masks_and_empty_ones(monkeypatch):
-    """Strokes on a transparent layer, as editors give them; a mask without any is told of."""
+    """Masks may be strokes on a transparent layer. A mask without strokes is reported."""
     messages = []
     monkeypatch.setattr(ddpm_inpainting.logger, "warning", messages.append)
     pipeline = make(DDPMInpaintingPipeline)
@@ -328,7 +328,7 @@ def test_transparent_masks_and_empty_ones(monkeypatch):
 
 @pytest.fixture
 def unets():
-    """Random networks, ours and diffusers' own."""
+    """Random networks, one of ours and one of diffusers."""
     blocks = {
         "sample_size": 8,
         "in_channels": 1,
@@ -370,7 +370,9 @@ def test_frames_are_x_t_and_the_prediction_from_it():
         assert inside.float().mean() > 0.5
         x = x_t[inside] * 2 - 1
         expected = mean + np.sqrt(a) * std**2 / (a * std**2 + 1 - a) * (x - np.sqrt(a) * mean)
-        torch.testing.assert_close(x_0[inside] * 2 - 1, expected, rtol=0, atol=2e-4)  # large t: it divides by sqrt(a)
+        torch.testing.assert_close(
+            x_0[inside] * 2 - 1, expected, rtol=0, atol=2e-4
+        )  # at large t, it divides by a small sqrt(a)
 
 
 def test_fewer_frames_are_some_of_all():
@@ -478,7 +480,7 @@ def test_half_precision(kind, unets):
 
 
 class OfAnotherDevice(torch.Generator):
-    """Stands for a generator of a GPU, where there is none."""
+    """Stand-in for a generator of a GPU."""
 
     device = torch.device("cuda:0")
 
@@ -517,7 +519,7 @@ BAD_INPUT = [
 
 
 def takes(kind, change):
-    """Whether the pipeline has the argument, and no other meaning for the value."""
+    """Tell whether the pipeline has the argument and refuses this value."""
     name = next(iter(change))
     return name in kind.__call__.__annotations__ and not (
         kind is DDPMInterpolationPipeline and change == {"num_frames": 1002}
@@ -556,7 +558,7 @@ def test_bad_models(kind):
 
 
 def test_pictures_are_fitted_with_a_log_line(monkeypatch):
-    """Of another size, but the same proportions; colours for a greyscale model, and the other way round."""
+    """Pictures of another size or colour mode are converted."""
     messages = []
     for module in (ddpm_img2img, ddpm_inpainting):
         monkeypatch.setattr(module.logger, "warning", messages.append)
@@ -636,7 +638,7 @@ PACKAGE = 'draw(name, "package", DDPMPipelineCustom.from_pretrained(here / "ours
     ids=["stock folder", "our folder, without the package", "our folder, with the package", "our class"],
 )
 def test_loads_by_custom_pipeline(unets, tmp_path, block, code):
-    """In another process, which draws what this one draws."""
+    """Another process loads the pipeline and draws what this one draws."""
     ours, stock = unets
     scheduler = {"num_train_timesteps": 10}
     DDPMPipelineCustom(ours, DDPMLinearScheduler(**scheduler)).save_pretrained(tmp_path / "ours")

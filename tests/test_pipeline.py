@@ -53,7 +53,7 @@ def make_pipeline():
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_exact_denoiser_gives_the_data_back(variance_type):
-    """Gaussian data N(0.3, 0.2^2), all 1000 steps: the mean and the standard deviation of what is drawn."""
+    """Gaussian data N(0.3, 0.2^2), all 1000 steps: the samples have its mean and standard deviation."""
     scheduler = DDPMLinearScheduler(variance_type=variance_type, clip_sample=False)
     pipeline = quiet(DDPMPipelineCustom(GaussianDenoiser(0.3, 0.2), scheduler))
     images = pipeline(64, torch.Generator().manual_seed(0), output_type="pt").images * 2 - 1
@@ -64,7 +64,7 @@ def test_exact_denoiser_gives_the_data_back(variance_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
 def test_every_scheduler_gives_the_data_back(name, prediction_type):
-    """They scale their input, start elsewhere, take two steps in one, or ask between the timesteps: 50 steps each."""
+    """50 steps with schedulers that scale their input, start elsewhere, take two steps in one, or use fractional t."""
     ours = DDPMLinearScheduler(clip_sample=False, prediction_type=prediction_type)
     scheduler = getattr(diffusers, name).from_config(ours.config)
     unet = GaussianDenoiser(0.3, 0.2, prediction_type=prediction_type)
@@ -75,7 +75,7 @@ def test_every_scheduler_gives_the_data_back(name, prediction_type):
 
 @pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
 def test_every_scheduler_is_saved_and_loaded(make_pipeline, tmp_path, name):
-    """Also what it takes over from our scheduler's configuration: the pictures are the same to the last bit."""
+    """It also keeps the keys of our scheduler's configuration: the pictures are bit-equal."""
     pipeline = make_pipeline(T=1000)
     kind = getattr(diffusers, name)
     pipeline.save_pretrained(tmp_path / "ours")
@@ -88,7 +88,7 @@ def test_every_scheduler_is_saved_and_loaded(make_pipeline, tmp_path, name):
     images = []
     for p in (pipeline, loaded, switched):
         assert type(p.scheduler) is kind
-        torch.manual_seed(0)  # some take no generator
+        torch.manual_seed(0)  # some schedulers take no generator
         images.append(quiet(p)(2, torch.Generator().manual_seed(0), 12, "np").images)
     np.testing.assert_array_equal(images[1], images[0])
     np.testing.assert_array_equal(images[2], images[0])
@@ -97,7 +97,7 @@ def test_every_scheduler_is_saved_and_loaded(make_pipeline, tmp_path, name):
 @pytest.mark.parametrize("stock_pipeline", [DDPMPipeline, DDIMPipeline])
 @pytest.mark.parametrize("stock_unet", [False, True])
 def test_parts_in_stock_pipelines(make_pipeline, tmp_path, stock_pipeline, stock_unet):
-    """Our scheduler, and our U-Net, draw what diffusers' own draw in diffusers' own pipelines."""
+    """In diffusers' pipelines, our scheduler and our U-Net draw what diffusers' own classes draw."""
     ours = make_pipeline(channels=3, T=50)
     theirs = to_unet2d(ours.unet).eval()
     images = []
@@ -170,7 +170,7 @@ def test_an_image_depends_on_its_generator_only(make_pipeline):
 
 
 class FullMemory(TorchDispatchMode):
-    """Stands for a device whose memory is too small to convolve more than `images` images at once."""
+    """Stand-in for a device whose memory is too small for a convolution of more than `images` images."""
 
     def __init__(self, images):
         super().__init__()
@@ -198,7 +198,7 @@ def test_a_batch_too_big_for_the_memory_is_split(make_pipeline, guidance_scale, 
 
 
 def test_a_cpu_computes_a_bounded_number_of_pixels_at_once(make_pipeline):
-    pipeline = make_pipeline(size=128)  # four such images
+    pipeline = make_pipeline(size=128)  # CPU_PIXELS are four such images
     singly = [pipeline(1, [g], 2, output_type="pt").images for g in generators(0, 5)]
     with FullMemory(images=4) as memory:
         together = pipeline(5, generators(0, 5), 2, output_type="pt").images
@@ -287,14 +287,14 @@ def test_pickles_and_copies(make_pipeline, protocol):
         ('{"_class_name": [1, 2]}', r"has `_class_name=\[1, 2\]`"),
     ],
 )
-def test_an_index_of_another_form_is_named(tmp_path, index, message):
+def test_a_bad_index_is_refused(tmp_path, index, message):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(ValueError, match=rf"model_index\.json of .* {message}"):
         DDPMPipelineCustom.from_pretrained(tmp_path)
 
 
 class OfAnotherDevice(torch.Generator):
-    """Stands for a generator of a GPU, where there is none."""
+    """Stand-in for a generator of a GPU."""
 
     device = torch.device("cuda:0")
 
@@ -346,7 +346,7 @@ def test_numbers_of_every_kind_and_a_tuple_of_generators(make_pipeline, whole):
         *({"latents": torch.zeros(1)}, {"foo": 1}, {"sample": torch.zeros(1, 1, 8, 8).double()}),
     ],
 )
-def test_callbacks_that_return_something_else(make_pipeline, returned):
+def test_bad_results_of_callbacks_are_refused(make_pipeline, returned):
     with pytest.raises(
         ValueError, match=r"`callback_on_step_end` returned .*; expected None, or a dictionary"
     ) as error:
@@ -375,7 +375,7 @@ def test_a_number_means_the_label_of_that_name(make_pipeline, names, labels, exp
     ("names", "labels", "message"),
     [
         (("0", "5", "9"), [2], r"there is no 2; expected one of 0, 5, 9\."),
-        (("0", "5", "9"), 3, "there is no 3"),  # the position of no class
+        (("0", "5", "9"), 3, "there is no 3"),  # the number of "no class"
         (("1", "cat", "x"), [1, 0], r"there is no 0; expected one of 1, cat, x\."),
         (("cat", "dog", "eel"), [4], "there is no 4; expected one of cat, dog, eel, or its number from 0 to 3"),
         (("cat", "dog", "eel"), [-1], "there is no -1"),
@@ -387,7 +387,7 @@ def test_a_number_means_the_label_of_that_name(make_pipeline, names, labels, exp
         (("cat", "dog", "eel"), 1.5, "`class_labels=1.5`"),
     ],
 )
-def test_labels_that_are_none(make_pipeline, names, labels, message):
+def test_unknown_labels_are_refused(make_pipeline, names, labels, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline(class_names=names, num_class_embeds=4)(class_labels=labels)
 

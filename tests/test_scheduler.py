@@ -15,7 +15,7 @@ from oracles import annotated_diffusion
 
 from ddpm_hf import DDPMLinearScheduler
 
-# Parity and finiteness are tested for the combinations that warn, too.
+# Parity and finiteness are also tested for combinations that warn.
 combinations_that_warn = pytest.mark.filterwarnings("ignore:With `(variance_type|rescale)")
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -49,7 +49,7 @@ def test_timesteps_equal_stock(spacing):
     for n in range(1, 1001):
         ours.set_timesteps(n)
         stock.set_timesteps(n)
-        # For some n, 61 is the first, stock's "trailing" has one timestep too many, which is -1.
+        # For some n (61 is the first), stock's "trailing" has one timestep too many: -1.
         assert torch.equal(ours.timesteps, stock.timesteps[:n])
         assert len(stock.timesteps) == n or stock.timesteps[n] == -1
 
@@ -121,19 +121,89 @@ def test_get_variance_equals_stock(variance_type):
         torch.testing.assert_close(ours._get_variance(t, variance_type=variance_type), wanted)
 
 
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_get_variance_of_learned_types_equals_stock(variance_type):
+    ours, stock = (kind(variance_type=variance_type) for kind in (DDPMLinearScheduler, DDPMScheduler))
+    output = torch.randn(2, 3, 4, 4, generator=seeded())
+    for t in (0, 1, 10, 487, 999):
+        torch.testing.assert_close(ours._get_variance(t, output), stock._get_variance(t, output))
+
+
+# How to get sigma_t^2 from the value of stock's `_get_variance`.
+STOCK_FORMS = {
+    "fixed_small": lambda variance: variance,
+    "fixed_small_log": torch.square,
+    "fixed_large": lambda variance: variance,
+    "fixed_large_log": torch.exp,
+    "learned": lambda variance: variance,
+    "learned_range": torch.exp,
+}
+
+
+@combinations_that_warn
+@pytest.mark.parametrize("steps", [1000, 10])
+@pytest.mark.parametrize("variance_type", STOCK_FORMS)
+def test_variance_equals_stock(variance_type, steps):
+    ours, stock = (kind(variance_type=variance_type) for kind in (DDPMLinearScheduler, DDPMScheduler))
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(timesteps=list(range(999, -1, -1000 // steps)))
+    output = torch.rand(2, 3, 4, 4, generator=seeded()) * 2 - 1
+    for t in ours.timesteps[:: steps // 10]:
+        wanted = STOCK_FORMS[variance_type](stock._get_variance(t, output))
+        torch.testing.assert_close(ours.variance(t, output), wanted, rtol=1e-5, atol=0)
+
+
 # ---- The paper ------------------------------------------------------------------------------------------------------
 
 
 def test_variance_values():
     scheduler = DDPMLinearScheduler()
-    assert scheduler._get_variance(0).item() == pytest.approx(0, abs=1e-5)
-    assert scheduler._get_variance(487).item() == pytest.approx(0.00979, abs=1e-5)
-    assert scheduler._get_variance(999).item() == pytest.approx(0.02, abs=1e-5)
-    assert scheduler._get_variance(999, variance_type="fixed_large").item() == pytest.approx(0.02, abs=1e-6)
+    for method in (scheduler.variance, scheduler._get_variance):
+        assert method(0).item() == pytest.approx(0, abs=1e-5)
+        assert method(487).item() == pytest.approx(0.00979, abs=1e-5)
+        assert method(999).item() == pytest.approx(0.02, abs=1e-5)
+        assert method(999, variance_type="fixed_large").item() == pytest.approx(0.02, abs=1e-6)
+
+
+@combinations_that_warn
+@pytest.mark.parametrize("visited", [list(range(999, -1, -1)), [999, 620, 300, 7, 0]], ids=["all steps", "few steps"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize("variance_type", STOCK_FORMS)
+def test_variance_equals_the_closed_form(variance_type, dtype, tolerance, visited):
+    """beta_t, beta_tilde_t and the values between them, for the visited timesteps (section 3.2).
+
+    In float32, 1 - alpha_bar at small t is good to three digits.
+    """
+    alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[visited]
+    alpha_bar_prev = torch.cat((alpha_bar[1:], torch.ones(1, dtype=torch.float64)))
+    beta = 1 - alpha_bar / alpha_bar_prev
+    beta_tilde = (1 / (alpha_bar / alpha_bar_prev / beta + 1 / (1 - alpha_bar_prev))).clamp(min=1e-20)  # Bayes' rule
+    v = torch.linspace(-1, 1, len(beta), dtype=torch.float64)
+    expected = {
+        "fixed_small": beta_tilde,
+        "fixed_small_log": beta_tilde,
+        "fixed_large": beta,
+        "fixed_large_log": beta,
+        "learned": v,
+        "learned_range": beta ** ((1 + v) / 2) * beta_tilde ** ((1 - v) / 2),
+    }
+    scheduler = DDPMLinearScheduler(variance_type=variance_type)
+    scheduler.set_timesteps(timesteps=visited)
+    got = scheduler.variance(torch.tensor(visited), v.to(dtype), dtype=dtype)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), expected[variance_type], rtol=tolerance, atol=0)
+
+
+def test_variance_has_the_shape_of_t_or_of_the_prediction():
+    scheduler = DDPMLinearScheduler(variance_type="learned_range")
+    t, v = torch.tensor([0, 500]).view(2, 1, 1, 1), torch.zeros(2, 3, 4, 4)
+    assert scheduler.variance(t, variance_type="fixed_large").shape == (2, 1, 1, 1)
+    assert scheduler.variance(t, v).shape == scheduler.variance(7, v).shape == (2, 3, 4, 4)
+    assert scheduler.variance(7, variance_type="fixed_small").shape == ()
 
 
 def test_moments_of_x_t_by_simulation():
-    """A chain of single noising steps (eq. 2) has the moments that eq. 4 gives in one."""
+    """A chain of single noising steps (eq. 2) has the moments of eq. 4."""
     scheduler = DDPMLinearScheduler(num_train_timesteps=100, beta_end=0.2)
     x_t, generator = torch.full((200_000,), 0.7), seeded()
     for t, beta in enumerate(scheduler.betas):
@@ -146,7 +216,7 @@ def test_moments_of_x_t_by_simulation():
 
 
 def test_posterior_in_float64():
-    """q(x_{t-1} | x_t, x_0) by Bayes' rule: precisions add up, and means in proportion to them."""
+    """q(x_{t-1} | x_t, x_0) by Bayes' rule: precisions add up, and they weight the means."""
     scheduler = DDPMLinearScheduler()
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = (1 - betas).cumprod(0)
@@ -162,7 +232,7 @@ def test_posterior_in_float64():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 1e-4)])
 def test_annotated_tutorial(dtype, tolerance):
-    """In float32 the coefficients are stock's, whose 1 - alpha_bar ratio at small t is good to four digits."""
+    """In float32 the coefficients are stock's. At small t, their 1 - alpha_bar ratio is good to four digits."""
     reference = {k: v.to(dtype) if v.is_floating_point() else v for k, v in annotated_diffusion().items()}
     scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
     torch.testing.assert_close(scheduler.betas.to(dtype), reference["betas"], rtol=0, atol=1e-7)
@@ -173,7 +243,7 @@ def test_annotated_tutorial(dtype, tolerance):
     loss = (reference["noise"] - reference["eps_theta"]).square().mean()
     torch.testing.assert_close(loss, reference["loss"], rtol=0, atol=1e-5)
 
-    # The tutorial's p_sample adds its noise z at t = 0 too; without that noise it is our step.
+    # The tutorial's p_sample adds noise z at t = 0 too. Without that noise, it is our step.
     for i in range(len(t)):
         eps, x_t, z = (reference[key][i : i + 1] for key in ("eps_theta", "x_t", "z"))
         sigma_t = reference["betas"][t[i]].sqrt()
@@ -301,6 +371,10 @@ def test_foreign_names_survive_construction_and_raise_where_they_are_used(kwargs
         (lambda s, x: s.get_velocity(x.numpy(), x, 1), "`sample` is of type ndarray"),
         (lambda s, x: s.predict_x_0(x, 1, "x"), "`sample` is of type str"),
         (lambda s, x: s.posterior_mean_variance([x], x, 1), "`x_0` is of type list"),
+        (lambda s, x: s.variance(1000), "1000"),
+        (lambda s, x: s.variance(1, variance_type="other"), "`variance_type='other'`; expected one of"),
+        (lambda s, x: s.variance(1, variance_type="learned"), "`variance_type='learned'` needs `predicted_variance`"),
+        (lambda s, x: s.variance(1, None, "learned_range"), "'learned_range'` needs `predicted_variance`"),
         (lambda s, x: s.step(x, 1, x, generator=3), r"`generator=3`; expected torch.Generator\(\).manual_seed"),
         (lambda s, x: s.step(x, 1, x, generator=[seeded(), 3]), r"`generator=\[<torch.*3\]`"),
         (lambda s, x: s.step(x, 1, x, generator=[seeded(), seeded()]), "list of 2; expected one for each of 1"),
@@ -316,10 +390,10 @@ def test_bad_input(call, message):
         call(DDPMLinearScheduler(), torch.zeros(1, 1, 4, 4))
 
 
-NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"], torch.tensor([2.0]))
+BAD_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"], torch.tensor([2.0]))
 
 
-@pytest.mark.parametrize("t", NO_TIMESTEPS, ids=repr)
+@pytest.mark.parametrize("t", BAD_TIMESTEPS, ids=repr)
 @pytest.mark.parametrize(
     "call",
     [
@@ -329,27 +403,29 @@ NO_TIMESTEPS = (-2, 1000, 10**30, 2.5, 3.0, math.nan, "x", None, True, [1, "x"],
         lambda s, t, x: s.predict_x_0(x, t, x),
         lambda s, t, x: s.posterior_mean_variance(x, x, t),
         lambda s, t, x: s.previous_timestep(t),
+        lambda s, t, x: s.variance(t),
         lambda s, t, x: s.set_timesteps(timesteps=t if isinstance(t, list) or torch.is_tensor(t) else [t]),
     ],
 )
-def test_what_is_no_timestep_is_refused(call, t):
+def test_bad_timesteps_are_refused(call, t):
     with pytest.raises(ValueError, match=r"(?i)timestep") as error:
         call(DDPMLinearScheduler(), t, torch.zeros(2, 1, 4, 4))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("t", [-1, torch.tensor(-1), torch.tensor([5, -1])])
-def test_the_clean_data_is_no_timestep_of_the_reverse_process(t):
+def test_the_reverse_process_refuses_the_clean_data(t):
     scheduler, x = DDPMLinearScheduler(), torch.ones(2, 1, 4, 4)
     for call in (
         lambda: scheduler.step(x, t, x),
         lambda: scheduler.predict_x_0(x, t, x),
         lambda: scheduler.posterior_mean_variance(x, x, t),
         lambda: scheduler.previous_timestep(t),
+        lambda: scheduler.variance(t),
     ):
         with pytest.raises(ValueError, match=r"-1.* is outside \[0, 1000\)"):
             call()
-    assert torch.equal(scheduler.add_noise(x, x, t)[-1], x[-1])  # q(x_t | x_0) includes it
+    assert torch.equal(scheduler.add_noise(x, x, t)[-1], x[-1])  # q(x_t | x_0) accepts t = -1
 
 
 @pytest.mark.parametrize("call", ["step", "add_noise", "predict_x_0"])
@@ -360,13 +436,13 @@ def test_timesteps_for_another_number_of_samples_are_refused(call):
 
 
 @pytest.mark.parametrize("n", [2.5, 2.0, math.nan, "5", True, -1, [5], torch.tensor(2.0)], ids=repr)
-def test_what_is_no_number_of_steps_is_refused(n):
+def test_bad_numbers_of_steps_are_refused(n):
     with pytest.raises(ValueError, match=r"`num_inference_steps=.*expected a whole number, 1 to"):
         DDPMLinearScheduler().set_timesteps(n)
 
 
 @pytest.mark.parametrize("timesteps", [[], 5, [[3, 1]]])
-def test_what_is_no_list_of_timesteps_is_refused(timesteps):
+def test_bad_lists_of_timesteps_are_refused(timesteps):
     with pytest.raises(ValueError, match=r"`timesteps=.*; expected"):
         DDPMLinearScheduler().set_timesteps(timesteps=timesteps)
 
@@ -396,24 +472,24 @@ def test_whole_numbers_of_every_kind(kind):
         ("beta_schedule", ["linear"]),
     ],
 )
-def test_values_that_make_no_table(key, value):
+def test_values_without_a_table_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"`{key}=.*expected"):
         DDPMLinearScheduler(**{key: value})
 
 
 @pytest.mark.parametrize("content", ["[]", '"google/ddpm-cat-256"', "5"])
-def test_a_configuration_of_another_form_is_named(tmp_path, content):
+def test_a_configuration_that_is_not_a_dictionary_is_refused(tmp_path, content):
     (tmp_path / "scheduler_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"The scheduler_config.json of .* is .*; expected keys and values"):
         DDPMLinearScheduler.from_pretrained(tmp_path)
 
 
-def test_what_the_table_does_not_need_may_be_anything():
+def test_keys_that_the_table_does_not_need_may_have_any_value():
     DDPMLinearScheduler(trained_betas=[0.1], num_train_timesteps=1, beta_start=None, beta_schedule="other")
     DDPMLinearScheduler(beta_schedule="squaredcos_cap_v2", beta_end=None, variance_type=None).set_timesteps(10)
 
 
-def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
+def test_config_is_the_same_in_memory_and_after_saving(tmp_path):
     from diffusers import DDIMScheduler
 
     scheduler = DDPMLinearScheduler()
@@ -423,7 +499,7 @@ def test_config_travels_the_same_in_memory_and_after_saving(tmp_path):
     assert {k: v for k, v in a.config.items() if k[0] != "_"} == {k: v for k, v in b.config.items() if k[0] != "_"}
     assert torch.equal(scheduler.betas, loaded.betas)
 
-    # As diffusers' own tests of schedulers have it, of `test_from_pretrained` and of `test_compatibles`.
+    # diffusers' own scheduler tests `test_from_pretrained` and `test_compatibles` expect this.
     expected = dict(scheduler.config)
     del expected["_use_default_values"]
     assert loaded.config == expected
@@ -442,7 +518,7 @@ def test_pickles_and_copies(protocol):
 
 
 def test_variance_of_the_whole_chain():
-    """With the exact eps of N(0, 1) data, each x_t stays N(0, 1) under fixed_large, to the order of beta."""
+    """With the exact eps of N(0, 1) data, each x_t under fixed_large is N(0, 1) up to an error of order beta."""
     scheduler = DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False)
     scheduler.set_timesteps(1000)
     x, generator = torch.randn(1, 1, 64, 64, generator=seeded()), seeded(1)

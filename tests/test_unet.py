@@ -16,7 +16,7 @@ from ddpm_hf.convert import from_annotated, from_unet2d, to_unet2d
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.unet_ddpm import Upsample
 
-# Stock's U-Nets in the shapes that matter: the paper's keys and train_unconditional.py's, heads, groups, odd sizes.
+# Configurations of stock U-Nets: the paper's, train_unconditional.py's, heads, groups, odd sizes.
 STOCK = {
     "paper": {
         "sample_size": 32,
@@ -68,7 +68,7 @@ STOCK = {
 
 
 def perturbed(model):
-    """Random values for every parameter, so that no norm is at its identity and no layer at zero."""
+    """Add noise to every parameter, so that no norm is the identity and no layer is zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -94,7 +94,7 @@ def tiny(**kwargs):
 
 @pytest.fixture(params=[False, True], ids=["contiguous", "channels_last"])
 def memory_format(request, monkeypatch):
-    """Of machines without a GPU and with one."""
+    """The memory formats of machines without a GPU and with one."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: request.param)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.channels_last if request.param else torch.contiguous_format
@@ -104,7 +104,7 @@ def memory_format(request, monkeypatch):
     ("gpu", "amx", "channels", "channels_last"),
     [(False, False, 32, False), (False, True, 32, True), (False, True, 8, False), (True, False, 8, True)],
 )
-def test_memory_format_is_the_machines(gpu, amx, channels, channels_last, monkeypatch):
+def test_memory_format_depends_on_the_machine(gpu, amx, channels, channels_last, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     unet = tiny(block_out_channels=(channels, channels))
@@ -133,7 +133,7 @@ def test_gradients_equal_stock_unet(name, memory_format):
     labels = {"class_labels": torch.tensor([3, 9])} if "num_class_embeds" in STOCK[name] else {}
     for model in (stock, ours):
         model(x, torch.tensor([5, 700]), **labels).sample.square().mean().backward()
-    # Our gradients, brought into stock's layout as weights would be.
+    # Our gradients are converted to stock's layout as if they were weights.
     for parameter in ours.parameters():
         parameter.data = parameter.grad
     for (key, parameter), (_, gradient) in zip(stock.named_parameters(), to_unet2d(ours).named_parameters()):
@@ -141,7 +141,7 @@ def test_gradients_equal_stock_unet(name, memory_format):
 
 
 def test_bf16_is_close_to_float64(memory_format):
-    """Under autocast, as in training: the prediction, and the gradients of each part, relative to their norms."""
+    """Under autocast, as in training: the errors of the prediction and of the gradients, relative to their norms."""
     unet = perturbed(tiny(block_out_channels=(16, 32)))
     x, t = torch.randn(4, 1, 16, 16), torch.tensor([0, 10, 500, 999])
 
@@ -157,7 +157,7 @@ def test_bf16_is_close_to_float64(memory_format):
 
 
 def test_autocast_does_not_round_x_t():
-    """Between 1 and 1.0078 bf16 has no numbers; the least noise of the linear schedule is 0.01."""
+    """bf16 has no numbers between 1 and 1.0078. The smallest noise of the linear schedule is 0.01."""
     unet = perturbed(tiny()).eval()
     ones = torch.ones(1, 1, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -183,7 +183,7 @@ def test_equals_annotated_unet():
 
 
 def test_annotated_preset_has_the_tutorials_layout():
-    """Widths multiply level by level: 64, 128, 256, 1024; each level narrows before it is upsampled."""
+    """Widths multiply level by level: 64, 128, 256, 1024. Each level narrows before upsampling."""
     with torch.device("meta"):
         unet = DDPMUNetModel(**PRESETS["annotated"]["model"])
     shapes = {k: tuple(p.shape) for k, p in unet.named_parameters()}
@@ -253,7 +253,7 @@ def test_new_model_predicts_zero_and_learns():
 
 
 def test_initialisation_has_the_variance_of_its_layers():
-    """A fused layer is initialised like the layers that it stands for: variance 1 / fan_avg each."""
+    """A fused layer is initialised like the layers that it stands for, each with variance 1 / fan_avg."""
     torch.manual_seed(0)
     unet = DDPMUNetModel(
         block_out_channels=(128, 256), down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2
@@ -281,8 +281,8 @@ def test_gradient_checkpointing_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
-def test_gradient_checkpointing_is_told_to_the_blocks():
-    """As diffusers' own tests of models look for it."""
+def test_gradient_checkpointing_reaches_the_blocks():
+    """diffusers' own model tests expect this."""
     unet = tiny()
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     assert [block.gradient_checkpointing for block in blocks] == [False] * 5
@@ -339,7 +339,7 @@ def test_pickles_and_copies(protocol):
         assert torch.equal(again(x, 10).sample, unet(x, 10).sample)
 
 
-def test_a_stock_unets_folder_is_named(tmp_path):
+def test_the_folder_of_a_stock_unet_is_refused(tmp_path):
     UNet2DModel(
         block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
     ).save_pretrained(tmp_path / "unet")
@@ -357,7 +357,7 @@ def test_a_stock_unets_folder_is_named(tmp_path):
         (lambda w: w.clear() or w.update(more=torch.zeros(1)), r"misses .*conv_in\.bias, .*; has the unknown more\."),
     ],
 )
-def test_weights_of_another_network_are_named(tmp_path, change, message, options):
+def test_weights_of_another_network_are_refused(tmp_path, change, message, options):
     tiny().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -365,11 +365,11 @@ def test_weights_of_another_network_are_named(tmp_path, change, message, options
     save_file(weights, file)
     with pytest.raises(ValueError, match=message):
         DDPMUNetModel.from_pretrained(tmp_path, **options)
-    options = {**options, "output_loading_info": True}  # for whoever wants to see to it
+    options = {**options, "output_loading_info": True}  # returns the keys instead
     assert type(DDPMUNetModel.from_pretrained(tmp_path, **options)[0]) is DDPMUNetModel
 
 
-def test_a_configuration_that_is_a_list_is_named(tmp_path):
+def test_a_configuration_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     for load in (DDPMUNetModel.from_pretrained, DDPMUNetModel.load_config):
         with pytest.raises(ValueError, match=r"The config\.json of .* is of type list; expected keys and values"):
@@ -384,8 +384,8 @@ def test_a_configuration_that_is_a_list_is_named(tmp_path):
     [
         {"device_map": "auto"},
         {"device_map": {"": "cpu"}},
-        {"device_map": "auto", "max_memory": {"cpu": "10KB"}},  # weights stay on the disk
-        {"device_map": "auto", "max_memory": {"cpu": "20KB"}},  # some of them
+        {"device_map": "auto", "max_memory": {"cpu": "10KB"}},  # all weights stay on the disk
+        {"device_map": "auto", "max_memory": {"cpu": "20KB"}},  # some weights stay on the disk
     ],
 )
 def test_device_map(tmp_path, options):
@@ -407,7 +407,7 @@ def test_half_precision_weights(tmp_path, dtype):
 
 
 def test_layerwise_casting():
-    """Weights of 8 bits, brought to the type of the sample layer by layer."""
+    """Weights are stored in 8 bits. Each layer casts its own to the type of the sample."""
     unet = tiny(zero_init=False).eval()
     x = torch.randn(2, 1, 8, 8)
     wanted = unet(x, 3).sample

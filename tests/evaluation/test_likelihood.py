@@ -1,4 +1,4 @@
-"""Bits per dimension, against closed forms for Gaussian data and a loop written out on its own."""
+"""Bits per dimension, against closed forms for Gaussian data and against a plain loop in NumPy."""
 
 import math
 
@@ -20,9 +20,9 @@ BETA_TILDE = BETA * (1 - ALPHA_BAR_BEFORE) / (1 - ALPHA_BAR)
 
 
 def gaussian_images(count, size=16):
-    """uint8 images `(count, size, size, 1)` of pixels that are N(MEAN, STD^2) in [-1, 1], up to the rounding."""
+    """Return uint8 images `(count, size, size, 1)` whose pixels are N(MEAN, STD^2) in [-1, 1], up to rounding."""
     x_0 = MEAN + STD * np.random.default_rng(0).standard_normal((count, size, size, 1))
-    return np.clip(np.round((x_0 + 1) * 127.5), 1, 254).astype(np.uint8)  # inner levels, whose bins are all alike
+    return np.clip(np.round((x_0 + 1) * 127.5), 1, 254).astype(np.uint8)  # inner levels have equal bins
 
 
 def measured(images, unet=None, K=T, batch_size=500, seed=0, **options):
@@ -31,7 +31,7 @@ def measured(images, unet=None, K=T, batch_size=500, seed=0, **options):
 
 
 def expected_terms(images, variance_type):
-    """Prior, terms `(N, T)` in bits per dimension, and squared errors, of the exact denoiser, eps integrated out.
+    """Return prior, terms `(N, T)` and squared errors of the exact denoiser in closed form, averaged over eps.
 
     The denoiser's error in x_0 is (1 - k sqrt(a)) (x_0 - m) - k sqrt(1 - a) eps, with k the regression of x_0 on x_t.
     """
@@ -44,7 +44,7 @@ def expected_terms(images, variance_type):
     ratio = BETA_TILDE[1:, None] / sigma_2
     terms = 0.5 * (ratio - 1 - np.log(ratio) + coefficient**2 * squared_error[:, 1:] / sigma_2)
 
-    # The decoder: Gauss-Hermite quadrature over eps of the one x_1 that a pixel comes from.
+    # The decoder: Gauss-Hermite quadrature over the eps of x_1.
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     pixel = x_0[..., None]  # (N, 1, D, 1)
     predicted = MEAN + k[0] * (np.sqrt(a[0]) * (pixel - MEAN) + np.sqrt(1 - a[0]) * nodes)
@@ -58,7 +58,7 @@ def expected_terms(images, variance_type):
 
 
 def bin_mass(x, mean, sigma):
-    """Of a level x in (-1, 1), in the tail in which differences of probabilities are exact."""
+    """Return the probability of the bin of a level x in (-1, 1), from the tail in which the difference is exact."""
     low, high = (x - 1 / 255 - mean) / sigma, (x + 1 / 255 - mean) / sigma
     return np.where(low > 0, norm.sf(low) - norm.sf(high), norm.cdf(high) - norm.cdf(low))
 
@@ -69,7 +69,7 @@ def test_bound_equals_the_closed_form_on_gaussian_data(variance_type):
     bound = measured(images, variance_type=variance_type)
     prior, bits, squared_errors = expected_terms(images, variance_type)
     np.testing.assert_allclose(bound.prior, prior, rtol=1e-10)
-    # What is left is the noise of eps: over 1,024 pixels for a term, and over 1,000 terms more for their sum.
+    # The tolerances cover the noise of eps: a term averages over 1,024 pixels, and the sum has 1,000 such terms.
     np.testing.assert_allclose(bound.bits[:, 1:].mean(0), bits[:, 1:].mean(0), rtol=0.25)
     np.testing.assert_allclose(bound.bits[:, 1:].sum(), bits[:, 1:].sum(), rtol=0.005)
     np.testing.assert_allclose(bound.bits[:, 0].mean(), bits[:, 0].mean(), atol=0.2)
@@ -97,7 +97,7 @@ def test_decoder_equals_the_closed_form_on_gaussian_data():
 
 
 def test_the_bound_is_above_the_true_entropy():
-    """By some tenths of a bit, although the denoiser is exact: the fixed variances are too small for the last steps."""
+    """The gap is some tenths of a bit. The denoiser is exact, but fixed variances are too small for the last steps."""
     images = gaussian_images(4)
     x_0 = images / 127.5 - 1
     true = -np.log2(norm.cdf((x_0 + 1 / 255 - MEAN) / STD) - norm.cdf((x_0 - 1 / 255 - MEAN) / STD)).mean()
@@ -106,7 +106,7 @@ def test_the_bound_is_above_the_true_entropy():
 
 @pytest.mark.parametrize("K", [8, 100])
 def test_stratified_estimate_is_unbiased(K):
-    images = np.repeat(gaussian_images(1), 200, axis=0)  # so that the standard error is that of the estimate alone
+    images = np.repeat(gaussian_images(1), 200, axis=0)  # equal images: only the estimate varies
     exact = measured(images[:4]).summary()
     some = measured(images, K=K).summary()
     tolerance = 4 * math.hypot(some["standard_error"], exact["standard_error"])
@@ -126,7 +126,7 @@ def test_numbers_of_an_image_depend_on_the_seed_and_its_index_alone():
     np.testing.assert_allclose(one.bits[0], whole.bits[3], rtol=1e-12)
     assert one.summary()["standard_error"] is None
     assert not np.allclose(measured(images, seed=1, **options).bits, whole.bits, rtol=1e-3)
-    # The exact sum has the same noise at the timesteps that the estimate took.
+    # The exact sum uses the same noise at the timesteps of the estimate.
     assert np.isin(np.float32(whole.squared_errors), np.float32(measured(images, options["unet"]).squared_errors)).all()
 
 
@@ -134,7 +134,7 @@ def test_numbers_of_an_image_depend_on_the_seed_and_its_index_alone():
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("clip_sample", [True, False])
 def test_bound_equals_a_plain_loop(prediction_type, variance_type, clip_sample):
-    """The paper's formulas once more, one timestep after the other in NumPy, for a network with random weights."""
+    """The paper's formulas in NumPy, one timestep after the other, for a network with random weights."""
     config = {"num_train_timesteps": 20, "beta_end": 0.3, "clip_sample": clip_sample}
     unet = DDPMUNetModel(
         sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
@@ -177,7 +177,7 @@ def test_bound_equals_a_plain_loop(prediction_type, variance_type, clip_sample):
 
 
 def log_mass(x, mean, sigma):
-    """Logarithm of the mass in the bin of a level x in [-1, 1], open at the edges, in the tail where it is exact."""
+    """Return the log probability of the bin of a level x in [-1, 1], open at the edges, from the exact tail."""
     low = np.where(x < -0.999, -np.inf, (x - 1 / 255 - mean) / sigma)
     high = np.where(x > 0.999, np.inf, (x + 1 / 255 - mean) / sigma)
     low, high = np.where(low > 0, -high, low), np.where(low > 0, -low, high)
@@ -192,7 +192,7 @@ def test_decoder_is_a_distribution_over_the_256_levels(sigma, mean):
     log_mass = log_probability_of_pixels(levels, torch.tensor(mean, dtype=torch.float64), log_variance)
     assert log_mass.isfinite().all()
     assert log_mass.exp().sum().item() == pytest.approx(1, abs=1e-12)
-    # In the far tail, mass falls off as the density at the edge that is nearer: -z^2 / 2, but for lower orders.
+    # In the far tail, the log mass is that of the density at the nearer edge: -z^2 / 2, up to lower orders.
     z = ((levels / 127.5 - 1 - mean).abs() - 1 / 255) / sigma
     far = (z > 30) & (levels > 0) & (levels < 255)
     torch.testing.assert_close(log_mass[far] / (-0.5 * z[far] ** 2), torch.ones(far.sum()).double(), rtol=0.02, atol=0)
