@@ -7,7 +7,10 @@ leads to the object's entry in the reference, if it has one; otherwise its text 
 import re
 
 CODE_LINK = re.compile(r'\[`([\w.]+)`(?: "[^"]+")?\]\(\.\./([\w/]+)\.py#L\d+\)')
-DOCSTRING_REFERENCE = re.compile(r"\[(<code>[\w.]+</code>)\]")  # [`DDPMUNetModel`], as diffusers' docstrings write it
+# The docstrings are written as in diffusers: types in backticks, and the names of classes in brackets, [`DDPMUNetModel`].
+DOCSTRING_TYPE = re.compile(r"<code>[^<]*`[^<]*</code>")
+NAME_IN_TYPE = re.compile(r"\[`~?([^`]*)`\]|`([^`]*)`|\*(optional)\*")
+NAME_IN_TEXT = re.compile(r"\[<code>~?([\w.]+)</code>\]")
 
 
 def on_page_markdown(markdown: str, **_) -> str:
@@ -16,11 +19,16 @@ def on_page_markdown(markdown: str, **_) -> str:
     def reference(link: re.Match) -> str:
         name, file = link.groups()
         module = file.removeprefix("pipelines/").replace("/", ".")
-        return f'<autoref identifier="{module}.{name}" optional>`{name}`</autoref>'
+        entry = f"{module}.{name}".removesuffix(".__init__")  # the reference describes it with the class
+        return f'<autoref identifier="{entry}" optional>`{name}`</autoref>'
 
     return CODE_LINK.sub(reference, markdown)
 
 
 def on_page_content(html: str, **_) -> str:
-    """Take the brackets from the names of classes in docstrings."""
-    return DOCSTRING_REFERENCE.sub(r"\1", html)
+    """Take the marks of diffusers' docstrings from types and names."""
+
+    def plain(html: re.Match) -> str:
+        return NAME_IN_TYPE.sub(lambda name: name[1] or name[2] or name[3], html[0])
+
+    return NAME_IN_TEXT.sub(r"<code>\1</code>", DOCSTRING_TYPE.sub(plain, html))
