@@ -1,13 +1,13 @@
 """What MkDocs does to a page of this folder beyond Markdown.
 
-The pages are read on GitHub, too. There, a link to a line of code opens that line. The site has no such page, so the link
-leads to the object's entry in the reference, if it has one; otherwise its text stays, without a link.
+The pages are read on GitHub, too. There, a link to a line of code opens that line. On the site, the link leads to the
+object's entry in the reference. If it has none, the text stays, without a link.
 """
 
 import re
 
 CODE_LINK = re.compile(r'\[`([\w.]+)`(?: "[^"]+")?\]\(\.\./([\w/]+)\.py#L\d+\)')
-# The docstrings are written as in diffusers: types in backticks, and the names of classes in brackets, [`DDPMUNetModel`].
+# The docstrings are written as in diffusers: types stand in backticks, and names of classes in [`brackets`].
 DOCSTRING_TYPE = re.compile(r"<code>[^<]*`[^<]*</code>")
 NAME_IN_TYPE = re.compile(r"\[`~?([^`]*)`\]|`([^`]*)`|\*(optional)\*")
 NAME_IN_TEXT = re.compile(r"\[<code>~?([\w.]+)</code>\]")

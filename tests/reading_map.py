@@ -2,8 +2,8 @@
 
     python tests/reading_map.py      updates the line numbers
 
-A link is [`name`](../file#L12), to where `name` is defined, or [`name` "words"](../file#L12), to the first line with these
-words in it.
+A link is [`name`](../file#L12), to where `name` is defined, or [`name` "words"](../file#L12), to the first line with
+these words in it.
 """
 
 import ast
