@@ -20,43 +20,37 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
-from ddpm_hf.batch_plan import ShuffledImages, seed_of
 from ddpm_hf.checkpoint import load_tensors
-from ddpm_hf.config import TrainingConfig, check_launcher, parse_command_line
-from ddpm_hf.data import common_mode, label_settings, load_dataset
-from ddpm_hf.evaluation import check_measurement, evaluate_during_training, measurement_of
-from ddpm_hf.hub import check_before_training, share_run
-from ddpm_hf.image_cache import load_images
-from ddpm_hf.machine import (
-    choose_mixed_precision,
-    compile_blocks,
-    gathered,
-    join_processes_on_cpus,
-    keep_freed_memory,
-    note_signals,
-    on_any_process,
-    one_line_errors,
-    use_all_cores,
-)
-from ddpm_hf.messages import MOST_SKIPPED_UPDATES, describe, diverged, farewell
-from ddpm_hf.resuming import check_folder, check_pictures, find_start, is_finished
-from ddpm_hf.run_folder import RunFolder, going_on
-from ddpm_hf.run_lock import alone_in
+from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.evaluation.during_training import check_measurement, evaluate_during_training, measurement_of
+from ddpm_hf.hardware import compile_blocks, keep_freed_memory
+from ddpm_hf.hub.share import check_before_training, share_run
+from ddpm_hf.images.batches import ShuffledImages, seed_of
+from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.sources import label_settings, load_dataset
+from ddpm_hf.images.streaming import StreamedImages
+from ddpm_hf.images.survey import common_mode
+from ddpm_hf.precision import choose_mixed_precision
+from ddpm_hf.processes import gathered, join_processes_on_cpus, on_any_process, use_all_cores
 from ddpm_hf.sampling import Classes, Drawing, draw_images
-from ddpm_hf.sharding import check_sharding, prepare, whole
-from ddpm_hf.streaming import StreamedImages
-from ddpm_hf.trackers import start_trackers, track_numbers, track_samples, tracking_options
-from ddpm_hf.training import (
-    LossMeter,
-    MovingAverage,
-    RunState,
-    denoising_loss,
-    loss_weights,
-    make_lr_scheduler,
-    make_model,
-    make_optimizer,
-    make_plan,
-)
+from ddpm_hf.signals import note_signals
+from ddpm_hf.terminal import going_on, one_line_errors
+from ddpm_hf.training.divergence import MOST_SKIPPED_UPDATES, diverged
+from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.launcher import check_launcher
+from ddpm_hf.training.meter import LossMeter
+from ddpm_hf.training.model import make_model
+from ddpm_hf.training.objective import denoising_loss, loss_weights
+from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer
+from ddpm_hf.training.plan import make_plan
+from ddpm_hf.training.resuming import check_folder, check_pictures, find_start, is_finished
+from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.run_lock import alone_in
+from ddpm_hf.training.sharding import check_sharding, prepare, whole
+from ddpm_hf.training.state import RunState
+from ddpm_hf.training.summary import describe, farewell
+from ddpm_hf.training.trackers import start_trackers, track_numbers, track_samples, tracking_options
 
 
 def main():

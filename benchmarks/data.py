@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.batch_plan import BatchPlan, ShuffledImages
-from ddpm_hf.config import parse_command_line
-from ddpm_hf.data import load_dataset
-from ddpm_hf.decoding import decode_image
-from ddpm_hf.image_cache import load_images
+from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.images.batches import BatchPlan, ShuffledImages
+from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.decoding import decode_image
+from ddpm_hf.images.sources import load_dataset
 
 BATCH = 64
 

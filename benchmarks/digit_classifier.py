@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 from tqdm.auto import tqdm
 
-from ddpm_hf.data import EMBEDDED_DIGITS
+from ddpm_hf.images.sources import EMBEDDED_DIGITS
 
 TRAINING_DIGITS = 7000  # for the classifier; the others are compared with
 

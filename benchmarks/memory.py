@@ -17,7 +17,7 @@ import torch
 from speed import Runner, Side, describe_machine
 
 from ddpm_hf import DDPMUNetModel
-from ddpm_hf.machine import keep_freed_memory
+from ddpm_hf.hardware import keep_freed_memory
 
 SIDES = [Side(library, precision) for precision in ("float32", "bf16") for library in ("ddpm_hf", "diffusers")]
 STEPS = ("training", "sampling")

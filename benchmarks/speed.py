@@ -27,10 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
-from ddpm_hf.config import parse_command_line
+from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.convert import to_unet2d
-from ddpm_hf.machine import autocast, compile_blocks, keep_freed_memory
-from ddpm_hf.training import MovingAverage, denoising_loss, make_optimizer
+from ddpm_hf.hardware import compile_blocks, keep_freed_memory
+from ddpm_hf.precision import autocast
+from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.objective import denoising_loss
+from ddpm_hf.training.optimizer import make_optimizer
 
 # Largest difference of the predictions, relative to the largest prediction.
 TOLERANCES = {"float32": 1e-5, "tf32": 1e-2, "bf16": 2e-2}

@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddpm_hf.files import misfit, read_json, sha256_of, sync
+from ddpm_hf.files import read_json, sha256_of, sync
+from ddpm_hf.forms import misfit
 from ddpm_hf.pipeline_ddpm_custom import SHIPPED_MODULES
 from ddpm_hf.run_files import INDEX, MANIFEST, STATE, list_checkpoints, was_saved_here
 

@@ -11,17 +11,22 @@ import torch
 from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.config import GUIDANCE_SCALE, WHICH_IMAGES, Parser, TrainingConfig, add_flag
-from ddpm_hf.convert import load_pipeline, to_stock_pipeline
-from ddpm_hf.evaluation import HOW_TO_READ, evaluate
+from ddpm_hf.command_line import Parser, add_flag
+from ddpm_hf.config import GUIDANCE_SCALE, WHICH_IMAGES, TrainingConfig
+from ddpm_hf.convert import to_stock_pipeline
+from ddpm_hf.evaluation.command import evaluate
+from ddpm_hf.evaluation.measure import METRICS, Measurement
+from ddpm_hf.evaluation.reference import HOW_TO_READ
 from ddpm_hf.files import read_json
-from ddpm_hf.hub import check_name, default_repo_id, push_run
-from ddpm_hf.machine import choose_mixed_precision, this_process
-from ddpm_hf.measuring import METRICS, Measurement
+from ddpm_hf.hub.checks import check_name
+from ddpm_hf.hub.push import default_repo_id, push_run
+from ddpm_hf.hub.space import push_space, write_space
+from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import is_ours
+from ddpm_hf.precision import choose_mixed_precision
+from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
-from ddpm_hf.space import push_space, write_space
 from ddpm_hf.tokens import hide_tokens
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
@@ -331,7 +336,7 @@ def _demo(**options):
     if port is not None and not 0 < port < 2**16:
         raise ValueError(f"--server_port {port}: expected 1 to {2**16 - 1}.")
     try:
-        from ddpm_hf.demo import run_demo  # takes seconds to import, and not everybody has it
+        from ddpm_hf.demo.page import run_demo
     except ModuleNotFoundError as error:
         raise ValueError('the demo needs Gradio: pip install "ddpm-hf[demo]"') from error
     run_demo(**options)

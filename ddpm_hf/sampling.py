@@ -15,18 +15,19 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
-from ddpm_hf.convert import check_finite, load_pipeline
-from ddpm_hf.features import digest_of_weights
 from ddpm_hf.files import read_json, write_json
-from ddpm_hf.machine import autocast, this_process, together
+from ddpm_hf.images.batches import seed_of
+from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.precision import autocast
+from ddpm_hf.processes import this_process, together
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
-from ddpm_hf.training import make_model
+from ddpm_hf.training.model import make_model
+from ddpm_hf.weights import check_finite, digest_of_weights
 
 SCHEDULERS = {
     "ddpm": DDPMLinearScheduler,
@@ -79,7 +80,7 @@ class Drawing:
         num_inference_steps (`int`, *optional*): Denoising steps; by default T.
         batch_size (`int`): Images at once.
         classes ([`Classes`]): What they show, by a class-conditional model.
-        mixed_precision (`str`): What the network computes in, see [`~ddpm_hf.machine.autocast`].
+        mixed_precision (`str`): What the network computes in, see [`~ddpm_hf.precision.autocast`].
     """
 
     seed: int = 0

@@ -22,12 +22,6 @@ def hide_tokens(text: str, *known: str | None) -> str:
     return text
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line, without tokens, and without the period or the colon at its end."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return hide_tokens(text).rstrip(".:")
-
-
 def hide_arguments(message: str) -> str:
     """What argparse says of a command line, without what follows the flag of the token."""
     return re.sub(rf"(?i)({_FLAG}) (?!(?:hf|api_org)_\*)[^\s-]\S*", r"\1 ***", hide_tokens(message))

@@ -8,10 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ddpm_hf import DDPMUNetModel
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_ddpm
+from ddpm_hf import DDPMUNetModel
 
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
@@ -22,8 +20,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory, worker_id):
+    """Return a folder where all tests, of all workers, keep decoded images."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "cache"
+
+
 @pytest.fixture
-def small(tmp_path, tmp_path_factory):
+def small(tmp_path, cache_dir):
     """Flags of runs that take seconds: the embedded digits, decoded once for all tests, a tiny network with dropout."""
     model = DDPMUNetModel(
         block_out_channels=(8, 8),
@@ -38,7 +43,7 @@ def small(tmp_path, tmp_path_factory):
     defaults = {
         "mixed_precision": "no",  # so that numbers can be compared
         "model_config_name_or_path": tmp_path / "model",
-        "cache_dir": tmp_path_factory.getbasetemp() / "cache",
+        "cache_dir": cache_dir,
         "max_train_steps": 4,
         "train_batch_size": 4,
         "logging_steps": 1,

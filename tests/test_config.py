@@ -8,8 +8,10 @@ import torch
 from runs import equal, make_run
 
 from ddpm_hf import DDPMUNetModel
-from ddpm_hf.config import PRESETS, check_launcher, parse_command_line
-from ddpm_hf.machine import choose_mixed_precision
+from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.precision import choose_mixed_precision
+from ddpm_hf.presets import PRESETS
+from ddpm_hf.training.launcher import check_launcher
 
 # The flags of diffusers' train_unconditional.py that make sense here.
 STOCK_FLAGS = {

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm_hf.machine import choose_mixed_precision, use_all_cores
+from ddpm_hf.precision import choose_mixed_precision
+from ddpm_hf.processes import use_all_cores
 
 
 def test_mixed_precision_auto(monkeypatch):

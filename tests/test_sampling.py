@@ -14,8 +14,8 @@ from PIL import Image
 from runs import weights
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
-from ddpm_hf.batch_plan import seed_of
 from ddpm_hf.cli import main
+from ddpm_hf.images.batches import seed_of
 from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, generators_of, open_model
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ from oracles import annotated_unet
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf import DDPMUNetModel
-from ddpm_hf.config import PRESETS
 from ddpm_hf.convert import from_annotated, from_unet2d, to_unet2d
+from ddpm_hf.presets import PRESETS
 from ddpm_hf.unet_ddpm import Upsample
 
 # Stock's U-Nets in the shapes that matter: the paper's keys and train_unconditional.py's, heads, groups, odd sizes.

@@ -11,12 +11,12 @@ ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import ddpm_hf
-from ddpm_hf.data import EMBEDDED_DIGITS
+from ddpm_hf.images.sources import EMBEDDED_DIGITS
 assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
 assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
-from ddpm_hf.studio import Studio, DDPMInpaintingPipeline
+from ddpm_hf.demo.model import Studio, DDPMInpaintingPipeline
 assert DDPMInpaintingPipeline.__module__ == "ddpm_hf.pipelines.ddpm_inpainting"
-from ddpm_hf.model_card import TEMPLATE
+from ddpm_hf.hub.card import TEMPLATE
 assert TEMPLATE.exists()
 unet = ddpm_hf.DDPMUNetModel(
     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,

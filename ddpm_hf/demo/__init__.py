@@ -1,0 +1,6 @@
+"""Try a model in the browser.
+
+In: a pipeline.
+Out: a page to sample, denoise, interpolate and inpaint with it.
+`model` computes, without an interface; `page` shows it, with Gradio.
+"""

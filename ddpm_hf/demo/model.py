@@ -1,0 +1,164 @@
+"""What the tabs of the demo compute: functions of numbers and pictures, without an interface.
+
+Every call has a scheduler of its own, so that calls may run side by side. `track` wraps the loop over the steps, as
+tqdm does.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from ddpm_hf.config import GUIDANCE_SCALE
+from ddpm_hf.images.decoding import to_eight_bits
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
+from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
+from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
+from ddpm_hf.sampling import SCHEDULERS, generators_of
+
+Track = Callable[[Iterable], Iterable]
+LARGE = 280  # pixels a side that a person sees well; smaller pictures are shown enlarged
+MOST_FRAMES = 101  # of a trajectory that are kept
+
+
+class Studio:
+    """A model, and what one can do with it.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model, on its device.
+
+    Raises:
+        ValueError: If its samples are no pictures.
+    """
+
+    def __init__(self, pipeline: DDPMPipelineCustom):
+        self.unet, self.scheduler_config = pipeline.unet, pipeline.scheduler.config
+        self.unet.eval()
+        self.num_train_timesteps = self.scheduler_config.num_train_timesteps
+        self.class_names = self.unet.config.get("class_names")
+        size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None or self.channels not in (1, 3):
+            raise ValueError(
+                f"The model has `sample_size={size}` and {self.channels} channels; expected a size, and the 1 or 3 "
+                "channels of pictures."
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = (width, height)
+
+    def sample(
+        self,
+        num_images: int,
+        seed: int,
+        scheduler: str,
+        steps: int,
+        class_name: str | None = None,
+        guidance_scale: float = GUIDANCE_SCALE,
+        track: Track = tqdm,
+    ) -> list[Image.Image]:
+        """Draw what `ddpm-hf sample` draws with this seed.
+
+        Args:
+            num_images (`int`): How many.
+            seed (`int`): Image i is a function of this and i.
+            scheduler (`str`): A key of `SCHEDULERS`.
+            steps (`int`): Denoising steps.
+            class_name (`str`, *optional*): One of `class_names`; by default any.
+            guidance_scale (`float`): How strongly the class is insisted on.
+            track (callable): Wraps the loop over the steps.
+
+        Returns:
+            `list[PIL.Image.Image]`: The images.
+        """
+        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
+        wish = {"class_labels": [class_name] * num_images, "guidance_scale": guidance_scale} if class_name else {}
+        return pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
+
+    def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
+        """The way of sample 0 of this seed out of the noise: pairs of x_t and the x_0 predicted from it."""
+        pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
+        num_frames = min(steps + 1, MOST_FRAMES)
+        output = pipeline(num_frames=num_frames, generator=self._generators(seed), num_inference_steps=steps)
+        return [(x_t, x_0) for (x_t,), (x_0,) in zip(output.x_t, output.x_0)]
+
+    def interpolate(
+        self,
+        one: Image.Image,
+        another: Image.Image,
+        num_frames: int,
+        timestep: int,
+        seed: int,
+        steps: int,
+        track: Track = tqdm,
+    ) -> list[Image.Image]:
+        """Frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
+        pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
+        (generator,) = self._generators(seed)
+        pictures = [self.fit(picture)[0] for picture in (one, another)]
+        return pipeline(
+            *pictures, num_frames=num_frames, timestep=timestep, generator=generator, num_inference_steps=steps
+        ).images
+
+    def inpaint(
+        self,
+        picture: Image.Image,
+        mask: Image.Image,
+        num_images: int,
+        num_resamples: int,
+        seed: int,
+        steps: int,
+        track: Track = tqdm,
+    ) -> list[Image.Image]:
+        """The picture with other pixels where the mask is white, both of any size; see [`DDPMInpaintingPipeline`].
+
+        Raises:
+            ValueError: If the mask is white nowhere, at the model's resolution.
+        """
+        picture, mask = self.fit(picture)[0], ImageOps.fit(mask, self.size, Image.Resampling.BOX)
+        if mask.getextrema()[1] < 128:
+            raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
+        pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
+        generators = self._generators(seed, num_images)
+        return pipeline(
+            picture, mask, num_images, num_resamples=num_resamples, generator=generators, num_inference_steps=steps
+        ).images
+
+    def fit(self, picture: Image.Image) -> tuple[Image.Image, str]:
+        """The picture in the model's size and mode, and a sentence on what that took from it, if anything.
+
+        An enlarged picture becomes what it was, pixel by pixel.
+        """
+        width, height = self.size
+        whole = to_eight_bits(picture, "RGB")
+        fitted = ImageOps.fit(whole, self.size, Image.Resampling.BOX)
+        cut = round(whole.width * height / whole.height) != width
+        notes = []
+        if cut:
+            notes.append("cut to its centre")
+        if cut or fitted.resize(whole.size, Image.Resampling.NEAREST) != whole:
+            notes.append(f"resized from {whole.width} x {whole.height} to {width} x {height} pixels")
+        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+            notes.append("put on white where it is transparent")
+        colours = np.array(fitted)  # (H, W, 3)
+        if self.channels == 1 and (colours != colours[..., :1]).any():
+            notes.append("turned to greyscale, as the model is")
+        return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
+
+    def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track) -> DiffusionPipeline:
+        pipeline = kind(unet=self.unet, scheduler=SCHEDULERS[scheduler].from_config(self.scheduler_config))
+        pipeline.progress_bar = track
+        return pipeline
+
+    def _generators(self, seed: int | None, num_images: int = 1) -> list[torch.Generator]:
+        if seed is None:
+            raise ValueError("The seed is empty; expected a whole number.")
+        return generators_of(self.unet.device, seed, range(num_images))
+
+
+def enlarge(picture: Image.Image) -> Image.Image:
+    """A small picture with each pixel as a square of many."""
+    factor = max(1, LARGE // max(picture.size))
+    return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)

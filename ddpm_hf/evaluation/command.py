@@ -1,0 +1,103 @@
+"""`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
+
+import os
+from pathlib import Path
+
+from ddpm_hf.evaluation.measure import Measurement, PictureFolder, check_measurable, flat, measure
+from ddpm_hf.evaluation.nearest import nearest_picture
+from ddpm_hf.evaluation.reference import _run_options, open_reference
+from ddpm_hf.files import read_json, write_json, write_json_lines
+from ddpm_hf.forms import misfit
+from ddpm_hf.pictures import is_ours, save_marked
+from ddpm_hf.processes import this_process
+from ddpm_hf.run_files import EVALUATION, NEAREST, PROGRESSIVE, is_run
+from ddpm_hf.sampling import clear_samples, fingerprint, open_model
+
+
+def evaluate(
+    source: str,
+    wanted: Measurement,
+    reference: dict,
+    scheduler: str | None = None,
+    checkpoint: str | None = None,
+    revision: str | None = None,
+    save_samples: Path | None = None,
+    output: Path | None = None,
+):
+    """Measure a saved model, print the numbers, and write them down beside those that are there for the same model.
+
+    Args:
+        source, checkpoint, scheduler, revision: See [`~ddpm_hf.sampling.open_model`].
+        wanted ([`Measurement`]): What to measure.
+        reference (`dict`): Options of [`TrainingConfig`] that name the images to compare with; by default those of the
+            run, or the embedded digits.
+        save_samples (`Path`, *optional*): Folder to keep the samples in.
+        output (`Path`, *optional*): JSON file of the numbers; by default evaluation.json in the run's folder, or here.
+            Beside it will be nearest.png, and progressive.jsonl for an exact bpd.
+
+    Raises:
+        ValueError: If something does not fit.
+        OSError: If something cannot be read or written.
+    """
+    state = this_process()
+    output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
+    earlier = _earlier_results(output)
+    pipeline = open_model(source, checkpoint, scheduler, revision)
+    with state.main_process_first():
+        images, record = open_reference(pipeline, _run_options(Path(source)), reference)
+    check_measurable(wanted, images)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; name another file with --output.")
+    # What was drawn before an interruption is only found by a command that would draw the same.
+    steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
+    drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
+    samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
+    results = measure(pipeline, images, wanted, samples, record)
+    if state.is_main_process:
+        progressive = results.get("bpd", {}).pop("progressive", [])
+        if progressive:
+            write_json_lines(output.with_name(PROGRESSIVE), progressive)
+        if wanted.of_samples:
+            shown = PictureFolder(samples, min(8, wanted.num_images))
+            save_marked(nearest_picture(shown, images, k=8), output.with_name(NEAREST))
+        write_json(output, {**_of_the_same_model(earlier, results), **results})
+        print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
+        if not save_samples:
+            clear_samples(samples)
+    state.wait_for_everyone()
+
+
+def _earlier_results(path: Path) -> dict:
+    """What the file of the numbers holds already.
+
+    Raises:
+        ValueError: If it was not written by this command, nor the picture that will be put beside it.
+    """
+    advice = "Move it away, or name another file with --output."
+    if path.exists():
+        earlier = read_json(path, {}, advice)
+        for metric, numbers in earlier.items():
+            if problem := misfit(numbers, {"model_fingerprint": str}, f"`{metric}`"):
+                raise ValueError(f"{path} does not hold numbers of `ddpm-hf evaluate`: {problem}. {advice}")
+        return earlier
+    picture = path.with_name(NEAREST)
+    if picture.exists() and not is_run(path.parent) and not is_ours(picture):
+        raise ValueError(f"{picture} would be overwritten. {advice}")
+    return {}
+
+
+def _of_the_same_model(earlier: dict, results: dict) -> dict:
+    models = {numbers["model_fingerprint"] for numbers in results.values()}
+    return {metric: numbers for metric, numbers in earlier.items() if {numbers["model_fingerprint"]} == models}
+
+
+def table(results: dict[str, dict]) -> str:
+    """The numbers of [`measure`], a line for each."""
+    lines = []
+    for name, value in flat(results).items():
+        entry = results.get(name, {})
+        error = entry.get("standard_error", entry.get("standard_deviation"))
+        lines.append(f"{name:<10} {value:>10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
+    notes = {numbers["note"] for numbers in results.values() if "note" in numbers}
+    return "\n".join([*lines, *notes])

@@ -1,0 +1,85 @@
+"""Measure a model while it trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.evaluation.features import load_extractor
+from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
+from ddpm_hf.files import read_json_lines, write_json_lines
+from ddpm_hf.images.cache import ImageCache
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.processes import this_process, together
+from ddpm_hf.run_files import EVALUATIONS
+from ddpm_hf.sampling import clear_samples
+
+
+def measurement_of(config: TrainingConfig) -> Measurement | None:
+    """What a run measures every `eval_steps`, if it does.
+
+    Raises:
+        ValueError: If that cannot be measured here.
+    """
+    if not config.eval_steps:
+        return None
+    with _names_of_options():
+        wanted = Measurement(
+            metrics=[metric.strip() for metric in config.eval_metrics.split(",")],
+            num_images=config.eval_num_images,
+            batch_size=config.eval_batch_size,
+            num_inference_steps=config.ddpm_num_inference_steps,
+            seed=config.seed,
+            features=config.eval_features,
+        )
+        if wanted.of_samples:
+            load_extractor(wanted.features, torch.device("cpu"))
+    return wanted
+
+
+def check_measurement(wanted: Measurement, images: ImageCache):
+    """Raise a ValueError if a run could not measure so, before its first step; see [`check_measurable`]."""
+    with _names_of_options():
+        check_measurable(wanted, images)
+
+
+@contextmanager
+def _names_of_options() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the run cannot be measured (these options begin with --eval_ here): {error}") from error
+
+
+def evaluate_during_training(
+    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path, step: int
+) -> dict[str, float]:
+    """Measure a model in training, and note the numbers in evaluations.jsonl; to be called on all processes.
+
+    Nothing of the run changes but the mode of the network, which is left evaluating. The network computes in its own
+    type, so the numbers are those of the saved model.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model, with averaged weights if there are.
+        images ([`ImageCache`]): The training images, or others like them.
+        wanted ([`Measurement`]): What to measure.
+        folder (`Path`): Of the run; the samples are in it for the time being.
+        step (`int`): Optimizer steps so far.
+
+    Returns:
+        `dict`: See [`flat`]; empty but on the main process.
+    """
+    state, samples = this_process(), folder / "evaluation-samples"
+    together(lambda: clear_samples(samples) if state.is_main_process else None)  # of a run that was stopped here
+    numbers = flat(measure(pipeline, images, wanted, samples, record={}))
+    if state.is_main_process:
+        clear_samples(samples)
+        path = folder / EVALUATIONS
+        # The run may have gone on from a checkpoint.
+        earlier = [line for line in read_json_lines(path, {"step": int}) if line["step"] < step]
+        write_json_lines(path, [*earlier, {"step": step, **numbers}])
+        tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+    return numbers

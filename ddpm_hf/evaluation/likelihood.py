@@ -1,0 +1,241 @@
+"""Bits per dimension: the variational bound of Ho et al. 2020 (sections 2, 3.1 to 3.4), term by term.
+
+-log p(x_0) <= L_T + sum_{t > 0} L_t + L_0 (eq. 5). Timesteps count from zero here: `prior` is the paper's L_T, the bits
+of a t > 0 are what it costs to send x_{t-1} to one who has x_t, and those of t = 0 are the paper's L_0, what it costs
+to send the pixels at last (the discretised decoder, eq. 13).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ddpm_hf.images.batches import cut_square, seed_of
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+
+
+def log_variances(scheduler: DDPMLinearScheduler, t: torch.Tensor) -> torch.Tensor:
+    """log sigma_t^2 of the model's reverse steps, of the shape of t, float64.
+
+    `"fixed_small"` is beta_tilde_t, `"fixed_large"` is beta_t. At t = 0, where beta_tilde is zero and sampling adds no
+    noise, both take beta_tilde of t = 1 for the decoder, as Ho et al.'s code does ("posterior_log_variance_clipped").
+
+    Raises:
+        ValueError: If the variance is learned.
+    """
+    kind = str(scheduler.config.variance_type).removesuffix("_log")
+    if kind not in ("fixed_small", "fixed_large"):
+        raise ValueError(f"--metrics bpd: expected a fixed variance, and the scheduler's `variance_type` is {kind!r}.")
+    variances = scheduler._get_variance(t, variance_type=kind, dtype=torch.float64)
+    for_decoder = scheduler._get_variance(torch.ones_like(t), variance_type="fixed_small", dtype=torch.float64)
+    return torch.where(t == 0, for_decoder, variances).log()
+
+
+def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:
+    """KL(N(mean_1, variance_1) || N(mean_2, variance_2)) of scalars, elementwise, in nats."""
+    difference = log_variance_2 - log_variance_1
+    return 0.5 * (difference + (-difference).exp() - 1 + (mean_1 - mean_2) ** 2 * (-log_variance_2).exp())
+
+
+def log_probability_of_pixels(pixels: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """log of the mass that N(mean, variance) has in the pixels' bins (eq. 13), elementwise, in nats.
+
+    The bin of a level x in {-1, -1 + 2/255, ..., 1} is x +- 1/255; those of the darkest and the brightest are open.
+
+    Args:
+        pixels (`torch.Tensor`): Levels 0 to 255, of any type.
+        mean, log_variance (`torch.Tensor`, float64): Of the same shape, or broadcast to it.
+
+    Returns:
+        `torch.Tensor`: float64, of the shape of `pixels`.
+    """
+    x, half, sigma = pixels.double() / 127.5 - 1, 1 / 255, (0.5 * log_variance).exp()
+    low = torch.where(pixels == 0, -math.inf, (x - half - mean) / sigma)
+    high = torch.where(pixels == 255, math.inf, (x + half - mean) / sigma)
+    # In the upper tail Phi is 1 to all digits, so bins there are mirrored into the lower one. Then
+    # log(Phi(high) - Phi(low)) = log Phi(high) + log(1 - Phi(low) / Phi(high)), without overflow or cancellation.
+    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
+    log_high = torch.special.log_ndtr(high)
+    return log_high + (-torch.expm1(torch.special.log_ndtr(low) - log_high)).log()
+
+
+def prior_bits(scheduler: DDPMLinearScheduler, pixels: torch.Tensor) -> torch.Tensor:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) of images `(batch, C, H, W)`, in bits per dimension, `(batch,)` float64."""
+    x_0 = pixels.double() / 127.5 - 1
+    last = len(scheduler) - 1
+    mean = scheduler.add_noise(x_0, torch.zeros_like(x_0), last)  # sqrt(alpha_bar_T) x_0
+    deviation = scheduler.add_noise(torch.zeros_like(x_0), torch.ones_like(x_0), last)  # sqrt(1 - alpha_bar_T)
+    zero = torch.zeros_like(x_0)
+    return normal_kl(mean, 2 * deviation.log(), zero, zero).flatten(1).mean(1) / math.log(2)
+
+
+@torch.no_grad()
+def step_bits(
+    unet: torch.nn.Module, scheduler: DDPMLinearScheduler, pixels: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One term of the bound for each image, at a timestep and a noise of its own.
+
+    The network computes in its own type, everything else in float64.
+
+    Args:
+        unet (`torch.nn.Module`): Predicts what `scheduler.config.prediction_type` says.
+        scheduler ([`DDPMLinearScheduler`]): As built, with all T timesteps.
+        pixels (`torch.Tensor`, `(batch, C, H, W)`): Levels 0 to 255.
+        t (`torch.Tensor`, `(batch,)`): In [0, T).
+        eps (`torch.Tensor`, like `pixels`, floating): ~ N(0, I).
+
+    Returns:
+        `tuple`: The term in bits per dimension, and the mean squared error of the prediction of x_0 on the scale of the
+        pixels; both `(batch,)` float64.
+    """
+    x_0 = pixels.double() / 127.5 - 1
+
+    # 1. x_t ~ q(x_t | x_0) (eq. 4), and the x_0 that the network sees in it, clipped as for sampling (eq. 15).
+    x_t = scheduler.add_noise(x_0, eps.double(), t)
+    output = unet(x_t.to(unet.dtype), t).sample.double()
+    predicted = scheduler.clip_x_0(scheduler.predict_x_0(output, t, x_t))
+
+    # 2. The posterior, with the true x_0 and with the predicted one (eqs. 6-7); sigma_t^2 is the model's variance.
+    mean, variance = scheduler.posterior_mean_variance(x_0, x_t, t)
+    model_mean, _ = scheduler.posterior_mean_variance(predicted, x_t, t)
+    log_variance = log_variances(scheduler, t).view(-1, 1, 1, 1)
+
+    # 3. L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and -log p(x_0 | x_1) for t = 0.
+    nats = normal_kl(mean, variance.log(), model_mean, log_variance)
+    first = t == 0
+    nats[first] = -log_probability_of_pixels(pixels[first], model_mean[first], log_variance[first])
+    squared_error = (127.5 * (predicted - x_0)) ** 2
+    return nats.flatten(1).mean(1) / math.log(2), squared_error.flatten(1).mean(1)
+
+
+@dataclass
+class Bound:
+    """The terms of the bound for some images, in bits per dimension; float64.
+
+    Args:
+        prior (`numpy.ndarray`, `(N,)`): L_T of each image.
+        bits (`numpy.ndarray`, `(N, K)`): The terms at K timesteps, each times the number of timesteps it stands for;
+            the first is t = 0.
+        squared_errors (`numpy.ndarray`, `(N, K)`): Of the predictions of x_0 at these, on the scale 0 to 255.
+        num_timesteps (`int`): T; with K = T, sums over the terms are exact.
+    """
+
+    prior: np.ndarray
+    bits: np.ndarray
+    squared_errors: np.ndarray
+    num_timesteps: int
+
+    def summary(self) -> dict:
+        """The bound, its standard error over the images, its terms, and its split of section 4.3.
+
+        A lossless code spends `rate` bits on x_1 and `distortion` on the rest; of the rate alone, the pixels are known
+        up to `rmse`, on the scale 0 to 255.
+        """
+        totals = self.prior + self.bits.sum(1)
+        n, k = self.bits.shape
+        decoder = self.bits[:, 0].mean()
+        return {
+            "value": totals.mean(),
+            "standard_error": totals.std(ddof=1) / math.sqrt(n) if n > 1 else None,
+            "prior": self.prior.mean(),
+            "diffusion": self.bits[:, 1:].sum(1).mean(),
+            "decoder": decoder,
+            "rate": totals.mean() - decoder,
+            "distortion": decoder,
+            "rmse": math.sqrt(self.squared_errors[:, 0].mean()),
+            "images": n,
+            "timesteps_per_image": k,
+            "exact_over_timesteps": k == self.num_timesteps,
+        }
+
+    def progressive(self) -> list[dict]:
+        """Rate and distortion as the reverse process goes on (section 4.3, fig. 5), from t = T - 1 to 0; needs K = T.
+
+        `rate` are the bits per dimension that x_t has cost, `rmse` the error of the x_0 predicted from it.
+        """
+        assert self.bits.shape[1] == self.num_timesteps
+        terms = self.bits.mean(0)[::-1]  # (T,), from T - 1 to 0
+        rates = self.prior.mean() + np.concatenate(([0.0], terms[:-1].cumsum()))
+        rmses = np.sqrt(self.squared_errors.mean(0))[::-1]
+        return [
+            {"t": self.num_timesteps - 1 - i, "rate": rate, "rmse": rmse}
+            for i, (rate, rmse) in enumerate(zip(rates.tolist(), rmses.tolist()))
+        ]
+
+
+def variational_bound(
+    unet: torch.nn.Module,
+    scheduler: DDPMLinearScheduler,
+    images: Sequence[np.ndarray],
+    indices: Sequence[int],
+    num_timesteps: int,
+    batch_size: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    show_progress: bool = False,
+) -> Bound:
+    """The bound for some images of a set; the numbers of an image depend on nothing but the seed and its index.
+
+    t = 0 is always taken. The others are cut into K - 1 stretches, and one timestep of each is drawn; weighed by the
+    length of its stretch, it makes the sum over t unbiased.
+
+    Args:
+        unet, scheduler: See [`step_bits`].
+        images (`Sequence[numpy.ndarray]`): Each `(height, width, C)` uint8; of longer sides, the centre is taken.
+        indices (`Sequence[int]`): Which of them.
+        num_timesteps (`int`): K, from 2 to T.
+        batch_size (`int`): Pairs of an image and a timestep to put through the network at once.
+        seed (`int`): Of timesteps and noise.
+        device (`str` or `torch.device`): Where the network is.
+        show_progress (`bool`): Whether to show a bar.
+
+    Returns:
+        [`Bound`]: Of the images in the order of `indices`.
+
+    Raises:
+        ValueError: If there are fewer than two or more than T timesteps.
+    """
+    T, N, K = len(scheduler), len(indices), num_timesteps
+    if not 2 <= K <= T:
+        raise ValueError(f"--bpd_timesteps {K}: expected 2 to {T}, the number of timesteps of the model.")
+    edges = _stretches(T, K)
+    weights = np.concatenate(([1], np.diff(edges)))
+    timesteps = np.zeros((N, K), dtype=np.int64)
+    for n, index in enumerate(indices):
+        u = np.random.default_rng(seed_of(seed, "strata", index)).random(K - 1)
+        timesteps[n, 1:] = edges[:-1] + np.floor(u * np.diff(edges))
+
+    prior, bits, squared_errors = np.zeros(N), np.zeros((N, K)), np.zeros((N, K))
+    progress = tqdm(total=N * K, desc="Bits per dimension", unit="term", disable=not show_progress)
+    for start in range(0, N * K, batch_size):
+        n, k = np.divmod(np.arange(start, min(start + batch_size, N * K)), K)
+        chosen = {i: torch.from_numpy(cut_square(images[indices[i]], 0.5, 0.5).copy()) for i in set(n.tolist())}
+        pixels = torch.stack([chosen[i] for i in n.tolist()]).permute(0, 3, 1, 2)  # (B, C, H, W) uint8
+        t = torch.from_numpy(timesteps[n, k])
+        eps = torch.stack([_noise(seed, indices[i], int(s), x.shape) for i, s, x in zip(n.tolist(), t, pixels)])
+        pixels, t, eps = pixels.to(device), t.to(device), eps.to(device)
+        terms, errors = step_bits(unet, scheduler, pixels, t, eps)
+        bits[n, k], squared_errors[n, k] = weights[k] * terms.cpu().numpy(), errors.cpu().numpy()
+        prior[n[k == 0]] = prior_bits(scheduler, pixels[t == 0]).cpu().numpy()
+        progress.update(len(n))
+    progress.close()
+    return Bound(prior, bits, squared_errors, T)
+
+
+def _stretches(T: int, K: int) -> np.ndarray:
+    """Where the stretches of timesteps begin, and the last ends, `(K,)`: 1, ..., T.
+
+    The terms fall about as 1 / t, so they are as long as each other in log t, and so add as much to the sum and to its
+    error; but one timestep at least. With K = T all are that long, and nothing is left to chance but eps.
+    """
+    j = np.arange(K)
+    return np.maximum(j + 1, np.round(T ** (j / (K - 1)))).astype(np.int64)
+
+
+def _noise(seed: int, index: int, t: int, shape: torch.Size) -> torch.Tensor:
+    """eps of an image at a timestep, drawn on the CPU, so that all devices take the same."""
+    generator = torch.Generator().manual_seed(seed_of(seed, f"noise at {t}", index))
+    return torch.randn(shape, generator=generator)

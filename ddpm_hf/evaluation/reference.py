@@ -1,0 +1,70 @@
+"""The images that samples are compared with."""
+
+from pathlib import Path
+
+from ddpm_hf.config import WHICH_IMAGES, TrainingConfig, check_saved_options
+from ddpm_hf.files import read_json
+from ddpm_hf.images.cache import ImageCache, load_images
+from ddpm_hf.images.sources import load_dataset
+from ddpm_hf.images.survey import common_mode
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.run_files import OPTIONS, is_run
+
+# The options of a run that say how its images were read.
+HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
+
+
+def _run_options(folder: Path) -> dict:
+    """The options of a training run about its images; none if the folder is no run.
+
+    Only the caller may choose where the cache is written.
+
+    Raises:
+        ValueError: If they are broken.
+    """
+    if not is_run(folder):
+        return {}
+    advice = "Move it away, and name the images with --dataset or --train_data_dir."
+    options = read_json(folder / OPTIONS, {}, advice)
+    check_saved_options(options, folder / OPTIONS, advice)
+    about_images = {*WHICH_IMAGES, *HOW_TO_READ} - {"cache_dir"}
+    return {key: value for key, value in options.items() if key in about_images}
+
+
+def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tuple[ImageCache, dict]:
+    """The reference set, brought to the model's resolution as for training, and what to record of it.
+
+    Args:
+        pipeline ([`DDPMPipelineCustom`]): The model.
+        run, chosen (`dict`): Options of [`TrainingConfig`]; another data set is not read by the name of a split, a
+            configuration or a column that belong to the run's.
+
+    Raises:
+        ValueError: If the images have not the model's channels, or are smaller, or cannot be read.
+        OSError: If they cannot be kept.
+    """
+    size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
+    if not isinstance(size, int) or channels not in (1, 3):
+        raise ValueError(
+            f"the model draws images of {size} pixels and {channels} channels; expected squares, and 1 or 3."
+        )
+    is_other = any(chosen.get(key, run.get(key)) != run.get(key) for key in ("dataset_name", "train_data_dir"))
+    kept = {key: value for key, value in run.items() if not is_other or key in HOW_TO_READ}
+    config = TrainingConfig(**{**kept, **chosen, "resolution": size})
+    dataset = load_dataset(config)
+    mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"
+    if mode != expected:
+        kinds = {"L": "greyscale", "RGB": "colour"}
+        raise ValueError(f"the reference set holds {kinds[mode]} images, and the model draws {kinds[expected]} ones.")
+    record = {
+        "dataset": config.train_data_dir or config.dataset_name or "mnist-mini",
+        "dataset_config": config.dataset_config_name,
+        "split": config.dataset_split,
+        "preprocessing": {
+            "resolution": size,
+            "channels": channels,
+            "image_fit": config.image_fit,
+            "celeba_crop": config.celeba_crop,
+        },
+    }
+    return load_images(dataset, mode, config), record

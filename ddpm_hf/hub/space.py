@@ -1,0 +1,168 @@
+"""The demo of a run as a Hugging Face Space: a folder with the model, this package's source and what both need.
+
+The Space gets the versions that are installed here, since those are known to work together.
+"""
+
+import re
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from ddpm_hf.files import replace_text
+from ddpm_hf.hub.card import CARD, write_card
+from ddpm_hf.hub.card_text import bare, markdown
+from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
+from ddpm_hf.hub.push import PUSHED, default_repo_id
+from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
+
+SPACE = "space"  # in the folder of a run
+MARK = "Written by `ddpm-hf push --space`"  # in the README.md of a Space that may be replaced
+PACKAGE = Path(__file__).parent.parent
+WINGS = ("images", "training", "evaluation", "hub", "demo", "pipelines")
+SOURCE = ("*.py", *(f"{wing}/*.py" for wing in WINGS), "hub/*.md")  # of the package: all but the embedded digits
+APP = '''"""With the packages of requirements.txt: python app.py"""
+
+from pathlib import Path
+
+from ddpm_hf.demo.page import run_demo
+
+if __name__ == "__main__":
+    run_demo(str(Path(__file__).with_name("model")), title={name!r})
+'''
+README = """---
+{metadata}
+---
+
+# {name}
+
+The demo of a DDPM: sample, denoise, interpolate and inpaint. `model/` is the model, and `ddpm_hf/` the source of the
+package that made it, under Apache-2.0. {mark}, which writes all of it anew each time.
+"""
+OF_MODEL = tuple(pattern for pattern in PUSHED if pattern != CARD)
+WRITTEN = (  # of the Space: what is replaced, and what is pushed
+    *("app.py", "requirements.txt", CARD),
+    *(f"model/{pattern}" for pattern in OF_MODEL),
+    *(f"{PACKAGE.name}/{pattern}" for pattern in SOURCE),
+)
+
+
+def write_space(folder: str | Path) -> Path:
+    """Write the Space of a run into its folder `space/`, in the place of an older one. Files of others there stay.
+
+    Args:
+        folder (`str` or `Path`): The run, or any folder with a pipeline.
+
+    Returns:
+        `Path`: The Space.
+
+    Raises:
+        ValueError: If the folder holds no pipeline, Gradio is not installed, or `space/` is no Space of this command.
+        OSError: If it cannot be written.
+    """
+    folder = Path(folder).resolve()
+    space, name = folder / SPACE, folder.name
+    _check_replaceable(space)
+    write_card(folder)  # says what is missing
+    check_files(folder, OF_MODEL)
+    requirements = _requirements()
+    repo_id = default_repo_id(folder)
+    metadata = SpaceCardData(
+        title=bare(name),
+        sdk="gradio",
+        sdk_version=requirements["gradio"],
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license=ModelCard.load(folder / CARD).data.license,
+        models=[repo_id] if "/" in repo_id else None,
+    )
+    space.mkdir(exist_ok=True)
+    replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
+    for file in _written(space):
+        if file != space / CARD:  # so that a Space that is half written is known, too
+            file.unlink()
+    _copy(folder, OF_MODEL, space / "model")
+    _copy(PACKAGE, SOURCE, space / PACKAGE.name)
+    (space / "app.py").write_text(APP.format(name=name))
+    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
+    return space
+
+
+def push_space(folder: str | Path, repo_id: str, token: str | None = None, private: bool = False) -> str:
+    """Upload the Space of a run in one commit; none if nothing has changed.
+
+    Args:
+        folder (`str` or `Path`): The run; [`write_space`] was there.
+        repo_id, token, private: See [`push_run`].
+
+    Returns:
+        `str`: The address of the Space.
+
+    Raises:
+        ValueError: See [`check_push`].
+        OSError: If the Hub does not take it, after all tries.
+    """
+    space, token = Path(folder, SPACE), find_token(token)
+    check_weights(space / "model")
+    check_files(space, WRITTEN, token)
+    repo_id = check_push(repo_id, token, repo_type="space")
+    api = HfApi(token=token)
+    names = [path.relative_to(space).as_posix() for path in _written(space)]
+    try:
+        persist(
+            lambda: api.create_repo(
+                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
+            )
+        )
+        persist(
+            lambda: api.create_commit(
+                repo_id,
+                [CommitOperationAdd(name, str(space / name)) for name in names],
+                repo_type="space",
+                commit_message="Upload the demo",
+            )
+        )
+    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def _check_replaceable(space: Path):
+    """Raise a ValueError if a folder is there that this module did not write."""
+    if not space.exists() and not space.is_symlink():
+        return
+    if not space.is_dir() or any(path.is_symlink() for path in (space, *space.rglob("*"))):
+        raise ValueError(
+            f"{space} is no folder, or there are links in it; move it away, so that the Space can be written there."
+        )
+    card = space / CARD
+    if any(space.iterdir()) and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
+        raise ValueError(
+            f"{space} was not written by ddpm-hf push --space (its {CARD} does not say so); move it away, so that the "
+            "Space can be written there."
+        )
+
+
+def _written(space: Path) -> list[Path]:
+    """The files of a Space that this module writes."""
+    return sorted({path for pattern in WRITTEN for path in space.glob(pattern) if path.is_file()})
+
+
+def _requirements() -> dict[str, str]:
+    """Package -> installed version, of all that this package needs for the demo."""
+    try:
+        needed = [line for line in requires("ddpm-hf") if "extra ==" not in line]
+        names = ["gradio", *(re.match(r"[\w.-]+", line)[0] for line in needed)]
+        return {name: version(name).split("+")[0] for name in names}  # torch calls itself 2.13.0+cpu
+    except PackageNotFoundError as error:
+        raise ValueError(f'a Space needs to know the version of {error.name}: pip install "ddpm-hf[demo]"') from error
+
+
+def _copy(source: Path, patterns, target: Path):
+    for path in {path for pattern in patterns for path in source.glob(pattern)}:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)

@@ -1,0 +1,283 @@
+"""From a picture as it is stored, of any format and mode, to the uint8 pixels that a model is trained on."""
+
+import functools
+import io
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets.download.streaming_download_manager import xopen
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ddpm_hf.config import TrainingConfig
+
+GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+# The aligned pictures of CelebA, and the square around the face that makes CelebA-64 of them.
+CELEBA_SIZE, CELEBA_SQUARE = (178, 218), 140
+
+
+MOST_BYTES = 2**30  # of an encoded picture: a small ZIP file can hold a picture of any size
+
+
+class UnreadableImage(ValueError):
+    """A picture that is corrupt, cut off, empty, suspiciously large, or of a kind that cannot be told."""
+
+
+@dataclass(frozen=True)
+class White:
+    """The numbers that mean white in pictures of 16 bits, and in those of floating-point numbers."""
+
+    integers: int = 65535
+    floats: int = 1
+
+    @classmethod
+    def above(cls, integer: float, number: float) -> "White":
+        """Choose from the largest numbers of a data set. -1 stands for a kind of picture that it does not hold.
+
+        Cameras and scanners of fewer bits write files of 16.
+        """
+        depths = range(8, 16) if integer >= 0 else ()
+        integers = next((2**bits - 1 for bits in depths if integer < 2**bits), cls.integers)
+        return cls(integers, 255 if number > 1 else cls.floats)
+
+
+def read_heif():
+    """Let Pillow read HEIC and HEIF, the pictures of phones, where pillow-heif is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+read_heif()
+
+
+def is_greyscale(image: dict | None) -> bool:
+    """Whether an undecoded image of `datasets` is greyscale, which its header tells.
+
+    Raises:
+        UnreadableImage: If the header cannot be read.
+    """
+
+    def look():
+        with _opened(image) as picture:
+            return picture.mode in GREYSCALE_MODES
+
+    return _attempt(look)
+
+
+def largest_number(image: dict | None) -> dict[str, float]:
+    """The largest number in an undecoded image of `datasets` that is not of 8 bits.
+
+    Returns:
+        `dict`: The number by its kind: "I" for integers, "F" for floats, "RGB" for the upper 8 of 16 bits of a colour,
+            which is all that Pillow reads; empty for other images.
+
+    Raises:
+        UnreadableImage: If it cannot be read.
+    """
+
+    def look():
+        with _opened(image) as picture:
+            if picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile):
+                return {"RGB": max(high for _, high in picture.convert("RGB").getextrema())}
+            if picture.mode[0] not in "IF":
+                return {}
+            numbers = np.asarray(picture, dtype=np.float64)
+            return {picture.mode[0]: numbers.max()} if numbers.min() >= 0 else {}
+
+    return _attempt(look)
+
+
+def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: White | None = None) -> np.ndarray:
+    """Decode an image of `datasets`, turn it upright, and bring it to the size of the training images.
+
+    Args:
+        image (`dict`): `bytes`, or else `path`; None where the data set has no image.
+        mode (`str`): "L" or "RGB".
+        config ([`TrainingConfig`]): `resolution`, `image_fit`, `center_crop` and `celeba_crop` are read.
+        white ([`White`], *optional*): See [`to_eight_bits`].
+
+    Returns:
+        `numpy.ndarray`: `(height, width, channels)` uint8; see [`fit_image`].
+
+    Raises:
+        UnreadableImage: If the image cannot be decoded.
+        ValueError: If it has fewer pixels than the options ask for.
+    """
+
+    def decode():
+        with _opened(image) as picture:
+            return to_eight_bits(ImageOps.exif_transpose(picture), mode, white)
+
+    pixels = fit_image(_attempt(decode), config)
+    return pixels.reshape(*pixels.shape[:2], len(mode))
+
+
+@contextmanager
+def _opened(image: dict | None):
+    if image is None:
+        raise ValueError("there is no image")
+    file = _file(image["path"]) if image["bytes"] is None else io.BytesIO(image["bytes"])
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        if not size:
+            raise ValueError("the file is empty")
+        if size > MOST_BYTES:
+            raise ValueError(f"the file has more than {MOST_BYTES:,} bytes")
+        file.seek(0)
+        with Image.open(file) as picture:
+            yield picture
+
+
+def _file(path: str | None) -> io.BufferedIOBase:
+    """A file, also one in a ZIP file or on the Hub, by the paths of `datasets`."""
+    if path is None:
+        raise ValueError("there is no image")
+    if "://" not in path:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise ValueError("there is no such file")
+        return open(path, "rb")
+    if path.startswith("zip://") and "::/" in path:
+        member, archive = path.removeprefix("zip://").rsplit("::/", 1)
+        file = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
+    else:
+        file = xopen(path, "rb")
+    with file:
+        return io.BytesIO(file.read(MOST_BYTES + 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _archive(path: str, changed: int) -> zipfile.ZipFile:
+    """A ZIP file, its list of contents read once."""
+    return zipfile.ZipFile(path)
+
+
+def _attempt(decode):
+    """Decoders raise whatever a broken file makes them stumble over, so every exception means the same here."""
+    try:
+        return decode()
+    except UnidentifiedImageError:
+        raise UnreadableImage("the file is no picture, or of an unknown format") from None
+    except Exception as error:
+        raise UnreadableImage(str(error) or type(error).__name__) from error
+
+
+def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> Image.Image:
+    """Convert an image of any mode to "L" or "RGB".
+
+    Transparent pixels show white behind them.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        mode (`str`): "L" or "RGB".
+        white ([`White`], *optional*): What the numbers of 16-bit and floating-point images are divided by. By default
+            65535, and 1; or 255, if a floating-point number of this image is larger than 1.
+
+    Raises:
+        ValueError: If numbers are outside of these ranges.
+    """
+    if image.mode[0] in "IF":
+        numbers = np.asarray(image, dtype=np.float64)
+        white = white or White.above(-1, numbers.max())
+        largest = white.integers if image.mode[0] == "I" else white.floats
+        if not (numbers.min() >= 0 and numbers.max() <= largest):
+            raise ValueError(f"expected numbers from 0 to {largest:g}, found {numbers.min():g} to {numbers.max():g}")
+        image = Image.fromarray(np.round(numbers * (255 / largest)).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert(mode) if image.mode in ("1", "L", "RGB", "RGBA") else image.convert("RGB").convert(mode)
+
+
+def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
+    """Bring an image to the training resolution.
+
+    Args:
+        image (`PIL.Image.Image`): Of mode L or RGB.
+        config ([`TrainingConfig`]): With `image_fit="crop"`, the short side is shrunk to `resolution`, antialiased; the
+            long side is cut too if `center_crop`, and else left for the random crop of every batch. With `"pad"`, the
+            image is centred on black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
+
+    Returns:
+        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8; `resolution` is the smaller of the first two.
+
+    Raises:
+        ValueError: If the image is smaller than the resolution (`"crop"`) or larger (`"pad"`), or not of the size of
+            CelebA's pictures (`celeba_crop`).
+    """
+    resolution = config.resolution
+    if config.celeba_crop:
+        if image.size != CELEBA_SIZE:
+            raise ValueError(
+                f"{image.width}x{image.height} pixels, and --celeba_crop is for the aligned pictures of CelebA, of "
+                "178x218; pass --no_celeba_crop."
+            )
+        left, top = ((side - CELEBA_SQUARE) // 2 for side in CELEBA_SIZE)
+        image = image.crop((left, top, left + CELEBA_SQUARE, top + CELEBA_SQUARE))
+    if config.image_fit == "pad":
+        if max(image.size) > resolution:
+            raise ValueError(
+                f"{image.width}x{image.height} pixels do not fit into {resolution}; pass --image_fit crop."
+            )
+        canvas = Image.new(image.mode, (resolution, resolution))
+        canvas.paste(image, ((resolution - image.width) // 2, (resolution - image.height) // 2))
+        return np.asarray(canvas)
+    if min(image.size) < resolution:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels are fewer than --resolution {resolution}; lower the resolution, pass "
+            "--image_fit pad, or remove the image."
+        )
+    if config.center_crop:
+        size = (resolution, resolution)
+    else:
+        size = tuple(round(side * resolution / min(image.size)) for side in image.size)
+    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
+
+
+def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig, where: str):
+    """Raise a ValueError if more of `count` images cannot be read than `max_unreadable` allows."""
+    if len(unreadable) > config.max_unreadable * count or len(unreadable) == count:
+        first = unreadable[0]
+        raise ValueError(
+            f"{len(unreadable):,} of {count:,} images cannot be read, and --max_unreadable {config.max_unreadable} "
+            f"allows {int(config.max_unreadable * count):,}: {first['image']} ({first['reason']}), ...; {where}. "
+            "Remove them, or allow more."
+        )
+
+
+def decode_rows(
+    pool: ThreadPoolExecutor, rows: dict[str, list], first: int, mode: str, config: TrainingConfig, white: White
+):
+    """Decode the images of consecutive rows, in parallel.
+
+    Args:
+        pool (`ThreadPoolExecutor`): The threads.
+        rows (`dict`): Column `image` of undecoded images of `datasets` and, if there are labels, column `label`.
+        first (`int`): The number of the first row.
+        mode, config, white: See [`decode_image`].
+
+    Returns:
+        Iterable over pairs: an array for each image, or a dictionary of `image` and `reason` where it cannot be read;
+            and its label, -1 if it has none.
+
+    Raises:
+        ValueError: If an image is smaller than the resolution; names the image.
+    """
+
+    def decode(item):
+        i, image = item
+        name = (image or {}).get("path") or i
+        try:
+            return decode_image(image, mode, config, white)
+        except UnreadableImage as error:
+            return {"image": name, "reason": str(error)}
+        except ValueError as error:
+            raise ValueError(f"Image {name}: {error}") from error
+
+    labels = [-1 if label is None else label for label in rows.get("label", [None] * len(rows["image"]))]
+    return zip(pool.map(decode, enumerate(rows["image"], first)), labels)

@@ -1,0 +1,190 @@
+"""Load a DDPM of any origin into this package's classes."""
+
+import inspect
+from pathlib import Path
+
+import httpx2
+from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
+from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ddpm_hf.convert import config_from_unet2d, from_annotated, from_unet2d
+from ddpm_hf.files import read_json
+from ddpm_hf.forms import Form, misfit
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.run_files import CHECKPOINTS, INDEX, list_checkpoints
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.terminal import one_line
+from ddpm_hf.unet_ddpm import DDPMUNetModel, check_config
+from ddpm_hf.weights import check_finite, check_keys, read_state_dict
+
+# What the files of a pipeline hold. Missing keys of a configuration stand for their defaults. Those of a U-Net are
+# checked by the U-Net.
+INDEX_FORM = {"_class_name": str | list}
+UNET_FORM = {"_class_name": str}
+SCHEDULER_FORM = {
+    "_class_name": str,
+    "num_train_timesteps": int,
+    "beta_start": float,
+    "beta_end": float,
+    "beta_schedule": str,
+    "trained_betas": list | None,
+    "variance_type": str | None,
+    "clip_sample": bool,
+    "prediction_type": str,
+    "thresholding": bool,
+    "dynamic_thresholding_ratio": float,
+    "clip_sample_range": float,
+    "sample_max_value": float,
+    "timestep_spacing": str,
+    "steps_offset": int,
+    "rescale_betas_zero_snr": bool,
+}
+ADVICE = "Take the file from where the model came from, or save the pipeline again."
+
+
+def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> DDPMPipelineCustom:
+    """Load a DDPM of any origin into this package's classes.
+
+    Args:
+        source (`str` or `Path`): The folder or the Hub id, `owner/name`, of a pipeline of a `UNet2DModel` or a
+            [`DDPMUNetModel`] and a scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated
+            tutorial's `UNet`.
+        sample_size (`int`): Height and width of the images, for a file, which does not tell.
+        hub_options: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`, for an id.
+
+    Returns:
+        [`DDPMPipelineCustom`]: Of a [`DDPMUNetModel`], and of a [`DDPMLinearScheduler`] in the place of a
+        `DDPMScheduler`; other schedulers are kept.
+
+    Raises:
+        ValueError: If there is no such source, it is something else, a file of it is broken, or it does not hold
+            exactly the weights that it should, all of them finite.
+        OSError: If it cannot be read.
+    """
+    if Path(source).is_file():
+        unet = from_annotated(read_state_dict(source), sample_size)
+        check_finite(unet, str(source))
+        return DDPMPipelineCustom(unet, DDPMLinearScheduler(variance_type="fixed_large", clip_sample=False))
+
+    folder = Path(source)
+    if folder.is_dir():
+        if hub_options.get("revision"):
+            raise ValueError(f"--revision {hub_options['revision']} is for the Hub, and {source} is a folder.")
+        _check_index(folder)
+    else:
+        check_id(str(source), **hub_options)
+    index = DDPMPipelineCustom.load_config(source, **hub_options)
+    parts = {key: entry[1] for key, entry in index.items() if isinstance(entry, list)}
+    if parts.keys() != {"unet", "scheduler"} or parts["unet"] not in ("UNet2DModel", "DDPMUNetModel"):
+        found = ", ".join(f"{name} ({kind})" for name, kind in parts.items())
+        raise ValueError(
+            f"{source} is a {index['_class_name']} of {found}; expected a DDPM pipeline, of a unet (UNet2DModel or "
+            "DDPMUNetModel) and a scheduler, and of nothing else."
+        )
+    if not folder.is_dir():
+        folder = Path(DDPMPipelineCustom.download(source, **hub_options))
+    # The oldest repositories have the files of both parts at their root.
+    unet_folder, scheduler_folder = (
+        folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
+    )
+    _check_unet_config(unet_folder / UNet2DModel.config_name, parts["unet"])
+    scheduler_file = scheduler_folder / DDPMScheduler.config_name
+    given = _read_scheduler(scheduler_file, parts["scheduler"])
+    if parts["unet"] == "UNet2DModel":
+        unet = from_unet2d(_load_every_weight(UNet2DModel, unet_folder))
+    else:
+        unet = _load_every_weight(DDPMUNetModel, unet_folder)
+    check_finite(unet, str(source))
+    try:
+        return DDPMPipelineCustom.from_pretrained(folder, unet=unet.eval(), **given)
+    except NotImplementedError as error:  # diffusers' word for the name of a schedule that a scheduler does not know
+        raise ValueError(f"{scheduler_file} cannot be used: {error}. {ADVICE}") from error
+
+
+def _check_index(folder: Path):
+    """Raise a ValueError for a folder that holds no pipeline."""
+    if not (folder / INDEX).exists():
+        checkpoints = list_checkpoints(folder / CHECKPOINTS)
+        hint = " It holds checkpoints of a run: add --checkpoint latest." if checkpoints else ""
+        raise ValueError(f"{folder} holds no {INDEX}, so it is not the folder of a pipeline.{hint}")
+    read_json(folder / INDEX, INDEX_FORM, ADVICE)
+
+
+def check_id(source: str, revision=None, token=None, cache_dir=None, local_files_only=False, **_):
+    """Raise a ValueError for what cannot be a Hub id, or if the Hub is asked in vain and there is no copy of it.
+
+    huggingface_hub asks for half a minute, so this asks beforehand, once.
+    """
+    try:
+        validate_repo_id(source)
+        is_id = source.count("/") == 1 and source.isascii()
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        raise ValueError(f"{source}: there is no such folder, and it is no Hub id, which has the form owner/name.")
+    if local_files_only or isinstance(try_to_load_from_cache(source, INDEX, cache_dir, revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source, INDEX, revision=revision), token=token)
+    except HfHubHTTPError:
+        pass  # the Hub answers, so it can be asked, and what is wrong is said then
+    except (httpx2.TransportError, OSError) as error:
+        raise ValueError(
+            f"{source}: there is no such folder, and the Hub, which may have a model of that name, cannot be reached "
+            f"({one_line(error)}). Check the name, or the connection."
+        ) from error
+
+
+def _read_config(path: Path, form: Form) -> dict:
+    """Read a part's configuration, and check those of its keys that it has."""
+    config = read_json(path, {}, ADVICE)
+    if problem := misfit(config, {key: kind for key, kind in form.items() if key in config}):
+        raise ValueError(f"{path} is broken: {problem}. {ADVICE}")
+    return config
+
+
+def _check_unet_config(path: Path, kind: str):
+    """Raise a ValueError that names the file, if no network can be made of it."""
+    config = _read_config(path, UNET_FORM)
+    try:
+        if kind == "UNet2DModel":
+            config = config_from_unet2d(config)
+        defaults = {key: p.default for key, p in inspect.signature(DDPMUNetModel).parameters.items()}
+        check_config(FrozenDict({key: config.get(key, default) for key, default in defaults.items()}))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error} {ADVICE}") from error
+
+
+def _read_scheduler(path: Path, kind: str) -> dict:
+    """The scheduler that replaces the saved one, as an argument of `from_pretrained`; none for those of other kinds.
+
+    Raises:
+        ValueError: If no scheduler can be made of the file, which the message names.
+    """
+    config = _read_config(path, SCHEDULER_FORM)
+    if kind not in ("DDPMScheduler", "DDPMLinearScheduler"):
+        return {}
+    try:
+        scheduler = DDPMLinearScheduler.from_config(config)
+        if not ((scheduler.betas >= 0) & (scheduler.betas <= 1)).all():
+            raise ValueError("its betas are not all in [0, 1].")
+        if not scheduler.config.clip_sample_range > 0:
+            raise ValueError(f"`clip_sample_range` is {scheduler.config.clip_sample_range}; expected more than 0.")
+        return {"scheduler": scheduler}
+    except (ValueError, RuntimeError) as error:  # RuntimeError: numbers that no tensor holds
+        raise ValueError(f"{path} cannot be used: {error} {ADVICE}") from error
+
+
+def _load_every_weight(kind: type[ModelMixin], folder: Path) -> ModelMixin:
+    """Load a network, and raise a ValueError where diffusers would start some weights at random."""
+    for index in folder.glob("*.index.json"):  # of weights in several files
+        read_json(index, {"weight_map": dict, "metadata": dict}, ADVICE)
+    unet, info = kind.from_pretrained(
+        folder, low_cpu_mem_usage=False, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    misshapen = info["mismatched_keys"]
+    check_keys(f"{folder}, taken for a {kind.__name__},", info["missing_keys"], info["unexpected_keys"], misshapen)
+    return unet

@@ -1,0 +1,36 @@
+"""The precision that a network computes in."""
+
+import os
+
+import torch
+from accelerate.utils import parse_flag_from_env
+
+
+def choose_mixed_precision(choice: str) -> str:
+    """Resolve `"auto"`: what accelerate was told; else bf16 on GPUs that compute in it and on CPUs with AMX or
+    AVX512-BF16, and no on others.
+
+    Raises:
+        ValueError: If accelerate was told something that is not supported here.
+    """
+    if choice != "auto":
+        return choice
+    if wish := wished_precision():
+        if wish not in ("bf16", "fp16"):
+            raise ValueError(f"accelerate asks for mixed precision {wish}; expected no, bf16 or fp16.")
+        return wish
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    fast = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if fast else "no"
+
+
+def wished_precision() -> str | None:
+    """The mixed precision that `accelerate launch` or its configuration asks for; its `no` counts as not set."""
+    wish = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    return None if wish == "no" else wish
+
+
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """The context in which networks on this device compute in "bf16", "fp16" or "no" (their own type)."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[mixed_precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

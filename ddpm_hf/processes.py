@@ -1,0 +1,63 @@
+"""The processes of a run: which one this is, and how they work together."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+
+from ddpm_hf.terminal import one_line
+
+
+def use_all_cores():
+    """Share the cores out over this machine's processes, where `accelerate launch` left each its default, one thread.
+
+    It sets OMP_NUM_THREADS to 1 when nobody says otherwise; any other value is the user's wish.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def join_processes_on_cpus():
+    """Let processes on CPUs know of each other, which accelerate does only when it is told to."""
+    if "RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def this_process() -> PartialState:
+    """Which of the processes this is, and its device."""
+    join_processes_on_cpus()
+    return PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
+
+
+def together(compute: Callable[[], Any]) -> Any:
+    """What this process computes. If one of the processes fails, all raise an error, and none waits for it for ever.
+
+    Whatever can fail on one process alone between two exchanges with the others has to go through this.
+    """
+    try:
+        result, failure = compute(), None
+    except Exception as error:
+        result, failure = None, error
+    reasons = gather_object([failure and one_line(failure)])
+    if failure:
+        raise failure
+    for i, reason in enumerate(reasons):
+        if reason is not None:
+            raise ValueError(f"process {i}: {reason}")
+    return result
+
+
+def gathered(compute: Callable[[], Any]) -> list:
+    """What each process computes, in their order; see [`together`]."""
+    return gather_object([together(compute)])
+
+
+def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether the flag is set on some process, so that all of them stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))

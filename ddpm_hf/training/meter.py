@@ -1,0 +1,32 @@
+"""The mean loss between two lines of metrics.jsonl."""
+
+import torch
+from accelerate import Accelerator
+
+
+class LossMeter:
+    """Mean loss since the last note, over all timesteps and by quartile of them: t in [0, T/4), ..., [3T/4, T).
+
+    Losses that are not finite are left out. All stays on the device until it is read.
+    """
+
+    def __init__(self, num_timesteps: int, device: torch.device):
+        self.num_timesteps = num_timesteps
+        self.table = torch.zeros(2, 4, device=device)  # sums and counts
+
+    def add(self, losses: torch.Tensor, t: torch.Tensor):
+        """Add the losses `(batch,)` at timesteps t `(batch,)`."""
+        quartile = t * 4 // self.num_timesteps
+        finite = losses.isfinite()
+        self.table[0].index_add_(0, quartile, losses.detach().where(finite, 0))
+        self.table[1].index_add_(0, quartile, finite.float())
+
+    def read(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """`loss`, and `loss_q1` to `loss_q4`, over all processes; None where there was none. Starts afresh."""
+        sums, counts = accelerator.reduce(self.table, "sum").tolist()
+        self.table.zero_()
+        means = [total / count if count else None for total, count in zip(sums, counts)]
+        return {
+            "loss": sum(sums) / sum(counts) if any(counts) else None,
+            **{f"loss_q{i}": mean for i, mean in enumerate(means, 1)},
+        }

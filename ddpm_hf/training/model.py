@@ -1,0 +1,21 @@
+"""The network and the scheduler that the options of a run describe."""
+
+import torch
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
+
+def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DDPMLinearScheduler]:
+    """The network, with initial weights from the seed, and the scheduler that the options describe."""
+    torch.manual_seed(config.seed)
+    unet = DDPMUNetModel(**config.model, sample_size=config.resolution, in_channels=channels, out_channels=channels)
+    scheduler = DDPMLinearScheduler(
+        num_train_timesteps=config.ddpm_num_steps,
+        beta_schedule=config.ddpm_beta_schedule,
+        prediction_type=config.prediction_type,
+        variance_type=config.variance_type,
+        clip_sample=config.clip_sample,
+    )
+    return unet, scheduler

@@ -1,0 +1,86 @@
+"""The training objective: L_simple (eq. 14), its weights, and how often each timestep is drawn."""
+
+import torch
+import torch.nn.functional as F
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+
+
+def denoising_loss(
+    unet: torch.nn.Module,
+    scheduler: DDPMLinearScheduler,
+    x_0: torch.Tensor,
+    t: torch.Tensor,
+    eps: torch.Tensor,
+    class_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """L_simple (eq. 14) of each image: `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`.
+
+    The mean over channels and pixels is taken. If the network predicts x_0 or v, that takes the place of eps.
+
+    Args:
+        unet (`torch.nn.Module`): eps_theta.
+        scheduler ([`DDPMLinearScheduler`]): q(x_t | x_0), and what the network predicts.
+        x_0 (`torch.Tensor`, `(batch, channels, height, width)`): Images in [-1, 1].
+        t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
+        eps (`torch.Tensor`, like x_0): Noise from N(0, I).
+        class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model.
+
+    Returns:
+        `torch.Tensor`: `(batch,)` float32.
+    """
+    x_t = scheduler.add_noise(x_0, eps, t)
+    prediction = unet(x_t, t, class_labels, return_dict=False)[0]
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            target = eps
+        case "sample":
+            target = x_0
+        case "v_prediction":
+            target = scheduler.get_velocity(x_0, eps, t)
+    return F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+
+
+def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
+    """What the loss at each timestep is multiplied with.
+
+    `"simple"` is the paper's choice, 1. `"min_snr"` (Hang et al. 2023, arXiv 2303.09556) weighs the error of x_0 with
+    `min(SNR_t, gamma)`, where `SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, whatever the network predicts.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): alpha_bar, and what the network predicts.
+        config ([`TrainingConfig`]): `loss_weighting` and `snr_gamma` are read.
+
+    Returns:
+        `torch.Tensor`: `(T,)` float32.
+    """
+    alpha_bar = scheduler.alphas_cumprod
+    if config.loss_weighting == "simple":
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    # |x_0 - x_0'|^2 is |eps - eps'|^2 / SNR, and |v - v'|^2 / (SNR + 1).
+    error_of_x_0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[scheduler.config.prediction_type]
+    return snr.clamp(max=config.snr_gamma) / error_of_x_0
+
+
+def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
+    """How often each timestep is trained, in proportion.
+
+    `"uniform"` is the paper's choice (Algorithm 1). `"lognormal"` makes the logarithm of the noise level normal, as in
+    Karras et al. 2022 (arXiv 2206.00364, table 1), with `sigma_t = sqrt(1 / alpha_bar_t - 1)`: then a short training is
+    spent where it pays, and not on images that are almost clean or almost pure noise.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): alpha_bar.
+        config ([`TrainingConfig`]): `timestep_sampling`, `lognormal_mean` and `lognormal_std` are read.
+
+    Returns:
+        `torch.Tensor`: `(T,)` float64, not normalised.
+    """
+    alpha_bar = scheduler.alphas_cumprod.double()
+    if config.timestep_sampling == "uniform":
+        return torch.ones_like(alpha_bar)
+    log_sigma = (1 / alpha_bar - 1).log() / 2
+    z = (log_sigma - config.lognormal_mean) / config.lognormal_std
+    return torch.exp(-(z**2) / 2) * torch.gradient(log_sigma)[0]  # the density of log_sigma, turned into one of t

@@ -1,0 +1,25 @@
+"""The optimizer and the course of the learning rate."""
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from ddpm_hf.config import TrainingConfig
+
+
+def make_optimizer(unet: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over the parameters that learn, in its fused form, which is the fastest on a CPU and on a GPU."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(
+        [p for p in unet.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=True,
+    )
+
+
+def make_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig):
+    """The course of the learning rate over the optimizer steps, whatever the processes and the accumulation."""
+    warmup, total = config.lr_warmup_steps, config.max_train_steps
+    return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)

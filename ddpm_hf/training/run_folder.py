@@ -1,0 +1,191 @@
+"""What a run leaves behind: the pipeline (which is the Hub repository), samples, metrics, the curve of the loss."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, ModelMixin
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ddpm_hf.checkpoint import prune_checkpoints, save_checkpoint, save_pipeline
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
+from ddpm_hf.hardware import describe_machine
+from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
+from ddpm_hf.run_files import (
+    CHECKPOINTS,
+    DENOISING,
+    EARLIER_EVALUATION,
+    EVALUATION,
+    EVALUATIONS,
+    FACTS,
+    INDEX,
+    LOSS,
+    METRICS,
+    METRICS_FORM,
+    OPTIONS,
+    SAMPLES,
+    UNREADABLE,
+    parts_of_run,
+)
+from ddpm_hf.terminal import going_on
+
+
+class RunFolder:
+    """The output folder of a training run.
+
+    Whatever fails while training goes on (the disk is full) is reported, and the next output tries again: what was
+    saved before stays, and what was learned is not lost. Only the last save has to succeed.
+
+    Args:
+        config ([`TrainingConfig`]): Its `output_dir` is the folder; config.json will hold all of it.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config, self.path = config, Path(config.output_dir)
+        self.metrics, self.metrics_are_on_disk, self.facts = [], True, {}
+
+    def check_space(self, model_bytes: int):
+        """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
+        # A checkpoint is four models: weights, average, and two moments; the pipeline is one. Each and its successor.
+        free = shutil.disk_usage(self.path).free / 1e6
+        needed = (2 + 4 * (self.config.checkpoints_total_limit + 1)) * model_bytes / 1e6
+        if free < needed:
+            raise OSError(
+                f"--output_dir {self.path}: the model and its checkpoints need {needed:.0f} MB, and {free:.0f} MB are "
+                "free."
+            )
+
+    def begin(self, step: int):
+        """Forget what an earlier run noted, all or only what came after the step that this one goes on from.
+
+        Args:
+            step (`int`): 0 for a new run.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        try:
+            replace_text(self.path / OPTIONS, self.config.to_json())  # first, since they make the folder a run's
+            if not step:
+                self._clear()
+            (self.path / SAMPLES).mkdir(exist_ok=True)
+            self.metrics = [line for line in self._lines(METRICS, METRICS_FORM) if line["step"] <= step]
+            write_json_lines(self.path / METRICS, self.metrics)
+            if measured := self._lines(EVALUATIONS, {"step": int}):
+                write_json_lines(self.path / EVALUATIONS, [line for line in measured if line["step"] <= step])
+        except OSError as error:
+            raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
+
+    def _clear(self):
+        """Remove what runs wrote, and nothing else; the model stays until a new one takes its place."""
+        parts = parts_of_run(self.path)
+        if parts and self.config.overwrite_output_dir:
+            names = ", ".join(path.relative_to(self.path).as_posix() for path in parts)
+            print(f"--overwrite_output_dir removes from {self.path}: {names}.", flush=True)
+        for path in parts:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _lines(self, name: str, form: dict) -> list[dict]:
+        return read_json_lines(self.path / name, form)
+
+    def log(self, **numbers: float):
+        """Append one line to metrics.jsonl; all lines again, if the last could not be written."""
+        self.metrics.append(numbers)
+        with going_on(f"write {METRICS}"):
+            if self.metrics_are_on_disk:
+                self.metrics_are_on_disk = False  # until the line is whole
+                with open(self.path / METRICS, "a") as file:
+                    file.write(json.dumps(numbers) + "\n")
+            else:
+                write_json_lines(self.path / METRICS, self.metrics)
+            self.metrics_are_on_disk = True
+
+    def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int, step: int):
+        """Write run.json: what the options do not say about the run, for its model card and for going on."""
+        self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
+        self._write_facts()
+
+    def _write_facts(self):
+        with going_on(f"write {FACTS}"):
+            write_json(self.path / FACTS, self.facts)
+
+    def note_unreadable(self, unreadable: list[dict]):
+        """Add the images that were left out to unreadable_images.jsonl, each once."""
+        path = self.path / UNREADABLE
+        with going_on(f"write {path.name}"):
+            known = {json.dumps(line) for line in self._lines(UNREADABLE, {})}
+            new = [line for line in dict.fromkeys(map(json.dumps, unreadable)) if line not in known]
+            if new:
+                replace_text(path, "".join(f"{line}\n" for line in [*sorted(known), *new]))
+                tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
+
+    def outputs_of(self, step: int, is_last: bool) -> set[str]:
+        """Which outputs of a step are there: its samples, `"draw"`, its measurement, `"measure"`, and a pipeline,
+        `"save"`, which has to be of this step if it is the last."""
+        there = {
+            "draw": self._samples(step).exists(),
+            "measure": any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int})),
+            "save": (self.path / INDEX).exists() and not is_last,
+        }
+        return {name for name, is_there in there.items() if is_there}
+
+    def _samples(self, step: int) -> Path:
+        return self.path / SAMPLES / f"step-{step:06d}.png"
+
+    def save_samples(self, step: int, images: list[Image.Image]):
+        """Write samples/step-000500.png, and loss.png as it stands."""
+        image_grid(images).save(self._samples(step))
+        steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
+        loss_curve(steps, losses).save(self.path / LOSS)
+
+    def save_pipeline(self, pipeline: DiffusionPipeline):
+        """Save the pipeline while training goes on."""
+        with going_on("save the model"):
+            save_pipeline(pipeline, self.path)
+            self._set_aside_old_results()
+
+    def save_last_pipeline(self, pipeline: DiffusionPipeline):
+        """Save the pipeline at the end, and the picture of how it draws.
+
+        Raises:
+            OSError: If the pipeline cannot be saved.
+        """
+        save_pipeline(pipeline, self.path)
+        with going_on("set aside the results of earlier weights"):
+            self._set_aside_old_results()
+        with going_on(f"save {DENOISING}"):
+            steps, seed = self.config.ddpm_num_inference_steps, self.config.seed
+            denoising_strip(pipeline, steps, seed=seed).save(self.path / DENOISING)
+
+    def _set_aside_old_results(self):
+        """Remove the picture and rename the numbers of earlier weights, so that the card does not show them."""
+        (self.path / DENOISING).unlink(missing_ok=True)
+        if (self.path / EVALUATION).exists():
+            (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
+
+    def save_checkpoint(self, step: int, tensors: dict, state: dict):
+        """Save a checkpoint, and then delete those over the limit."""
+        with going_on("save a checkpoint"):
+            save_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
+            prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
+            if not self.facts.get("has_checkpoints"):
+                self.facts["has_checkpoints"] = True
+                self._write_facts()
+
+    def finish(self, step: int):
+        """Note that all is done, after this step, and catch up on what could not be written or deleted before."""
+        with going_on("delete older checkpoints"):
+            prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
+        if not self.metrics_are_on_disk:
+            with going_on(f"write {METRICS}"):
+                write_json_lines(self.path / METRICS, self.metrics)
+        self.facts["finished"] = True
+        self._write_facts()

@@ -1,0 +1,37 @@
+"""What train_ddpm.py tells the person at the terminal."""
+
+import torch
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
+
+def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
+    """The sizes of the run, in one line."""
+    steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
+    data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    start = (
+        f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
+        if config.model_config_name_or_path
+        else ""
+    )
+    return (
+        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
+        f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
+        f"{torch.get_num_threads()} CPU threads.{start}"
+    )
+
+
+def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
+    """Where everything is, and how to go on."""
+    again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
+    early = (
+        ""
+        if step == config.max_train_steps
+        else f"Stopped at step {step:,} of {config.max_train_steps:,}; the same command goes on. "
+    )
+    return (
+        f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
+        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
+        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
+    )

@@ -1,0 +1,413 @@
+"""Class-conditional models: labels from the data to the network, and guidance towards them."""
+
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+from runs import equal
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.cli import main
+from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.images.batches import BatchPlan, ShuffledImages
+from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.sources import label_settings, load_dataset
+from ddpm_hf.images.streaming import StreamedImages
+from ddpm_hf.images.survey import common_mode
+
+KINDS = ["cat", "dog", "eel"]
+
+
+def configure(tmp_path, *flags):
+    flags = ["--class_conditional", "--resolution", "8", "--cache_dir", tmp_path / "cache", *flags]
+    return parse_command_line([str(flag) for flag in flags])[0]
+
+
+def save_parquet(folder, labels, feature, count=12):
+    """Picture i is of the grey i, and of label i modulo 3."""
+    folder.mkdir()
+    columns = {
+        "image": [PILImage.new("L", (8, 8), i) for i in range(count)],
+        "kind": [labels[i % 3] for i in range(count)],
+    }
+    rows = Dataset.from_dict(columns, Features({"image": Image(), "kind": feature}))
+    rows.to_parquet(folder / "train-00000.parquet")
+    return folder
+
+
+# ---- From the data to the batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names"),
+    [
+        ([0, 1, 2], ClassLabel(names=KINDS), KINDS),
+        (KINDS, Value("string"), KINDS),
+        ([7, 8, 9], Value("int64"), ["7", "8", "9"]),
+        ([2, 10, 11], Value("uint64"), ["2", "10", "11"]),
+        (["-1", "9", "10"], Value("large_string"), ["-1", "9", "10"]),
+        (["10", "9", "x"], Value("string"), ["10", "9", "x"]),
+        (["9", "10", "11"], ClassLabel(names=["9", "10", "11"]), ["9", "10", "11"]),
+        ([0, 1, 2], ClassLabel(names=["10", "9", "1"]), ["10", "9", "1"]),
+    ],
+)
+def test_labels_of_any_type(tmp_path, labels, feature, names):
+    folder = save_parquet(tmp_path / "set", labels, feature)
+    config = configure(tmp_path, "--dataset_name", folder, "--label_column", "kind")
+    dataset = load_dataset(config)
+    assert label_settings(dataset) == {"class_names": names, "num_class_embeds": 4}
+    images = load_images(dataset, common_mode(dataset), config)
+    assert [int(image[0, 0, 0]) % 3 for image in images] == images.labels.tolist()
+
+
+def test_labels_of_folders_without_their_broken_pictures(tmp_path):
+    for i, kind in enumerate(KINDS):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for j in range(4):
+            PILImage.new("L", (8, 8), 10 * i + j).save(tmp_path / "in" / kind / f"{j}.png")
+    (tmp_path / "in" / "cat" / "1.png").write_bytes(b"broken")
+    config = configure(tmp_path, "--train_data_dir", tmp_path / "in", "--max_unreadable", "0.2")
+    dataset = load_dataset(config)
+    images = load_images(dataset, common_mode(dataset), config)
+    assert label_settings(dataset)["class_names"] == KINDS
+    assert len(images) == len(images.labels) == 11
+    assert [int(image[0, 0, 0]) // 10 for image in images] == images.labels.tolist()
+
+
+def test_many_whole_numbers_and_rows_without_one(tmp_path):
+    """As texts they would be 0, 1, 10, 11, 2, ..."""
+    labels = [None, *range(12)]
+    features = Features({"image": Image(), "label": Value("int16")})
+    rows = {"image": [PILImage.new("L", (8, 8), i) for i in range(13)], "label": labels}
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "train.parquet")
+    config = configure(tmp_path, "--dataset_name", tmp_path / "set", "--label_column", "label")
+    dataset = load_dataset(config)
+    assert label_settings(dataset)["class_names"] == [str(i) for i in range(12)]
+    assert load_images(dataset, common_mode(dataset), config).labels.tolist() == [-1, *range(12)]
+
+
+def test_true_and_false(tmp_path):
+    folder = save_parquet(tmp_path / "set", [False, True, True], Value("bool"))
+    dataset = load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+    assert label_settings(dataset)["class_names"] == ["false", "true"]
+    assert dataset[:3]["label"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        ([0.5, 1.5, 2.5], Value("float32"), "kind holds float32"),
+        ([[0], [1], [2, 0]], List(Value("int64")), "kind holds List"),
+        ([[0], [1], [2, 0]], List(ClassLabel(names=KINDS)), "kind holds List"),
+        ([{"a": 1}] * 3, {"a": Value("int64")}, "kind holds dict"),
+        ([None] * 3, Value("null"), "kind holds null"),
+        ([None] * 3, Value("int64"), "no image has a label; take another split with --dataset_split, .*--label_column"),
+        ([-1] * 3, Value("int64"), "no image has a label"),
+        ([-1] * 3, ClassLabel(names=KINDS), "no image has a label"),
+        ([0] * 3, ClassLabel(names=["train"]), "the folders train are splits"),
+        (["Val", "test", "test"], Value("string"), "the folders Val, test are splits"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, feature, message):
+    folder = save_parquet(tmp_path / "set", labels, feature)
+    by_class = r".*\(pics/cat/1.png, pics/dog/1.png\)"
+    with pytest.raises(ValueError, match=message + by_class):
+        load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+    if feature == Value("float32"):
+        with pytest.raises(
+            ValueError, match="image holds Image, kind holds float32. Labels are ClassLabel, texts, " + by_class
+        ):
+            load_dataset(configure(tmp_path, "--dataset_name", folder))
+        with pytest.raises(ValueError, match=r"--label_column image: .*image holds Image"):
+            load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "image"))
+
+
+def test_a_stream_without_labels(tmp_path):
+    folder = save_parquet(tmp_path / "set", [-1] * 3, ClassLabel(names=KINDS))
+    config = configure(tmp_path, "--dataset_name", folder, "--streaming", "--streaming_buffer_size", "5")
+    with pytest.raises(ValueError, match="none of the first 5 images has a label"):
+        StreamedImages(load_dataset(config), "L", config)
+
+
+# ---- Folders by class, and metadata ----------------------------------------------------------------------------------
+
+
+def pictures(folder, *names):
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("L", (8, 8), i).save(path)
+    return folder
+
+
+def from_folder(tmp_path, *flags):
+    return load_dataset(configure(tmp_path, "--train_data_dir", tmp_path / "in", *flags))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "labels"),
+    [
+        (["1/a.png", "10/a.png", "2/a.png"], ["1", "2", "10"], [0, 2, 1]),
+        (["a 1/a.png", "a 10/a.png", "a 2/a.png"], ["a 1", "a 10", "a 2"], [0, 1, 2]),
+        (["train/cat/a.png", "train/dog/a.png", "test/eel/a.png"], ["cat", "dog"], [0, 1]),
+        (["all/cat/a.png", "all/train/a.png"], ["cat", "train"], [0, 1]),
+    ],
+)
+def test_folders_by_class(tmp_path, names, classes, labels):
+    pictures(tmp_path / "in", *names)
+    dataset = from_folder(tmp_path)
+    assert label_settings(dataset)["class_names"] == classes
+    assert dataset["label"][:] == labels
+
+
+def test_archives_by_class(tmp_path):
+    folder = pictures(tmp_path / "in", "a.png")
+    for kind in KINDS:
+        with zipfile.ZipFile(folder / f"{kind}.zip", "w") as archive:
+            archive.write(folder / "a.png", "a.png")
+    (folder / "a.png").unlink()
+    dataset = from_folder(tmp_path)
+    assert label_settings(dataset)["class_names"] == KINDS
+    assert dataset["label"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat_1.png", "dog_1.png"], "all lie in one folder"),
+        (["train/1.png", "train/2.png", "test/1.png"], "all lie in train"),
+        (["cat/1.png", "dog/1.png", "1.png"], "some lie deeper than others"),
+        (["a/train/1.png", "a/test/1.png"], "the folders test, train are splits"),
+    ],
+)
+def test_folders_without_classes(tmp_path, names, message):
+    pictures(tmp_path / "in", *names)
+    with pytest.raises(ValueError, match=message + r".*\(pics/cat/1.png, pics/dog/1.png\).*--label_column"):
+        from_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"--label_column kind: the metadata of .* holds the columns \[\]"):
+        from_folder(tmp_path, "--label_column", "kind")
+
+
+def write_metadata(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = Dataset.from_list(rows)
+        table.to_csv(path) if path.suffix == ".csv" else table.to_parquet(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_labels_of_metadata(tmp_path, capsys, suffix):
+    """Whole numbers, one of them missing, and a picture that is not named; in a sub-folder a file of its own."""
+    folder = pictures(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "deep/e.png")
+    rows = [{"file_name": "./b.png", "n": 10}, {"file_name": "a.png", "n": 9}, {"file_name": "c.png", "n": None}]
+    write_metadata(folder / f"metadata.{suffix}", rows)
+    write_metadata(folder / "deep" / f"metadata.{suffix}", [{"file_name": "e.png", "n": 10}])
+    dataset = from_folder(tmp_path, "--label_column", "n")
+    assert label_settings(dataset)["class_names"] == ["9", "10"]
+    assert dataset["label"][:] == [0, 1, None, None, 1]
+    assert re.search("Without a label in the metadata of .*in: 2 of 5 pictures", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "metadata.csv",
+            "file_name,label\na.png,1\ngone.png,2\n",
+            "metadata.csv names 'gone.png': there is no such",
+        ),
+        ("metadata.csv", "file_name,label\n../in/a.png,1\n", r"metadata.csv names '../in/a.png'"),
+        ("metadata.csv", "name,label\na.png,1\n", r"has the columns \['name', 'label'\]; expected file_name"),
+        ("metadata.csv", "file_name,label\na.png,1,2\n", "cannot be read: .* Mend it"),
+        ("metadata.csv", "", "cannot be read: .* Mend it"),
+        ("metadata.jsonl", '{"file_name": "a.png", "lab', "cannot be read: .* Mend it"),
+        ("metadata.parquet", "PAR", "cannot be read: .* Mend it"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": [1]}', "holds list.*, and labels are texts"),
+        ("metadata.csv", "file_name,label\na.png,0.5\n", "holds double, and labels are texts"),
+        ("metadata.csv", "file_name,label\na.png,\n", "no image has a label"),
+    ],
+)
+def test_broken_metadata_is_named_if_labels_are_wanted(tmp_path, name, text, message):
+    folder = pictures(tmp_path / "in", "a.png")
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        from_folder(tmp_path)
+    assert name in str(error.value) or "no image" in message
+    assert "\n" not in str(error.value)
+
+
+def test_labels_of_a_stream(tmp_path):
+    folder = save_parquet(tmp_path / "set", [0, 1, 2], ClassLabel(names=KINDS))
+    flags = ("--dataset_name", folder, "--streaming", "--streaming_buffer_size", "5")
+    config = configure(tmp_path, *flags)
+    images, labels = StreamedImages(load_dataset(config), "L", config).take(range(24))
+    assert [int(image[0, 0, 0]) % 3 for image in images] == labels
+
+
+def test_a_data_set_without_labels(tmp_path):
+    folder = save_parquet(tmp_path / "set", [0.5, 1.5, 2.5], Value("float32"))
+    with pytest.raises(ValueError, match=r"--label_column None: the columns that can be labels are \[\], of \['image'"):
+        load_dataset(configure(tmp_path, "--dataset_name", folder))
+    with pytest.raises(ValueError, match="--label_column kind"):
+        load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
+
+
+def test_labels_belong_to_their_images_and_are_left_out_at_times():
+    pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    labels = [-1, *(i % 3 for i in range(1, 100))]  # the first image has none
+    settings = 5000, torch.ones(10), 0, True, torch.device("cpu")
+    conditional = BatchPlan(ShuffledImages(pixels, 0, labels), *settings, num_classes=3, cond_dropout=0.2)
+    plain = BatchPlan(ShuffledImages(pixels, 0, labels), *settings)
+    x_0, t, eps, drawn = conditional.micro_batch(0)
+    for a, b in zip((x_0, t, eps), plain.micro_batch(0)):
+        assert torch.equal(a, b)
+    assert plain.micro_batch(0)[3] is None
+    image = ((x_0.flatten() + 1) * 127.5).round().long()
+    assert (drawn[image == 0] == 3).all()
+    left_out = drawn[image != 0] == 3
+    assert left_out.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(drawn[drawn != 3], (image % 3)[drawn != 3])
+
+
+# ---- The network and the pipeline -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline():
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=4,
+        class_names=tuple(KINDS),
+        zero_init=False,
+    )
+    pipeline = DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=10, clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline, *arguments, **options):
+    return pipeline(*arguments, generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+
+
+def test_no_label_is_the_last_label(pipeline):
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 7])
+    without = pipeline.unet(x_t, t).sample
+    assert torch.equal(without, pipeline.unet(x_t, t, torch.tensor([3, 3])).sample)
+    assert not torch.equal(without, pipeline.unet(x_t, t, torch.tensor([0, 1])).sample)
+
+
+def test_names_need_one_label_more():
+    with pytest.raises(ValueError, match=r"num_class_embeds=3.*expected 4, one more than class_names"):
+        DDPMUNetModel(num_class_embeds=3, class_names=("a", "b", "c"))
+
+
+def test_without_guidance_it_is_the_plain_conditional_model(pipeline):
+    """Bit for bit: the loop written out, with one forward pass a step."""
+    images = draw(pipeline, class_labels=["dog", "eel"], guidance_scale=1.0)
+    generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler
+    x = torch.randn(2, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t, torch.tensor([1, 2])).sample, t, x, generator=generator).prev_sample
+    assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_guidance_is_the_line_through_both_predictions(pipeline, scale):
+    """In float64, with a forward pass for each."""
+    pipeline.to(torch.float64)
+    images = draw(pipeline, class_labels="dog", batch_size=3, guidance_scale=scale)
+    generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler
+    x = torch.randn(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            of_class, of_none = (pipeline.unet(x, t, torch.tensor([label])).sample for label in (1, 3))
+            eps = (1 - scale) * of_none + scale * of_class
+            x = scheduler.step(eps, t, x, generator=generator).prev_sample
+    torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+def test_labels_by_name_number_list_and_tensor(pipeline):
+    expected = draw(pipeline, class_labels=["dog", "dog"])
+    for labels in ([1, 1], torch.tensor([1, 1]), ("dog", 1)):
+        assert torch.equal(draw(pipeline, class_labels=labels), expected)
+    assert torch.equal(draw(pipeline, 2, class_labels="dog"), expected)
+
+
+def test_names_are_saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = DDPMPipelineCustom.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(loaded, class_labels=["eel"]), draw(pipeline, class_labels=[2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_labels": "cow"}, "there is no 'cow'; expected one of cat, dog, eel, or its number from 0 to 3"),
+        ({"class_labels": [4]}, "there is no 4"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "has 2 labels; expected one, or one for each of 3"),
+        ({"guidance_scale": 2.0}, "leads to `class_labels`"),
+    ],
+)
+def test_labels_that_do_not_fit(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+
+
+def test_an_unconditional_model_takes_neither(pipeline):
+    plain = DDPMPipelineCustom(DDPMUNetModel(block_out_channels=(32,) * 4), pipeline.scheduler)
+    with pytest.raises(ValueError, match="do not fit an unconditional model"):
+        plain(class_labels=3)
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0.*--class_conditional"):
+        plain(class_labels=3, guidance_scale=2.0)
+
+
+# ---- Whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_labels_resumes_and_draws_classes(train, tmp_path, monkeypatch):
+    options = {"max_train_steps": 4, "lr_scheduler": "constant"}
+    whole = train("whole", "--class_conditional", **options)
+    train("parts", "--class_conditional", **{**options, "max_train_steps": 2})
+    parts = train("parts", "--class_conditional", **options)
+    assert equal(whole, parts)
+    assert not equal(whole, train("without", "--class_conditional", cond_dropout=1, **options))
+    plain = train("plain", **options)
+    config = json.loads((whole / "unet" / "config.json").read_text())
+    assert config["class_names"] == [str(i) for i in range(10)]
+    card = (whole / "README.md").read_text()
+    assert "The classes are 0, 1, 2, " in card
+    snippet = re.search(r"```python\n(from ddpm_hf .*?)```", card, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace('"user/whole"', repr(str(whole))), namespace := {})
+    assert len(namespace["images"]) == 4
+    assert (tmp_path / "sample.png").exists()
+    flags = ["--num_inference_steps", "2", "--batch_size", "3", "--output", str(tmp_path / "out.png")]
+    main(["sample", str(whole), "--class_labels", "3", "7", "--guidance_scale", "1.5", *flags])
+    assert PILImage.open(tmp_path / "out.png").size[0] > 28
+    with pytest.raises(SystemExit, match="there is no 'cow'; expected one of 0, 1,"):
+        main(["sample", str(whole), "--class_labels", "cow", *flags])
+    with pytest.raises(SystemExit, match="do not fit an unconditional model"):
+        main(["sample", str(plain), "--class_labels", "3", *flags])
+
+
+def test_options_that_need_labels():
+    for flags in (["--label_column", "kind"], ["--guidance_scale", "3"]):
+        with pytest.raises(SystemExit):
+            parse_command_line(flags)

@@ -1,0 +1,169 @@
+"""Data sets that are read as they come: the same guarantees as for those that are decoded once."""
+
+import io
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, IterableDataset
+from PIL import Image as PILImage
+from runs import equal, metrics
+
+from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.images.sources import load_dataset
+from ddpm_hf.images.streaming import StreamedImages
+from ddpm_hf.images.survey import common_mode
+
+COUNT, FILES = 60, 4
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder of four parquet files of 15 pictures; picture i is of the grey i."""
+    (tmp_path / "set").mkdir()
+    for file in range(FILES):
+        pictures = [PILImage.new("L", (8, 8), i) for i in range(file, COUNT, FILES)]
+        rows = Dataset.from_dict({"image": pictures}, Features({"image": Image()}))
+        rows.to_parquet(tmp_path / "set" / f"train-{file:05d}.parquet")
+    return tmp_path / "set"
+
+
+def stream(folder, buffer_size=7, state=None, seed=0, max_unreadable=0.01):
+    flags = ["--dataset_name", folder, "--streaming", "--streaming_buffer_size", buffer_size, "--resolution", 8]
+    flags += ["--max_unreadable", max_unreadable]
+    config = parse_command_line([str(flag) for flag in [*flags, "--seed", seed]])[0]
+    dataset = load_dataset(config)
+    assert common_mode(dataset) == "L"
+    return StreamedImages(dataset, "L", config, state)
+
+
+def greys(images, positions):
+    return [int(image[0, 0, 0]) for image in images.take(positions)[0]]
+
+
+@pytest.mark.parametrize("buffer_size", [1, 7, 20, 100])
+def test_every_image_comes_once_in_an_epoch(parquet, buffer_size):
+    """Epochs are whole where blocks end with them."""
+    epochs = math.lcm(COUNT, buffer_size) // COUNT
+    seen = greys(stream(parquet, buffer_size), range(COUNT * epochs))
+    assert sorted(seen) == sorted(list(range(COUNT)) * epochs)
+    assert seen != sorted(seen)
+    assert seen == greys(stream(parquet, buffer_size), range(COUNT * epochs))
+    assert seen != greys(stream(parquet, buffer_size, seed=1), range(COUNT * epochs))
+
+
+def test_epochs_differ(parquet):
+    seen = greys(stream(parquet, 60), range(180))
+    assert seen[:60] != seen[60:120] != seen[120:]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20, 61, 100])
+def test_a_stream_goes_on_from_where_it_was(parquet, stop):
+    whole = greys(stream(parquet), range(130))
+    first = stream(parquet)
+    greys(first, range(stop))
+    assert greys(stream(parquet, state=first.state()), range(stop, 130)) == whole[stop:]
+
+
+def test_what_cannot_be_read_is_left_out(parquet):
+    broken = [{"bytes": b"broken", "path": "b.png"}, None]
+    Dataset.from_dict({"image": broken}, Features({"image": Image()})).to_parquet(parquet / "train-broken.parquet")
+    images = stream(parquet, 60, max_unreadable=0.1)
+    assert sorted(greys(images, range(60))) == list(range(60))
+    assert [line["reason"] for line in images.unreadable] == [
+        "the file is no picture, or of an unknown format",
+        "there is no image",
+    ]
+    with pytest.raises(
+        ValueError, match=r"2 of 62 images cannot be read, and --max_unreadable 0.01 allows 0.*first block"
+    ):
+        stream(parquet, 60)
+
+
+def test_a_run_over_a_stream_resumes_bit_for_bit(parquet, train):
+    options = {
+        "dataset_name": parquet,
+        "resolution": 8,
+        "streaming_buffer_size": 10,
+        "checkpointing_steps": 3,
+        "max_train_steps": 8,
+        "lr_scheduler": "constant",
+    }
+    whole = train("whole", "--streaming", **options)
+    train("parts", "--streaming", **{**options, "max_train_steps": 5})
+    parts = train("parts", "--streaming", **options)
+    assert equal(whole, parts)
+    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(parts)]
+    assert np.isfinite([m["loss"] for m in metrics(whole)]).all()
+
+
+@pytest.mark.parametrize("flags", [[], ["--train_data_dir", "pictures"], ["--dataset_name", "x", "--num_epochs", "3"]])
+def test_a_stream_has_no_known_length(flags, capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--streaming", *flags])
+    assert "--streaming reads a data set of unknown length" in capsys.readouterr().err
+
+
+# ---- The end -------------------------------------------------------------------------------------------------------
+
+
+class SlowRows(IterableDataset):
+    """Stands for a data set of which all but the first four rows take half a second each."""
+
+    features, num_shards = Features({"image": Image(decode=False)}), 1
+
+    def __init__(self):
+        pass
+
+    def __iter__(self):
+        for i in range(1000):
+            time.sleep(0.5 * (i >= 4))
+            yield {"image": {"bytes": PNG.getvalue(), "path": None}}
+
+    def take(self, n):
+        return [next(iter(self))]
+
+    def skip(self, n):
+        return self
+
+    def shard(self, num_shards, index):
+        return self
+
+
+PNG = io.BytesIO()
+PILImage.new("L", (8, 8)).save(PNG, "PNG")
+
+
+def slow_stream():
+    """A stream that reads ahead for twenty seconds."""
+    flags = ["--dataset_name", "x", "--streaming", "--streaming_buffer_size", "4", "--resolution", "8"]
+    images = StreamedImages(SlowRows(), "L", parse_command_line([*flags, "--max_train_steps", "1"])[0])
+    images.size = 40
+    return images
+
+
+def test_closing_ends_the_reading_ahead():
+    images = slow_stream()
+    (reader,) = images.readers
+    started = time.monotonic()
+    images.close()
+    assert time.monotonic() - started < 1.5
+    assert not reader.is_alive()
+    with pytest.raises(CancelledError):
+        images.take([40])
+
+
+@pytest.mark.slow
+def test_the_end_of_the_process_ends_the_reading_ahead():
+    """Without a word: the images live in a global variable to the last."""
+    code = "import time; from test_streaming import *; images = slow_stream(); print(time.monotonic(), flush=True)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - float(run.stdout) < 8
+    assert not run.stderr

@@ -1,0 +1,400 @@
+"""The sampling pipeline: pictures out of noise (Algorithm 2 of Ho et al. 2020, arXiv 2006.11239).
+
+A saved pipeline carries the source files of its classes, and its model_index.json names them. So one folder loads in
+two ways: through this class, which takes the installed package instead of those files, and through stock diffusers
+with `trust_remote_code=True` where the package is not installed.
+
+This file is self-contained: a Hub repository ships it beside the weights, so it imports torch and diffusers only.
+"""
+
+import importlib
+import inspect
+import json
+import math
+import operator
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import (
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    snapshot_download,
+)
+from diffusers.utils.torch_utils import randn_tensor
+
+# The files that a saved pipeline carries, which are modules of this package where it is installed.
+SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
+CPU_PIXELS = 2**16  # of the images that a CPU computes at once; more would take memory and gain no speed
+INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
+
+
+class DDPMPipelineCustom(DiffusionPipeline):
+    """Image generation with a denoising U-Net, unconditional or of a class, and any diffusers scheduler.
+
+    Args:
+        unet ([`DDPMUNetModel`] or [`~diffusers.UNet2DModel`]): The network that predicts the noise in `x_t`.
+        scheduler ([`DDPMLinearScheduler`] or another of diffusers): The reverse process.
+
+    Example:
+        >>> pipeline = DDPMPipelineCustom.from_pretrained("user/repo")
+        >>> images = pipeline(batch_size=16, generator=torch.Generator().manual_seed(0)).images
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict | None] | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size (`int`, *optional*): How many; by default one for each of `class_labels`, or one. The network
+                computes them in parts, if the memory is too small for all at once.
+            generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list has one
+                for each image, and then an image does not depend on the others of its batch.
+            num_inference_steps (`int`, *optional*): Denoising steps; by default all that the model was trained with.
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+                width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
+            return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+            callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
+                {"sample": x})` with the new x_{t-1}. It returns None, or a dictionary, whose `"sample"` replaces it.
+            class_labels (`int`, `str`, or a list or tensor of them, *optional*): What to draw with a class-conditional
+                model: one for all, or one for each image. A `str` is one of `pipeline.unet.config.class_names`. An
+                `int` means the class whose name is that number; where no name is a whole number, it means the position
+                among the names. So `[5]` of the classes "0", "5", "9" is "5", and `[1]` of "cat", "dog" is "dog".
+            guidance_scale (`float`): w of the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
+                2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model; more gives
+                clearer and less varied images of the class.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
+
+        Raises:
+            ValueError: If an argument does not fit, before any step is taken; or if the callback returns something
+                else.
+        """
+        if batch_size is not None:
+            batch_size = _whole_number("batch_size", batch_size)
+        if num_inference_steps is not None:
+            num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
+        guidance_scale = _finite_number("guidance_scale", guidance_scale)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
+        labels = self._label_numbers(class_labels, batch_size, guidance_scale)
+        if batch_size is None:
+            batch_size = 1 if labels is None else len(labels)
+        shape = self._check_inputs(batch_size, output_type)
+        device = self._execution_device
+        generator = _check_generator(generator, batch_size, device)
+        network = self._network(labels, guidance_scale)
+        # A GPU says when its memory is full; a process that fills a CPU's is ended without a word.
+        self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
+        steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        self.scheduler.set_timesteps(steps, device=device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+        is_edm = hasattr(self.scheduler, "precondition_outputs")
+        predict = self._predict_for_edm if is_edm else self._predict
+
+        # 1. x_T ~ N(0, I), scaled to where this scheduler starts.
+        x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        x = x * self.scheduler.init_noise_sigma
+
+        # 2. For t = T, ..., 1: predict the noise in x_t, and draw x_{t-1}.
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            x = self.scheduler.step(predict(network, x, t), t, x, **step_kwargs).prev_sample
+            if callback_on_step_end is not None:
+                x = _sample_of(callback_on_step_end(self, i, t, {"sample": x}), x)
+
+        # 3. [-1, 1] -> [0, 1] -> pictures.
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float()  # (B, H, W, C)
+            if images.isnan().any():
+                raise ValueError("The samples are no numbers (NaN): the weights are spoilt, or too large.")
+            images = images.numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+        """What the network predicts as a function of x_t and t, for these labels and with this guidance."""
+        if labels is None:
+            return self._in_parts
+        labels = torch.tensor(labels, device=self._execution_device)  # (B,)
+        if guidance_scale == 1:
+            return lambda x_t, t: self._in_parts(x_t, t, labels)
+        no_class = torch.full_like(labels, len(self.unet.config.class_names))
+        both = torch.cat((labels, no_class))  # (2 B,)
+
+        def guided(x_t, t):
+            of_class, of_none = self._in_parts(torch.cat((x_t, x_t)), t, both).chunk(2)
+            return of_none + guidance_scale * (of_class - of_none)
+
+        return guided
+
+    def _in_parts(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """The network's output for a batch of any size, in as many parts as the memory asks for."""
+        while True:
+            size = min(self._images_at_once, len(x_t))
+            options = repeat({}) if labels is None else ({"class_labels": part} for part in labels.split(size))
+            try:
+                return torch.cat([self.unet(part, t, **its).sample for part, its in zip(x_t.split(size), options)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self._images_at_once = size // 2
+
+    def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(self.scheduler.scale_model_input(x, t), t)
+
+    def _predict_for_edm(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The network's prediction as schedulers of EDM's preconditioning (arXiv 2206.00364, eq. 7) expect it.
+
+        Their x is x_0 + sigma eps, and they take an output for the F of `D = c_skip x + c_out F`, where D is x without
+        its noise. So this asks the network for D, at the t where x_t is x but for a factor, and solves for F.
+        """
+        scheduler = self.scheduler
+        scheduler.scale_model_input(x, t)  # for its count of the steps alone
+        sigma = scheduler.sigmas[scheduler.step_index].double()
+        alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
+        log_sigmas = ((1 - alpha_bar) / alpha_bar).log() / 2  # of each t, ascending
+        above = torch.searchsorted(log_sigmas, sigma.log()).clamp(1, len(log_sigmas) - 1)
+        low, high = log_sigmas[above - 1], log_sigmas[above]
+        t = (above - 1 + (sigma.log() - low) / (high - low)).clamp(0, len(log_sigmas) - 1).float()
+
+        sigma = sigma.to(x)
+        root_alpha_bar = (1 + sigma**2).rsqrt()
+        model_output = network(root_alpha_bar * x, t)
+        if scheduler.config.prediction_type == "v_prediction":
+            D = root_alpha_bar**2 * x - sigma * root_alpha_bar * model_output
+        else:
+            D = x - sigma * model_output
+        c_skip_x = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
+        c_out = scheduler.precondition_outputs(0, 1, sigma)
+        return (D - c_skip_x) / c_out
+
+    def _label_numbers(self, class_labels, batch_size: int | None, guidance_scale: float) -> list[int] | None:
+        """The number of the class of each image; a ValueError for what this model cannot draw."""
+        count, names = self.unet.config.get("num_class_embeds"), self.unet.config.get("class_names")
+        if guidance_scale != 1 and not names:
+            raise ValueError(
+                f"`guidance_scale={guidance_scale}` needs a model that was trained with labels and without, "
+                "by `train_ddpm.py --class_conditional`, and this is none; expected 1."
+            )
+        if class_labels is None:
+            if guidance_scale != 1:
+                raise ValueError(f"`guidance_scale={guidance_scale}` leads to `class_labels`; expected some, or 1.")
+            return None
+        if count is None:
+            raise ValueError(f"`class_labels={class_labels!r}` do not fit an unconditional model; expected none.")
+        if hasattr(class_labels, "tolist"):  # a tensor, or an array of NumPy
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, str) or _is_whole(class_labels):
+            class_labels = [class_labels] * (1 if batch_size is None else batch_size)
+        if not isinstance(class_labels, (list, tuple, range)) or not class_labels:
+            raise ValueError(f"`class_labels={_shown(class_labels)}`; expected a label or a list of them.")
+        if batch_size is not None and len(class_labels) != batch_size:
+            raise ValueError(
+                f"`class_labels` has {len(class_labels)} labels; expected one, or one for each of {batch_size} images."
+            )
+        return _class_numbers(class_labels, names or (), count)
+
+    def _check_inputs(self, batch_size: int, output_type: str) -> tuple[int, int, int, int]:
+        """Raise a ValueError for arguments that do not fit; return the shape of the samples."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if size is None:
+            raise ValueError("The U-Net's configuration has no `sample_size`; expected the images' height and width.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
+        if output_type == "pil" and channels not in (1, 3):
+            raise ValueError(f"The model draws {channels} channels, and pictures have 1 or 3; use 'np' or 'pt'.")
+        height, width = (size, size) if isinstance(size, int) else size
+        return (batch_size, channels, height, width)
+
+    # ---- Saving and loading ----------------------------------------------------------------------------------------
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Write model_index.json and, beside what they define, the source files of the pipeline and its components."""
+        classes = {"": (type(self).__module__, type(self).__name__), **self.config}
+        for folder, entry in classes.items():
+            module = entry[0] if isinstance(entry, (tuple, list)) else None
+            if _shipped_module(module):
+                source = Path(sys.modules[module].__file__)
+                target = Path(save_directory, folder, source.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # The components' configurations are written by now; a U-Net of diffusers notes the folder that it came from.
+        for file in Path(save_directory).glob("*/config.json"):
+            config = json.loads(file.read_text())
+            if config.pop("_name_or_path", None):
+                file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    def to_json_string(self) -> str:
+        """The contents of model_index.json: classes by the files that define them, and no path of this machine."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        config["_class_name"] = [type(self).__module__, type(self).__name__]
+        for key, entry in config.items():
+            if isinstance(entry, list) and _shipped_module(entry[0]):
+                config[key] = [_shipped_module(entry[0]), entry[1]]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Read model_index.json; classes that it names by their files come from the installed package, if any."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple, if more was asked for
+        _check_index(pretrained_model_name_or_path, config)
+        for key, entry in config.items():
+            if INSTALLED_PACKAGE and isinstance(entry, list) and entry[0] in SHIPPED_MODULES:
+                module = importlib.import_module(f"{INSTALLED_PACKAGE}.{entry[0]}")
+                config[key] = entry[1] if key == "_class_name" else [module.__name__, entry[1]]
+        return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Fetch a repository into the cache; one that ships these classes is fetched without its source files."""
+        options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        options = {key: kwargs[key] for key in options if key in kwargs}
+        if INSTALLED_PACKAGE and kwargs.get("custom_pipeline") is None:
+            config = super().load_config(pretrained_model_name, **options)
+            _check_index(pretrained_model_name, config)
+            if isinstance(config["_class_name"], list) and config["_class_name"][0] in SHIPPED_MODULES:
+                variant = kwargs.get("variant")
+                weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+                return snapshot_download(
+                    pretrained_model_name,
+                    allow_patterns=["*.json", weights],
+                    ignore_patterns=None if variant else "*.*.safetensors",  # the weights of variants
+                    **options,
+                )
+        return super().download(pretrained_model_name, **kwargs)
+
+
+def _shipped_module(module: str | None) -> str | None:
+    """The shipped file's name, if this is one of its modules: the installed one or a copy that diffusers made."""
+    name = (module or "").split(".")[-1]
+    return name if name in SHIPPED_MODULES else None
+
+
+def _check_index(source, index):
+    """Raise a ValueError for a model_index.json that names no classes."""
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
+        raise ValueError(
+            f"The model_index.json of {source} is {_shown(index)}; expected the names of classes, by part. "
+            "Save the pipeline again."
+        )
+    for key, entry in index.items():
+        is_pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
+        if (isinstance(entry, list) or key in ("unet", "scheduler")) and not is_pair and entry != [None, None]:
+            raise ValueError(
+                f"The model_index.json of {source} has `{key}={_shown(entry)}`; expected two names, of a module and a "
+                "class in it. Save the pipeline again."
+            )
+
+
+# ---- Checks of arguments -------------------------------------------------------------------------------------------
+
+
+def _is_whole(value) -> bool:
+    """Whether this is a whole number, perhaps one of NumPy's or a tensor's."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _whole_number(name: str, value) -> int:
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, at least 1.")
+    return operator.index(value)
+
+
+def _finite_number(name: str, value) -> float:
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
+    return number
+
+
+def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:
+    """The numbers of the classes that labels mean: by their names, or, if no name is a number, by their positions."""
+    numbered = {int(name): i for i, name in enumerate(names) if re.fullmatch(r"-?\d+", name)}
+    meant = {**(numbered or dict(enumerate(range(count)))), **{name: i for i, name in enumerate(names)}}
+    numbers = []
+    for label in labels:
+        key = operator.index(label) if _is_whole(label) else label if isinstance(label, str) else None
+        if key not in meant:
+            known = f"one of {', '.join(names)}" if names else f"a whole number from 0 to {count - 1}"
+            hint = f", or its number from 0 to {count - 1}" if names and not numbered else ""
+            raise ValueError(f"`class_labels`: there is no {_shown(label)}; expected {known}{hint}.")
+        numbers.append(meant[key])
+    return numbers
+
+
+def _check_generator(
+    generator, batch_size: int, device: torch.device
+) -> torch.Generator | list[torch.Generator] | None:
+    """Raise a ValueError for what is no source of noise of these images; return it as diffusers takes it."""
+    if generator is None:
+        return None
+    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    for each in generators:
+        if not isinstance(each, torch.Generator):
+            raise ValueError(
+                f"`generator={_shown(generator)}`; expected torch.Generator().manual_seed(n), or a list of them."
+            )
+        if each.device.type not in ("cpu", device.type):
+            raise ValueError(f"`generator` is on {each.device}; expected one on the CPU or on {device}.")
+    if isinstance(generator, torch.Generator):
+        return generator
+    if len(generators) != batch_size:
+        raise ValueError(f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images.")
+    return generators
+
+
+def _sample_of(returned, x: torch.Tensor) -> torch.Tensor:
+    """The sample that a callback returned, or else x."""
+    if returned is None:
+        return x
+    known = isinstance(returned, Mapping) and returned.keys() <= {"sample"}
+    sample = returned.get("sample", x) if known else None
+    if not torch.is_tensor(sample) or sample.shape != x.shape or sample.dtype != x.dtype:
+        raise ValueError(
+            f'`callback_on_step_end` returned {_shown(returned)}; expected None, or a dictionary whose "sample" is a '
+            f"tensor of shape {tuple(x.shape)} and type {x.dtype}, and nothing else."
+        )
+    return sample
+
+
+def _shown(value) -> str:
+    """A value as an error shows it: in one line, and cut short if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,137 @@
+"""Training in two processes, on CPUs, over gloo."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import metrics, weights
+from safetensors.torch import load_file
+
+from ddpm_hf.checkpoint import find_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(processes, flags, script=ROOT / "train_ddpm.py", cwd=None):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launcher += ["--main_process_port", "0"]  # any that is free
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(script), *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def assert_close_runs(a, b, last="step-000020"):
+    for name in ("model", "ema"):
+        first, second = (load_file(folder / "checkpoints" / last / f"{name}.safetensors") for folder in (a, b))
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5, msg=f"{name} {key}")
+    for one, two in zip(metrics(a), metrics(b), strict=True):
+        assert one["epoch"] == two["epoch"]
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
+    """Also when the number of processes changes on the way, 1 -> 2 -> 1."""
+    one = train("one", max_train_steps=20, gradient_accumulation_steps=2)
+    done = launch(2, small("two", max_train_steps=20))
+    assert done.returncode == 0, done.stderr
+    assert "20 steps of 8 images" in done.stdout
+    assert_close_runs(one, tmp_path / "two")
+
+    constant = {"lr_scheduler": "constant_with_warmup"}  # it does not depend on max_train_steps
+    whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
+    train("mixed", max_train_steps=5, gradient_accumulation_steps=2, **constant)
+    done = launch(2, small("mixed", max_train_steps=12, **constant))
+    assert "Going on from" in done.stdout, done.stderr
+    train("mixed", max_train_steps=20, gradient_accumulation_steps=2, **constant)
+    assert_close_runs(whole, tmp_path / "mixed")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
+    """Under FSDP each process holds a part of every tensor; also when a run goes on with or without it."""
+    fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup"}
+    whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
+    train("sharded", max_train_steps=5, gradient_accumulation_steps=2, **constant)
+    done = launch(2, small("sharded", max_train_steps=12, **constant), fsdp)
+    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    done = launch(2, small("sharded", max_train_steps=20, save_images_steps=15, **constant), fsdp)
+    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    assert_close_runs(whole, tmp_path / "sharded")
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path / "sharded")[name], weight, rtol=0, atol=1e-5)
+
+
+EXTRACTOR = """
+import os
+calls = 0
+def features(images):
+    global calls
+    calls += 1
+    if calls > 1 and os.environ["RANK"] == "1":
+        raise RuntimeError("no such layer")
+    return images.float().mean((1, 2, 3))[:, None]
+"""
+
+
+@pytest.mark.slow
+def test_a_measurement_that_fails_on_one_process_stops_none(small, tmp_path):
+    """The extractor works on the batch that is tried before the first step; then the main one cannot draw."""
+    (tmp_path / "half_broken.py").write_text(EXTRACTOR)
+    options = {"eval_metrics": "fid,bpd", "eval_features": "half_broken:features", "eval_num_images": 4}
+    options |= {"eval_steps": 1, "lr_scheduler": "constant"}
+    done = launch(2, small("run", max_train_steps=2, **options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Could not measure the model: process 1: --features half_broken:features fails") == 2
+    assert "Trained 2 steps" in done.stdout
+    (tmp_path / "run" / "evaluation-samples").write_text("no folder")
+    done = launch(2, small("run", max_train_steps=3, **options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Could not measure the model:") == 4  # at steps 2, once more, and 3, by both
+    assert "Trained 1 steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(small, tmp_path):
+    """Started as a cluster does, without a launcher; and the run goes on."""
+    flags = small("run", max_train_steps=100_000, lr_scheduler="constant", save_images_steps=100_000)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, str(ROOT / "train_ddpm.py"), *flags]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    file = tmp_path / "run" / "metrics.jsonl"
+    while not (file.exists() and len(file.read_text().splitlines()) > 3):
+        time.sleep(0.5)
+        assert processes[0].poll() is None, processes[0].stdout.read()
+    processes[1].send_signal(signal.SIGUSR1)
+    printed = [process.communicate(timeout=60)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "Stopped at step" in printed[0]
+    step = metrics(tmp_path / "run")[-1]["step"]
+    assert find_checkpoint(tmp_path / "run" / "checkpoints", "latest")[0].name == f"step-{step:06d}"
+
+    flags[flags.index("--max_train_steps") + 1] = str(step + 3)
+    assert "Going on from" in launch(2, flags).stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, step + 4))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_an_error_on_one_process_ends_all(small):
+    done = launch(2, small("bad", output_dir="/proc/run"))
+    assert done.returncode != 0
+    assert "--output_dir /proc/run cannot be written" in done.stderr

@@ -1,0 +1,44 @@
+"""Numbers and pictures in TensorBoard, read back by its own reader."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.training.trackers import start_trackers
+
+
+def test_tensorboard_holds_options_losses_and_samples(train):
+    folder = train(logger="tensorboard", save_images_steps=2)
+    files = [path for path in (folder / "logs").rglob("*tfevents*") if path.parent.name == "ddpm_hf"]
+    events = EventAccumulator(str(files[0]))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("samples")][-1] == 4
+    options = next((folder / "logs").rglob("hparams.yml")).read_text()
+    assert "learning_rate: 0.008" in options
+
+
+def test_a_logger_that_is_not_installed(train, monkeypatch, tmp_path):
+    monkeypatch.setattr("ddpm_hf.training.trackers.is_wandb_available", lambda: False)
+    with pytest.raises(SystemExit, match="--logger wandb is not installed: pip install wandb"):
+        train(logger="wandb")
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_see_no_token_on_the_command_line(train):
+    train(logger="none", hub_token="hf_secret")
+    assert "hf_secret" not in " ".join(sys.argv)
+    assert "hf_***" in sys.argv
+
+
+def test_trackers_see_no_token_in_any_form(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--hub_token=secret", "of another form", "--proxy=http://me:word@x.org"]
+    )
+    config = TrainingConfig()
+    config.hub_token = "of another form"
+    start_trackers(SimpleNamespace(init_trackers=lambda *arguments: None), config)
+    assert sys.argv == ["train.py", "--hub_token=***", "hf_***", "--proxy=http://***@x.org"]
