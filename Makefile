@@ -1,10 +1,11 @@
 # make train   handwritten digits, in minutes          make test        the fast tests
 # make lint    ruff                                    make test-slow   the others
+# make docs    the site, in site/
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: train test test-slow lint format
+.PHONY: train test test-slow lint format docs
 
 train: $(VENV)/ready
 	$(BIN)/accelerate launch train_ddpm.py $(ARGS)
@@ -23,6 +24,9 @@ format: $(VENV)/ready-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/ready-for-docs
+	$(BIN)/mkdocs build --strict
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
@@ -30,4 +34,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(VENV)/ready-for-tests: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/ready-for-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@

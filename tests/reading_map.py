@@ -1,9 +1,9 @@
-"""The tables of README.md that lead from the paper, and from the annotated tutorial, to lines of this code.
+"""The tables in docs/ that lead from the paper, and from the annotated tutorial, to lines of this code.
 
-    python tests/reading_map.py      writes the numbers of the lines anew
+    python tests/reading_map.py      updates the line numbers
 
-A link is [`name`](file#L12), to where `name` is defined, or [`name` "words"](file#L12), to the first line with these
-words in it.
+A link is [`name`](../file#L12), to where `name` is defined, or [`name` "words"](../file#L12), to the first line with
+these words in it.
 """
 
 import ast
@@ -11,12 +11,17 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-LINK = re.compile(r'\[`([\w.]+)`(?: "([^"]+)")?\]\(([\w/]+\.py)#L(\d+)\)')
+PAPER_MAP = ROOT / "docs" / "paper_to_code.md"
+TUTORIAL_MAP = ROOT / "docs" / "tutorial_to_code.md"
+LINK = re.compile(r'\[`([\w.]+)`(?: "([^"]+)")?\]\(\.\./([\w/]+\.py)#L(\d+)\)')
 
 
 def line_of(name: str, words: str | None, file: str) -> int:
-    """The line that a link leads to; a ValueError if there is none."""
+    """Return the number of the line that a link leads to.
+
+    Raises:
+        ValueError: If the file has no such name, or no such words below it.
+    """
     text = (ROOT / file).read_text()
     node = ast.parse(text)
     for part in name.split("."):
@@ -33,17 +38,20 @@ def line_of(name: str, words: str | None, file: str) -> int:
 
 
 def links() -> list[tuple[str, str | None, str, int]]:
-    """Name, words, file and line of every link in the README."""
-    found = LINK.findall(README.read_text())
+    """Return the name, words, file and line of every link in the two tables."""
+    found = LINK.findall(PAPER_MAP.read_text() + TUTORIAL_MAP.read_text())
     return [(name, words or None, file, int(line)) for name, words, file, line in found]
 
 
 def main():
+    """Write the present line numbers into the two tables."""
+
     def renumber(link: re.Match) -> str:
         name, words, file, _ = link.groups()
         return f"{link[0].rsplit('#', 1)[0]}#L{line_of(name, words, file)})"
 
-    README.write_text(LINK.sub(renumber, README.read_text()))
+    for page in (PAPER_MAP, TUTORIAL_MAP):
+        page.write_text(LINK.sub(renumber, page.read_text()))
 
 
 if __name__ == "__main__":
