@@ -1,5 +1,5 @@
 # make train   handwritten digits, in minutes          make test        the fast tests
-# make lint    ruff                                    make test-slow   the others
+# make lint    ruff and mypy                           make test-slow   the others
 # make docs    the site, in site/
 VENV ?= .venv
 PYTHON ?= python3
@@ -19,6 +19,7 @@ test-slow: $(VENV)/ready-for-tests
 lint: $(VENV)/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/ready-for-tests
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.unet_ddpm import DDPMUNetModel, ResidualBlock
+from ddpm_hf.unet_ddpm import ANNOTATED_LINEAGE, DDPMUNetModel, ResidualBlock
 from ddpm_hf.weights import StateDict, check_keys
 
 PARAMETERS = ("weight", "bias")
@@ -33,17 +33,6 @@ FIXED_KEYS = {
 
 # Keys of a DDPMUNetModel's configuration that UNet2DModel does not have, and the only value that it can stand for.
 PAPER_LINEAGE = {"narrow_up_blocks": False, "attention_norm": True, "norm_out_num_groups": None}
-
-# What tells the annotated tutorial's U-Net from the paper's.
-ANNOTATED_LINEAGE = {
-    "norm_eps": 1e-5,
-    "downsample_padding": 1,
-    "upsample_type": "conv_transpose",
-    "narrow_up_blocks": True,
-    "attention_norm": False,
-    "norm_out_num_groups": 8,
-    "zero_init": False,
-}
 
 
 def config_from_unet2d(config: dict) -> dict:

@@ -1,6 +1,6 @@
 """The presets: defaults of the options for known data sets."""
 
-from ddpm_hf.convert import ANNOTATED_LINEAGE
+from ddpm_hf.unet_ddpm import ANNOTATED_LINEAGE
 
 
 def _unet(widths, attention, layers=2, **keys) -> dict:

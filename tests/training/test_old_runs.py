@@ -1,7 +1,7 @@
 """Folders that version 0.1.0 wrote, before its modules moved, still load and go on.
 
-`reference/run_of_0.1` was trained for eight steps. Its checkpoint of step 8 was deleted, so the run goes on from step 4,
-and the pipeline that it had at step 8 is the oracle.
+`reference/run_of_0.1` was trained for eight steps. Its checkpoint of step 8 was deleted, so the run goes on from
+step 4, and the pipeline that it had at step 8 is the oracle.
 """
 
 import json
