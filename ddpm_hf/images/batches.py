@@ -1,38 +1,72 @@
-"""What every batch of a run holds, as a function of the seed and its number: images, timesteps, noise, flips, crops."""
+"""The micro-batches of a run: images, flips, crops and labels, as a function of the seed and of their number."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from ddpm_hf.images.cache import ImageCache
+
 
 def seed_of(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose at one place of a run with a seed, independent of all others."""
+    """Return a seed for one purpose at one place of a run, independent of all others."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:7], "big")
 
 
+class ImageRow(Protocol):
+    """An endless row of training images: epoch after epoch, each shuffled in its own way.
+
+    Attributes:
+        images ([`~ddpm_hf.images.cache.ImageCache`], *optional*): All images, by their number; None for a stream.
+        fingerprint (`str`, *optional*): A hash of all images and labels; None for a stream.
+        unreadable (`list[dict]`): `image` and `reason` of the images that were left out so far.
+    """
+
+    @property
+    def images(self) -> ImageCache | None: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+    @property
+    def unreadable(self) -> list[dict]: ...
+
+    def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
+        """Return the images at these places, each `(height, width, channels)` uint8, and their labels, -1 for none."""
+
+    def state(self) -> dict | None:
+        """Return what a checkpoint needs to go on from here, as JSON."""
+
+    def close(self) -> object:
+        """End all reading ahead."""
+
+
 class ShuffledImages:
-    """An endless row of epochs, each a permutation of the images of its own, so in an epoch every image comes once.
+    """An [`ImageRow`] of images that can be read in any order. In an epoch every image comes once.
 
     Args:
-        images (`Sequence[numpy.ndarray]`): The images, each `(height, width, channels)` uint8.
+        images ([`~ddpm_hf.images.cache.ImageCache`]): The images, each `(height, width, channels)` uint8.
         seed (`int`): The run's seed.
         labels (`Sequence[int]`, *optional*): The class of each image, -1 where it has none.
     """
 
-    def __init__(self, images: Sequence[np.ndarray], seed: int, labels: Sequence[int] | None = None):
+    def __init__(self, images: ImageCache, seed: int, labels: Sequence[int] | None = None):
         self.images, self.seed, self.labels = images, seed, labels
-        self.orders = {}
+        self.orders: dict[int, np.ndarray] = {}  # of the epochs in use
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
 
     @property
     def unreadable(self) -> list[dict]:
-        """`image` and `reason` of those that were left out."""
         return self.images.unreadable
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
-        """The images at these places of the row and their labels, in O(1) for each, wherever they are."""
+        """Return the images at these places of the row and their labels, each in O(1), wherever they are."""
         places = [divmod(position, len(self.images)) for position in positions]
         needed = {epoch for epoch, _ in places}
         self.orders = {epoch: self.orders[epoch] if epoch in self.orders else self._order(epoch) for epoch in needed}
@@ -44,23 +78,22 @@ class ShuffledImages:
         return np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self.images))
 
     def state(self) -> None:
-        """What a checkpoint has to hold: nothing, since every place can be reached at once."""
+        """Return nothing: every place can be reached at once."""
 
     def close(self):
-        """End the reading ahead: there is none."""
+        """Do nothing: nothing is read ahead."""
 
 
 @dataclass
-class BatchPlan:
+class Batches:
     """The micro-batches g = 0, 1, 2, ... of a run.
 
-    Micro-batch g takes images g * batch_size up to (g + 1) * batch_size of the row of images; everything random about
-    it is a function of (seed, g) alone.
+    Micro-batch g takes images g * batch_size up to (g + 1) * batch_size of the row of images. Everything random about
+    it is a function of (seed, g) alone, so a run that goes on from a checkpoint needs no random state.
 
     Args:
-        images ([`ShuffledImages`] or [`~ddpm_hf.images.streaming.StreamedImages`]): The row of images.
+        images ([`ImageRow`]): The row of images.
         batch_size (`int`): Images in a micro-batch.
-        timestep_weights (`torch.Tensor`, `(T,)`): How often each timestep is drawn, in proportion.
         seed (`int`): The run's seed.
         random_flip (`bool`): Whether images are mirrored left to right with probability 1/2.
         device (`torch.device`): Where the batches are made.
@@ -68,43 +101,48 @@ class BatchPlan:
         cond_dropout (`float`): Probability that a label is replaced by that one.
     """
 
-    images: ShuffledImages
+    images: ImageRow
     batch_size: int
-    timestep_weights: torch.Tensor
     seed: int
     random_flip: bool
     device: torch.device
     num_classes: int | None = None
     cond_dropout: float = 0.0
 
-    def micro_batch(self, g: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Micro-batch g.
+    def generator(self, g: int) -> torch.Generator:
+        """Return the generator of all random numbers of micro-batch g, but for the crops and the dropout."""
+        return torch.Generator(self.device).manual_seed(seed_of(self.seed, "noise", g))
 
-        Returns:
-            `tuple`: x_0 `(B, C, H, W)` float32 in [-1, 1]; t `(B,)` int64 in [0, T); eps ~ N(0, I) like x_0; labels
-                `(B,)` int64 in [0, num_classes], or None for a model without classes.
+    def draw(self, g: int, generator: torch.Generator) -> tuple[torch.Tensor, list[int]]:
+        """Return x_0 `(B, C, H, W)` of micro-batch g, float32 in [-1, 1], and the labels, -1 for images without.
+
+        Raises:
+            OSError: If an image cannot be read.
         """
         images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
         where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
         squares = np.stack([cut_square(image, *u) for image, u in zip(images, where)])
         pixels = torch.from_numpy(squares).to(self.device)  # (B, H, W, C) uint8
         x_0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, C, H, W)
-        generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "noise", g))
-        random = {"generator": generator, "device": self.device}
         if self.random_flip:
-            mirrored = torch.rand(len(x_0), 1, 1, 1, **random) < 0.5
+            mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
-        t = self.timestep_weights.to(self.device).multinomial(len(x_0), replacement=True, generator=generator)
-        eps = torch.randn(x_0.shape, **random)
+        return x_0, labels
+
+    def drop_labels(self, labels: list[int], generator: torch.Generator) -> torch.Tensor | None:
+        """Return the labels `(B,)` that the network sees, int64 in [0, num_classes]; None for a model without classes.
+
+        Some are left out, so that the network also learns to draw without a label (arXiv 2207.12598).
+        """
         if self.num_classes is None:
-            return x_0, t, eps, None
-        labels = torch.tensor(labels, device=self.device)
-        left_out = torch.rand(len(x_0), **random) < self.cond_dropout
-        return x_0, t, eps, torch.where(left_out | (labels < 0), self.num_classes, labels)
+            return None
+        left_out = torch.rand(len(labels), generator=generator, device=self.device) < self.cond_dropout
+        known = torch.tensor(labels, device=self.device)
+        return torch.where(left_out | (known < 0), self.num_classes, known)
 
 
 def cut_square(image: np.ndarray, u: float, v: float) -> np.ndarray:
-    """The largest square of an image, at the fraction u of its way down and v of its way right, both in [0, 1)."""
+    """Return the largest square of an image, the fraction u of its way down and v of its way right, both in [0, 1)."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = int(u * (height - side + 1)), int(v * (width - side + 1))

@@ -38,6 +38,8 @@ class StreamedImages:
             has a label that is wanted.
     """
 
+    images = fingerprint = None  # nothing is kept that could be read again
+
     def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
         self.dataset, self.mode, self.config = dataset, mode, config
         self.size = config.streaming_buffer_size

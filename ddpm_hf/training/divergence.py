@@ -1,18 +1,22 @@
-"""When a run has diverged."""
+"""When a run has diverged, and what its user can do."""
 
+import sys
 from pathlib import Path
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
+from ddpm_hf.training.state import RunState
 
 MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
 
 
-def diverged(config: TrainingConfig, step: int) -> str:
-    """That too many updates in a row were not finite, and where to go on from."""
+def stop_if_diverged(config: TrainingConfig, state: RunState):
+    """End the process if too many updates in a row were not finite, and say where to go on from."""
+    if state.skipped_in_a_row < MOST_SKIPPED_UPDATES:
+        return
     good = list_checkpoints(Path(config.output_dir) / CHECKPOINTS)
     where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return (
-        f"train_ddpm.py: error: up to step {step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; "
-        f"{where}. Try a lower --learning_rate, or --mixed_precision no."
+    sys.exit(
+        f"train_ddpm.py: error: up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a "
+        f"row; {where}. Try a lower --learning_rate, or --mixed_precision no."
     )

@@ -1,11 +1,36 @@
-"""What `accelerate launch` or its configuration asks for."""
+"""Start accelerate, as the options and its launcher or configuration say."""
 
 import os
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.precision import wished_precision
+from ddpm_hf.hardware import keep_freed_memory
+from ddpm_hf.precision import choose_mixed_precision, wished_precision
+from ddpm_hf.processes import join_processes_on_cpus, use_all_cores
+from ddpm_hf.training.sharding import check_sharding
+from ddpm_hf.training.trackers import tracking_options
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Return the accelerator of a run; `config.mixed_precision` is decided here, if it is "auto".
+
+    Raises:
+        ValueError: If accelerate was told something that is not supported here, or the logger is not installed.
+    """
+    join_processes_on_cpus()
+    use_all_cores()
+    keep_freed_memory()
+    config.mixed_precision = choose_mixed_precision(config.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        **tracking_options(config),
+    )
+    check_sharding(accelerator)
+    return accelerator
 
 
 def check_launcher(config: TrainingConfig) -> list[str]:

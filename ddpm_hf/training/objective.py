@@ -7,6 +7,29 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 
+class Objective:
+    """What a run minimises: how often each timestep is trained, and how much its loss counts.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): q(x_t | x_0), and what the network predicts.
+        config ([`TrainingConfig`]): `timestep_sampling`, `loss_weighting` and what belongs to them.
+        device (`torch.device`): Of the training.
+
+    Attributes:
+        weights (`torch.Tensor`, `(T,)`): See [`loss_weights`].
+        frequencies (`torch.Tensor`, `(T,)`): See [`timestep_weights`].
+    """
+
+    def __init__(self, scheduler: DDPMLinearScheduler, config: TrainingConfig, device: torch.device):
+        self.scheduler = scheduler
+        self.weights = loss_weights(scheduler, config).to(device)
+        self.frequencies = timestep_weights(scheduler, config).to(device)
+
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw timesteps t `(count,)` in [0, T); index 0 means one step of noise."""
+        return self.frequencies.multinomial(count, replacement=True, generator=generator)
+
+
 def denoising_loss(
     unet: torch.nn.Module,
     scheduler: DDPMLinearScheduler,
@@ -15,9 +38,9 @@ def denoising_loss(
     eps: torch.Tensor,
     class_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """L_simple (eq. 14) of each image: `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`.
+    """Return L_simple (eq. 14) of each image.
 
-    The mean over channels and pixels is taken. If the network predicts x_0 or v, that takes the place of eps.
+    It is `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`. The mean over channels and pixels is taken. If the network predicts x_0 or v, that takes the place of eps.
 
     Args:
         unet (`torch.nn.Module`): eps_theta.
@@ -43,7 +66,7 @@ def denoising_loss(
 
 
 def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
-    """What the loss at each timestep is multiplied with.
+    """Return what the loss at each timestep is multiplied with.
 
     `"simple"` is the paper's choice, 1. `"min_snr"` (Hang et al. 2023, arXiv 2303.09556) weighs the error of x_0 with
     `min(SNR_t, gamma)`, where `SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, whatever the network predicts.
@@ -65,7 +88,7 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
 
 
 def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:
-    """How often each timestep is trained, in proportion.
+    """Return how often each timestep is trained, in proportion.
 
     `"uniform"` is the paper's choice (Algorithm 1). `"lognormal"` makes the logarithm of the noise level normal, as in
     Karras et al. 2022 (arXiv 2206.00364, table 1), with `sigma_t = sqrt(1 / alpha_bar_t - 1)`: then a short training is

@@ -30,11 +30,15 @@ class Start:
         checkpoint (`Path`, *optional*): What it goes on from.
         saved (`dict`, *optional*): The state in it.
         notes (`tuple[str, ...]`): What the user should know.
+        is_over (`bool`): Whether nothing is left to be trained, drawn or saved.
+        same_source (`bool`): Whether the options name the same pictures; else their pixels have to be compared.
     """
 
     checkpoint: Path | None = None
     saved: dict | None = None
     notes: tuple[str, ...] = ()
+    is_over: bool = False
+    same_source: bool = True
 
     @property
     def step(self) -> int:
@@ -110,7 +114,8 @@ def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images
         notes += [f"{change} changes the numbers by rounding only." for change in config.roundings(saved["config"])]
         if saved["images_per_step"] != images_per_step:
             notes.append(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.")
-    return Start(checkpoint, saved, tuple(notes))
+    is_over = saved["step"] >= config.max_train_steps and _is_finished(Path(config.output_dir))
+    return Start(checkpoint, saved, tuple(notes), is_over, same_source=not config.differences(saved["config"]))
 
 
 def _refuse_other_options(where: Path, options: dict, config: TrainingConfig, same_pictures: bool = False):
@@ -160,7 +165,7 @@ def _had_checkpoints(folder: Path) -> bool | None:
         return None
 
 
-def is_finished(folder: Path) -> bool:
+def _is_finished(folder: Path) -> bool:
     """Whether a run at its last step has saved its last pipeline, too. Older versions did so before the checkpoint."""
     try:
         return read_json(folder / FACTS, {}).get("finished", True) and (folder / INDEX).exists()

@@ -1,13 +1,18 @@
-"""What a training step is made of: the objective (eq. 14), the optimizer, and the moving average of the weights."""
+"""Everything that a run has learned, and the gradient step that changes it."""
 
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.hardware import compile_blocks
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.meter import LossMeter
-from ddpm_hf.training.sharding import copy_whole, is_sharded, whole
+from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer
+from ddpm_hf.training.sharding import copy_whole, is_sharded, prepare, whole
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -15,23 +20,65 @@ class RunState:
     """Everything that a run has learned and where it stands: what a checkpoint holds.
 
     Args:
-        unet, optimizer, lr_scheduler, ema, scaler: The parts; `ema` and `scaler` may be None.
-        meter ([`LossMeter`]): The losses since the last note.
+        unet ([`DDPMUNetModel`]): The network, at its initial weights.
+        config ([`TrainingConfig`]): The options, with `max_train_steps` counted.
+        accelerator ([`~accelerate.Accelerator`]): It brings the network to the device, or shares it out.
 
     Attributes:
+        model (`torch.nn.Module`): The network as accelerate wraps it, for the forward pass.
+        ema ([`MovingAverage`], *optional*): The average of the weights, which samples are drawn with.
+        meter ([`LossMeter`]): The losses since the last note.
         step (`int`): Optimizer steps taken.
-        micro_batches (`int`): Micro-batches used up, by all processes: the next one's number in the batch plan.
-        skipped (`int`): Updates left out because they were not finite.
+        micro_batches (`int`): Micro-batches used up, by all processes: the number of the next one.
+        skipped (`int`): Updates left out because the gradient was not finite.
+        skipped_in_a_row (`int`): Those of them since the last finite one.
+        grad_norm (`float`, *optional*): Norm of the last gradient; None if it was not finite.
+        learning_rate (`float`): That of the last step.
     """
 
-    def __init__(self, unet, optimizer, lr_scheduler, ema: MovingAverage | None, scaler, meter: LossMeter):
-        self.unet, self.optimizer, self.lr_scheduler, self.ema = unet, optimizer, lr_scheduler, ema
-        self.scaler, self.meter = scaler, meter
-        self.step = self.micro_batches = self.skipped = 0
+    def __init__(self, unet: DDPMUNetModel, config: TrainingConfig, accelerator: Accelerator):
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if config.compile:
+            compile_blocks(unet)
+        self.unet, self.accelerator = unet, accelerator
+        self.optimizer = make_optimizer(unet, config)
+        self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
+        self.model, self.prepared_optimizer = prepare(accelerator, unet, self.optimizer)
+        average = (config.ema_inv_gamma, config.ema_power, config.ema_max_decay)
+        self.ema = MovingAverage(unet, *average) if config.use_ema else None
+        self.scaler = accelerator.scaler
+        self.meter = LossMeter(config.ddpm_num_steps, accelerator.device)
+        self.longest_gradient = config.max_grad_norm or math.inf
+        self.step = self.micro_batches = self.skipped = self.skipped_in_a_row = 0
+        self.grad_norm: float | None = None
+        self.learning_rate = 0.0
+
+    def micro_batches_of_a_step(self) -> Iterator[int]:
+        """Yield the numbers of the micro-batches that this process has to compute the next gradient from."""
+        for _ in range(self.accelerator.gradient_accumulation_steps):
+            yield self.micro_batches + self.accelerator.process_index
+            self.micro_batches += self.accelerator.num_processes
+
+    def take_gradient_step(self):
+        """Change the weights by the gradient, and their average; leave both if the gradient is not finite."""
+        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.longest_gradient)).item()
+        finite = math.isfinite(norm)  # alike on all processes
+        if finite or self.scaler:  # the scaler skips the update itself, and takes a smaller scale
+            self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        self.step += 1
+        self.learning_rate = self.lr_scheduler.get_last_lr()[0]
+        self.lr_scheduler.step()
+        if finite and self.ema:
+            self.ema.update(self.step)
+        self.grad_norm = norm if finite else None
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
 
     @contextmanager
-    def unet_to_draw_with(self):
-        """The network that draws and is saved, whole on each process: with the averaged weights, if there are any."""
+    def unet_to_draw_with(self) -> Iterator[DDPMUNetModel]:
+        """Give the network that draws and is saved, whole on each process; with the averaged weights, if there are."""
         if is_sharded(self.unet):
             unet = DDPMUNetModel.from_config(self.unet.config).to(self.unet.device)
             learned = self.ema.average if self.ema else self.unet.parameters()
@@ -43,7 +90,7 @@ class RunState:
                 yield self.unet
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The files of a checkpoint. All processes have to call it, since each may hold a part of a tensor."""
+        """Return the files of a checkpoint. All processes have to call it: each may hold a part of a tensor."""
         moments = {
             f"{i}.{name}": value
             for i, named in self.optimizer.state_dict()["state"].items()
@@ -53,24 +100,24 @@ class RunState:
         files = {"model": self.unet.state_dict(), "optimizer": moments, **averages}
         return {file: {name: whole(tensor) for name, tensor in named.items()} for file, named in files.items()}
 
-    def numbers(self, accelerator: Accelerator) -> dict:
-        """What else a checkpoint holds. All processes have to call it."""
+    def numbers(self) -> dict:
+        """Return what else a checkpoint holds. All processes have to call it."""
         return {
             "step": self.step,
             "micro_batches": self.micro_batches,
             "skipped": self.skipped,
-            "losses": accelerator.reduce(self.meter.table, "sum").tolist(),
+            "losses": self.accelerator.reduce(self.meter.table, "sum").tolist(),
             "scaler": self.scaler and self.scaler.state_dict(),
         }
 
-    def load(self, tensors: dict[str, dict[str, torch.Tensor]], numbers: dict, is_main: bool):
-        """Take over what a checkpoint holds; the losses on the main process only, for all."""
+    def load(self, tensors: dict[str, dict[str, torch.Tensor]], numbers: dict):
+        """Take over what a checkpoint holds. The main process takes the losses, for all."""
         for name, tensor in self.unet.state_dict().items():
             copy_whole(tensors["model"][name], tensor)
         if self.ema:
             self.ema.load_state_dict(tensors["ema"])
         parameters = self.optimizer.param_groups[0]["params"]
-        moments = {}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             i, name = key.split(".")
             if value.ndim:  # the fused optimizer expects the memory layout of the parameter
@@ -88,6 +135,6 @@ class RunState:
             group["lr"] = learning_rate
         if self.scaler:
             self.scaler.load_state_dict(numbers["scaler"])
-        if is_main:
+        if self.accelerator.is_main_process:
             self.meter.table.copy_(torch.tensor(numbers["losses"]))
         self.step, self.micro_batches, self.skipped = (numbers[key] for key in ("step", "micro_batches", "skipped"))

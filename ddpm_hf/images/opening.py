@@ -1,0 +1,36 @@
+"""Open the images that a run is trained on: decoded ones from the cache, or a stream."""
+
+import datasets
+from accelerate import Accelerator
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.batches import ImageRow, ShuffledImages
+from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.streaming import StreamedImages
+
+
+def open_images(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    mode: str,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    stream: dict | None,
+) -> ImageRow:
+    """Open the images of a data set as an endless row.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): From [`~ddpm_hf.images.sources.load_dataset`].
+        mode (`str`): "L" or "RGB".
+        config ([`TrainingConfig`]): The options of the group "Data", and the seed.
+        accelerator ([`~accelerate.Accelerator`]): Its main process decodes images, and the others wait for the cache.
+        stream (`dict`, *optional*): The state that a stream goes on from.
+
+    Raises:
+        ValueError: If an image is smaller than the resolution, or too many cannot be read.
+        OSError: If the cache cannot be written.
+    """
+    if config.streaming:
+        return StreamedImages(dataset, mode, config, stream)
+    with accelerator.main_process_first():
+        images = load_images(dataset, mode, config)
+    return ShuffledImages(images, config.seed, images.labels)

@@ -1,0 +1,71 @@
+"""What a run tells while it trains: the bar at the terminal, metrics.jsonl, and the trackers."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.terminal import going_on
+from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.state import RunState
+from ddpm_hf.training.trackers import track_numbers
+
+
+class LogBook:
+    """The numbers of a run, noted every `logging_steps` and after the last step.
+
+    Args:
+        config ([`TrainingConfig`]): The options.
+        accelerator ([`~accelerate.Accelerator`]): Its main process writes.
+        folder ([`RunFolder`]): It holds metrics.jsonl.
+        count (`int`, *optional*): Images in an epoch; None for a stream.
+        images_per_step (`int`): Images in an optimizer step, on all processes.
+        first_step (`int`): The step that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        count: int | None,
+        images_per_step: int,
+        first_step: int,
+    ):
+        self.config, self.accelerator, self.folder = config, accelerator, folder
+        self.count, self.images_per_step = count, images_per_step
+        self.steps, self.seconds = 0, 0.0  # since the last note; saving and drawing do not count
+        steps, hidden = config.max_train_steps, not accelerator.is_main_process
+        self.bar = tqdm(total=steps, initial=first_step, desc="Training", unit="step", disable=hidden)
+
+    @contextmanager
+    def timed_step(self) -> Iterator[None]:
+        """Count the step inside, and its time."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.steps += 1
+        self.bar.update()
+
+    def note(self, state: RunState):
+        """Note the mean loss since the last note, and how fast the training is, if a note is due."""
+        if state.step % self.config.logging_steps and state.step != self.config.max_train_steps:
+            return
+        numbers = state.meter.read(self.accelerator)
+        rate = self.steps * self.images_per_step / self.seconds
+        self.steps, self.seconds = 0, 0.0
+        self.bar.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s")
+        if self.count:
+            numbers["epoch"] = round(state.micro_batches * self.config.train_batch_size / self.count, 4)
+        else:
+            numbers["epoch"] = None
+        numbers.update(grad_norm=state.grad_norm, learning_rate=state.learning_rate, skipped_updates=state.skipped)
+        numbers["images_per_second"] = round(rate, 1)
+        if self.accelerator.is_main_process:
+            self.folder.log(step=state.step, **numbers)
+        with going_on("track the numbers"):
+            track_numbers(self.accelerator, numbers, state.step)
