@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -62,7 +61,7 @@ def main():
 
         signals, interrupted, began = note_signals(), False, time.perf_counter()
         log = LogBook(config, run.accelerator, run.folder, run.count, run.images_per_step, first_step=state.step)
-        while state.step < config.max_train_steps and not interrupted:
+        while state.step < config.total_steps and not interrupted:
             with log.timed_step():
                 train_step(run, state)
             stop_if_diverged(config, state)
@@ -70,14 +69,14 @@ def main():
 
             # Save what the same command needs to go on from here, before anything that takes time or may fail.
             interrupted = on_any_process(bool(signals), run.accelerator)
-            last = state.step == config.max_train_steps
+            last = state.step == config.total_steps
             regular = state.step % config.checkpointing_steps == 0 and state.skipped_in_a_row == 0
             if last or interrupted or regular:
                 save_checkpoint(run, state)
             give_out({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
 
         log.bar.close()
-        finished = state.step == config.max_train_steps and not interrupted
+        finished = state.step == config.total_steps and not interrupted
         if run.accelerator.is_main_process and finished:
             run.folder.finish(state.step)
         end_processes(run.accelerator, state)
@@ -162,7 +161,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if not dry_run:
         check_folder(config)
         if is_main:
-            at_the_end.enter_context(alone_in(Path(config.output_dir)))
+            at_the_end.enter_context(alone_in(config.folder))
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
@@ -226,14 +225,14 @@ def save_checkpoint(run: Run, state: RunState):
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:
     """Return what is to be given out after a step: `"save"`, `"draw"`, `"measure"`."""
-    last = step == config.max_train_steps
+    last = step == config.total_steps
     often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
     return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
 
 
 def missing_outputs(run: Run, state: RunState) -> set[str]:
     """Return what was due where the run was stopped, and was not given out, as the main process sees it."""
-    is_last = state.step == run.config.max_train_steps
+    is_last = state.step == run.config.total_steps
     missing = outputs_due(run.config, state.step) - run.folder.outputs_of(state.step, is_last)
     return broadcast_object_list([missing])[0]
 
@@ -246,7 +245,7 @@ def give_out(due: set[str], run: Run, state: RunState, interrupted: bool = False
     with state.unet_to_draw_with() as unet:
         pipeline = DDPMPipelineCustom(unet, run.scheduler)
         if is_main and "save" in due:
-            if state.step == run.config.max_train_steps and not interrupted:
+            if state.step == run.config.total_steps and not interrupted:
                 with one_line_errors():
                     run.folder.save_last_pipeline(pipeline)
             else:

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.command_line import parse_command_line
-from ddpm_hf.images.batches import BatchPlan, ShuffledImages
+from ddpm_hf.images.batches import ShuffledImages
 from ddpm_hf.images.cache import load_images
 from ddpm_hf.images.decoding import decode_image
 from ddpm_hf.images.sources import load_dataset
@@ -62,15 +61,12 @@ def main():
             "decoded in each step": DecodedAnew(dataset, config),
             "from the cache": load_images(dataset, "RGB", config),
         }
-        plans = {
-            name: BatchPlan(ShuffledImages(images, 0), BATCH, torch.ones(1000), 0, False, torch.device("cpu"))
-            for name, images in sources.items()
-        }
-        seconds = {name: [] for name in plans}
+        rows = {name: ShuffledImages(images, 0) for name, images in sources.items()}
+        seconds = {name: [] for name in rows}
         for g in tqdm(range(arguments.rounds + 2), desc="Timing", unit="round"):
-            for name, plan in plans.items():
+            for name, row in rows.items():
                 started = time.perf_counter()
-                plan.images.take(range(g * BATCH, (g + 1) * BATCH))
+                row.take(range(g * BATCH, (g + 1) * BATCH))
                 if g >= 2:  # the first rounds warm up
                     seconds[name].append((time.perf_counter() - started) / BATCH)
     medians = {name: statistics.median(times) * 1e6 for name, times in seconds.items()}

@@ -12,11 +12,10 @@ from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.command_line import Parser, add_flag
-from ddpm_hf.config import GUIDANCE_SCALE, WHICH_IMAGES, TrainingConfig
+from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate
 from ddpm_hf.convert import to_stock_pipeline
 from ddpm_hf.evaluation.command import evaluate
 from ddpm_hf.evaluation.measure import METRICS, Measurement
-from ddpm_hf.evaluation.reference import HOW_TO_READ
 from ddpm_hf.files import read_json
 from ddpm_hf.hub.checks import check_name
 from ddpm_hf.hub.push import default_repo_id, push_run
@@ -211,9 +210,8 @@ def _add_evaluate(subcommands):
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     group = parser.add_argument_group("Images to compare with", "By default those of the run, or the embedded digits.")
-    for option in dataclasses.fields(TrainingConfig):
-        if option.name in WHICH_IMAGES + HOW_TO_READ:
-            add_flag(group, option, *(["--dataset"] if option.name == "dataset_name" else []))
+    for option in options_for_evaluate("source", "reading", "flag"):
+        add_flag(group, option, *(["--dataset"] if option.name == "dataset_name" else []))
     parser.set_defaults(run=_evaluate)
 
 

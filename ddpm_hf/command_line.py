@@ -3,54 +3,72 @@
 import argparse
 import dataclasses
 import difflib
-import inspect
 import os
 import re
+import sys
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from ddpm_hf.config import TrainingConfig
-from ddpm_hf.convert import config_from_unet2d
-from ddpm_hf.loading import check_id
+from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
+from ddpm_hf.config_file import load_model_config, read_config_file
+from ddpm_hf.options import kinds_of
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
-from ddpm_hf.unet_ddpm import DDPMUNetModel
+
+# Naming the first in a flag or a file overrides the second in what lies below, which would win otherwise.
+_OVERRIDES = {
+    "num_epochs": "max_train_steps",
+    "save_images_steps": "save_images_epochs",
+    "save_model_steps": "save_model_epochs",
+    "model_config_name_or_path": "model",
+}
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, bool]:
-    """Read the options of train_ddpm.py: the preset's, overridden by the flags.
+    """Read the options of train_ddpm.py: the preset's, overridden by those of `--config`, overridden by the flags.
 
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
 
     Returns:
-        `tuple`: The [`TrainingConfig`], and whether `--dry_run` was given. A bad flag ends the process with one line on
-        standard error and exit code 2.
+        `tuple`: The [`TrainingConfig`], and whether `--dry_run` was given. A bad option ends the process with one line
+        on standard error and exit code 2.
     """
-    parser = _make_parser()
+    parser = _make_parser({})
     flags = vars(parser.parse_args(argv))
-    dry_run, token = flags.pop("dry_run", False), flags.pop("hub_token", None)
-    options = dict(PRESETS[flags.get("preset", "mnist-mini")])
-    if "train_data_dir" in flags:
-        del options["dataset_name"]
-    if "num_epochs" in flags:
-        del options["max_train_steps"]
+    path, wants_help, dry_run, token = (flags.pop(name) for name in ("config", "help", "dry_run", "hub_token"))
     try:
+        file = read_config_file(path, set(flags)) if path else {}
+        preset = flags.get("preset", file.get("preset", DEFAULT_PRESET))
+        if preset != file.get("preset", preset):
+            raise ValueError(f"--preset {preset} contradicts --config {path}, which says {file['preset']}.")
+        below = _override(PRESETS.get(preset, {}), file)
+        if wants_help:
+            _make_parser(below | {"preset": preset}).print_help()
+            sys.exit(0)
         if steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
-            flags.setdefault("gradient_accumulation_steps", _whole_number(steps))
-        if "model_config_name_or_path" in flags:
-            options["model"] = _load_model_config(flags["model_config_name_or_path"])
-        refuse_token("--hub_model_id", flags.get("hub_model_id") or "")
-        if holds_token(flags.get("output_dir") or ""):
-            refuse_token("--output_dir", flags["output_dir"])
-        config = TrainingConfig(**{**options, **flags})
+            below.setdefault("gradient_accumulation_steps", _whole_number(steps))
+        if flags.get("model_config_name_or_path"):
+            flags["model"] = load_model_config(flags["model_config_name_or_path"])
+        options = _override(below, flags)
+        refuse_token("--hub_model_id", options.get("hub_model_id") or "")
+        if holds_token(options.get("output_dir") or ""):
+            refuse_token("--output_dir", options["output_dir"])
+        config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     config.hub_token = token
     return config, dry_run
+
+
+def _override(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of two layers in one, without those of the lower layer that the upper one makes void."""
+    void = {other for name, other in _OVERRIDES.items() if name in above}
+    if any(above.get(name) not in (None, below.get(name)) for name in ("dataset_name", "train_data_dir")):
+        void |= {option.name for option in options_for_evaluate("source")}
+    return {name: value for name, value in below.items() if name not in void} | above
 
 
 def _whole_number(text: str) -> int:
@@ -59,36 +77,15 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _load_model_config(name_or_path: str) -> dict:
-    """The arguments of a U-Net like a saved one's, but for the size and the channels, which the data decides."""
-    source = Path(name_or_path)
-    try:
-        if not source.exists():
-            check_id(name_or_path)
-        # Of the folder of a pipeline, the part.
-        config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
-        if config.get("_class_name") == "UNet2DModel":
-            config = config_from_unet2d(config)
-        decided_by_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
-        model = {key: value for key, value in config.items() if key[0] != "_" and key not in decided_by_data}
-        if unknown := model.keys() - inspect.signature(DDPMUNetModel).parameters.keys():
-            raise ValueError(
-                f"it has the unknown keys {', '.join(sorted(unknown))}; expected those of a DDPMUNetModel."
-            )
-        with torch.device("meta"):
-            DDPMUNetModel(**model)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
-    return model
-
-
-def _make_parser() -> "Parser":
+def _make_parser(defaults: dict[str, Any]) -> "Parser":
+    """Make the parser. Its help shows these defaults, and those of [`TrainingConfig`] for all other options."""
     parser = Parser(
         prog="train_ddpm.py",
-        usage="accelerate launch train_ddpm.py [--preset NAME] [--FLAG VALUE ...]",
+        usage="accelerate launch train_ddpm.py [--preset NAME] [--config FILE] [--FLAG VALUE ...]",
         description="Train a denoising diffusion probabilistic model. Without flags: handwritten digits, in minutes.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
         allow_abbrev=False,
+        add_help=False,
     )
     groups = {}
     for option in dataclasses.fields(TrainingConfig):
@@ -96,28 +93,47 @@ def _make_parser() -> "Parser":
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         if option.name != "model":
-            add_flag(groups[name], option)
+            add_flag(groups[name], option, default=defaults.get(option.name, option.default))
+    run = groups["Run"]
+    run.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options, or config.json of a run.")
+    run.add_argument("--dry_run", action="store_true", help="Print the options and the sizes, and stop.")
+    run.add_argument("-h", "--help", action="store_true", help="Print the flags and their defaults, and stop.")
     groups["Hub"].add_argument(
         "--hub_token",
         metavar="STR",
         help="A token that can write; by default that of HF_TOKEN or `hf auth login`, which other users cannot see.",
     )
-    groups["Run"].add_argument("--dry_run", action="store_true", help="Print the options and the sizes, and stop.")
     return parser
 
 
-def add_flag(group, option: dataclasses.Field, *aliases: str):
-    """Add a flag, typed like the field. A flag that is not given leaves no trace, so that the preset decides."""
-    hint = typing.get_type_hints(TrainingConfig)[option.name]
-    flag = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.metadata["help"].replace("%", "%%")}
-    if hint is bool:
+def add_flag(group, option: dataclasses.Field, *aliases: str, default: Any = None):
+    """Add a flag for an option.
+
+    A flag that is not given leaves no trace, so that the layers below decide.
+
+    Args:
+        group: A group of an argument parser.
+        option (`dataclasses.Field`): The option, which has the type and the help.
+        aliases (`str`): Other names of the flag.
+        default: What the help names as the default.
+    """
+    kind = kinds_of(TrainingConfig)[option.name]
+    text = option.metadata["help"] + ("" if default is None else f" Default: {_in_help(default)}.")
+    flag = {"dest": option.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    if kind is bool:
         group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
         return
-    if isinstance(hint, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    choices = PRESETS if option.name == "preset" else typing.get_args(hint)
-    kind = {"type": str, "choices": choices} if choices else {"type": hint, "metavar": hint.__name__.upper()}
-    group.add_argument(f"--{option.name}", *aliases, **flag, **kind)
+    if isinstance(kind, types.UnionType):
+        kind = next(each for each in typing.get_args(kind) if each is not type(None))
+    choices = PRESETS if option.name == "preset" else typing.get_args(kind)
+    typed = {"type": str, "choices": choices} if choices else {"type": kind, "metavar": kind.__name__.upper()}
+    group.add_argument(f"--{option.name}", *aliases, **flag, **typed)
+
+
+def _in_help(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 class _Switch(argparse.Action):
@@ -127,7 +143,7 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
-# Flags of other training scripts, and what there is here instead.
+# Flags of other training scripts, and what to use here instead.
 _ELSEWHERE = {
     "--local_rank": "leave it out: `accelerate launch` and `torchrun` tell each process its number by LOCAL_RANK",
     "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "

@@ -1,25 +1,30 @@
-"""Everything that decides a training run: the options, the presets, and the command line made from them."""
+"""The options of a training run, each declared in one place."""
 
 import dataclasses
 import json
 import math
 import re
-import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-from ddpm_hf.forms import in_words, is_of, shown
+from ddpm_hf.forms import shown
+from ddpm_hf.options import Evaluate, expected_range, expected_type, kinds_of, option
 from ddpm_hf.presets import PRESETS
 
+DEFAULT_PRESET = "mnist-mini"
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 
-def _option(default, group: str, help: str, minimum: float | None = None, maximum: float | None = None):
-    metadata = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+_run = partial(option, "Run")
+_data = partial(option, "Data")
+_model = partial(option, "Model")
+_diffusion = partial(option, "Diffusion")
+_optimisation = partial(option, "Optimisation")
+_average = partial(option, "Moving average")
+_output = partial(option, "Output", resume="free")
+_hub = partial(option, "Hub", resume="free")
 
 
 @dataclass
@@ -31,95 +36,99 @@ class TrainingConfig:
     """
 
     # fmt: off
-    preset: str = _option("mnist-mini", "Run", "Where the defaults come from: a column of the table of presets.")
-    output_dir: str | None = _option(None, "Run", "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.")
-    overwrite_output_dir: bool = _option(False, "Run", "Train from the start, and throw away what the folder holds of an earlier run; other files stay.")
-    resume_from_checkpoint: str = _option("latest", "Run", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.")
-    seed: int = _option(0, "Run", "The run is a function of its options and this number.", minimum=0)
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "Run", "auto: bf16 where the hardware is fast at it, else no.")
+    preset: str = _run(DEFAULT_PRESET, "Name of the preset that the defaults come from.", resume="free", card=True)
+    output_dir: str | None = _run(None, "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.", resume="free")
+    overwrite_output_dir: bool = _run(False, "Train from the start, and throw away what the folder holds of an earlier run; other files stay.", resume="free")
+    resume_from_checkpoint: str = _run("latest", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.", resume="free")
+    seed: int = _run(0, "The run is a function of its options and this number.", minimum=0, card=True)
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _run("auto", "auto: bf16 where the hardware is fast at it, else no.", card=True)
 
-    dataset_name: str | None = _option(None, "Data", "Data set on the Hub, or a local folder of parquet files; by default the embedded 10,000 digits.")
-    dataset_config_name: str | None = _option(None, "Data", "Configuration of the data set.")
-    dataset_split: str = _option("train", "Data", "Split of the data set, or of a folder that is sorted into train/, test/ and the like; train+test takes both.")
-    train_data_dir: str | None = _option(None, "Data", "Folder of pictures, and of ZIP files of them, searched recursively, instead of a data set.")
-    image_column: str | None = _option(None, "Data", "Column of the images; by default the first of that type.")
-    class_conditional: bool = _option(False, "Data", "Train on the labels of the images too, so that samples of a class can be drawn.")
-    label_column: str | None = _option(None, "Data", "Column of the labels; by default the first of type ClassLabel.")
-    cond_dropout: float = _option(0.1, "Data", "Share of images whose label is left out in training, for guidance without a classifier (arXiv 2207.12598).", minimum=0, maximum=1)
-    cache_dir: str | None = _option(None, "Data", "Where downloads and decoded images are kept; by default the cache of `datasets`.")
-    streaming: bool = _option(False, "Data", "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
-    streaming_buffer_size: int = _option(10_000, "Data", "Images that are held in memory and shuffled, when streaming.", minimum=1)
-    max_unreadable: float = _option(0.01, "Data", "Share of images that may be left out, because they cannot be read.", minimum=0, maximum=1)
-    resolution: int = _option(28, "Data", "Height and width of the training images in pixels.", minimum=1)
-    image_fit: Literal["crop", "pad"] = _option("crop", "Data", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.")
-    center_crop: bool = _option(True, "Data", "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
-    celeba_crop: bool = _option(False, "Data", "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.")
-    random_flip: bool = _option(False, "Data", "Mirror each image left to right with probability 1/2.")
+    dataset_name: str | None = _data(None, "Data set on the Hub, or a local folder of parquet files; by default the embedded 10,000 digits.", resume="source", evaluate="source")
+    dataset_config_name: str | None = _data(None, "Configuration of the data set.", resume="source", evaluate="source")
+    dataset_split: str = _data("train", "Split of the data set, or of a folder that is sorted into train/, test/ and the like; train+test takes both.", resume="source", evaluate="source")
+    train_data_dir: str | None = _data(None, "Folder of pictures, and of ZIP files of them, searched recursively, instead of a data set.", resume="source", evaluate="source")
+    image_column: str | None = _data(None, "Column of the images; by default the first of that type.", resume="source", evaluate="source")
+    class_conditional: bool = _data(False, "Train on the labels of the images too, so that samples of a class can be drawn.")
+    label_column: str | None = _data(None, "Column of the labels; by default the first of type ClassLabel.")
+    cond_dropout: float = _data(0.1, "Share of images whose label is left out in training, for guidance without a classifier (arXiv 2207.12598).", minimum=0, maximum=1)
+    cache_dir: str | None = _data(None, "Where downloads and decoded images are kept; by default the cache of `datasets`.", resume="free", evaluate="flag")
+    streaming: bool = _data(False, "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
+    streaming_buffer_size: int = _data(10_000, "Images that are held in memory and shuffled, when streaming.", minimum=1)
+    max_unreadable: float = _data(0.01, "Share of images that may be left out, because they cannot be read.", minimum=0, maximum=1, resume="free", evaluate="reading")
+    resolution: int = _data(28, "Height and width of the training images in pixels.", minimum=1)
+    image_fit: Literal["crop", "pad"] = _data("crop", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.", evaluate="reading")
+    center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
+    celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
+    random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
 
-    model: dict = _option({}, "Model", "Configuration of the U-Net.")
-    model_config_name_or_path: str | None = _option(None, "Model", "JSON file, folder or repository with another configuration of the U-Net.")
+    model: dict = _model({}, "Configuration of the U-Net.")
+    model_config_name_or_path: str | None = _model(None, "JSON file, folder or repository with another configuration of the U-Net.", resume="free")
 
-    ddpm_num_steps: int = _option(1000, "Diffusion", "T, the number of noising steps.", minimum=2)
-    ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _option("linear", "Diffusion", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.")
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = _option("epsilon", "Diffusion", "What the network predicts: the noise (the paper), x_0, or v.")
-    timestep_sampling: Literal["uniform", "lognormal"] = _option("uniform", "Diffusion", "Timesteps to train: all alike (the paper), or such that the noise level is log-normal.")
-    lognormal_mean: float = _option(0.5, "Diffusion", "Mean of the logarithm of the noise level sqrt(1 / alpha_bar - 1).")
-    lognormal_std: float = _option(1.0, "Diffusion", "Standard deviation of that logarithm.", minimum=1e-6)
-    loss_weighting: Literal["simple", "min_snr"] = _option("simple", "Diffusion", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).")
-    snr_gamma: float = _option(5.0, "Diffusion", "See loss_weighting.", minimum=1e-6)
-    variance_type: Literal["fixed_small", "fixed_large"] = _option("fixed_small", "Diffusion", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.")
-    clip_sample: bool = _option(True, "Diffusion", "Clip predictions of x_0 to [-1, 1] while sampling.")
+    ddpm_num_steps: int = _diffusion(1000, "T, the number of noising steps.", minimum=2, card=True)
+    ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _diffusion("linear", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.", card=True)
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = _diffusion("epsilon", "What the network predicts: the noise (the paper), x_0, or v.", card=True)
+    timestep_sampling: Literal["uniform", "lognormal"] = _diffusion("uniform", "Timesteps to train: all alike (the paper), or such that the noise level is log-normal.", card=True)
+    lognormal_mean: float = _diffusion(0.5, "Mean of the logarithm of the noise level sqrt(1 / alpha_bar - 1).")
+    lognormal_std: float = _diffusion(1.0, "Standard deviation of that logarithm.", minimum=1e-6)
+    loss_weighting: Literal["simple", "min_snr"] = _diffusion("simple", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).", card=True)
+    snr_gamma: float = _diffusion(5.0, "See loss_weighting.", minimum=1e-6)
+    variance_type: Literal["fixed_small", "fixed_large"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.", card=True)
+    clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
-    train_batch_size: int = _option(64, "Optimisation", "Images in a micro-batch, on each process.", minimum=1)
-    gradient_accumulation_steps: int = _option(1, "Optimisation", "Micro-batches in an optimizer step.", minimum=1)
-    num_epochs: int = _option(100, "Optimisation", "Passes through the data, unless max_train_steps says otherwise.", minimum=1)
-    max_train_steps: int | None = _option(None, "Optimisation", "Optimizer steps; overrides num_epochs.", minimum=1)
-    optimizer: Literal["adam", "adamw"] = _option("adamw", "Optimisation", "adamw decouples the weight decay.")
-    learning_rate: float = _option(1e-4, "Optimisation", "Highest learning rate.", minimum=0)
-    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _option("cosine", "Optimisation", "Course of the learning rate.")
-    lr_warmup_steps: int = _option(500, "Optimisation", "Optimizer steps from 0 to the highest learning rate.", minimum=0)
-    adam_beta1: float = _option(0.9, "Optimisation", "beta1 of Adam.", minimum=0, maximum=1)
-    adam_beta2: float = _option(0.999, "Optimisation", "beta2 of Adam.", minimum=0, maximum=1)
-    adam_weight_decay: float = _option(0.0, "Optimisation", "Weight decay.", minimum=0)
-    adam_epsilon: float = _option(1e-8, "Optimisation", "epsilon of Adam.", minimum=0)
-    max_grad_norm: float = _option(1.0, "Optimisation", "Gradients are scaled down to this norm; 0 leaves them.", minimum=0)
-    compile: bool = _option(False, "Optimisation", "Compile the network, which takes a minute at the start.")
-    gradient_checkpointing: bool = _option(False, "Optimisation", "Recompute activations in the backward pass: less memory, more time.")
+    train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, card=True)
+    gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
+    num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
+    max_train_steps: int | None = _optimisation(None, "Optimizer steps; overrides num_epochs.", minimum=1, resume="free", card=True)
+    optimizer: Literal["adam", "adamw"] = _optimisation("adamw", "adamw decouples the weight decay.", card=True)
+    learning_rate: float = _optimisation(1e-4, "Highest learning rate.", minimum=0, card=True)
+    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _optimisation("cosine", "Course of the learning rate.", card=True)
+    lr_warmup_steps: int = _optimisation(500, "Optimizer steps from 0 to the highest learning rate.", minimum=0, card=True)
+    adam_beta1: float = _optimisation(0.9, "beta1 of Adam.", minimum=0, maximum=1, card=True)
+    adam_beta2: float = _optimisation(0.999, "beta2 of Adam.", minimum=0, maximum=1, card=True)
+    adam_weight_decay: float = _optimisation(0.0, "Weight decay.", minimum=0, card=True)
+    adam_epsilon: float = _optimisation(1e-8, "epsilon of Adam.", minimum=0)
+    max_grad_norm: float = _optimisation(1.0, "Gradients are scaled down to this norm; 0 leaves them.", minimum=0, card=True)
+    compile: bool = _optimisation(False, "Compile the network, which takes a minute at the start.", resume="rounding")
+    gradient_checkpointing: bool = _optimisation(False, "Recompute activations in the backward pass: less memory, more time.", resume="rounding")
 
-    use_ema: bool = _option(True, "Moving average", "Keep an exponential moving average of the weights, and sample and save with it.")
-    ema_inv_gamma: float = _option(1.0, "Moving average", "The decay at step s is 1 - (1 + s / inv_gamma) ** -power ...", minimum=1e-6)
-    ema_power: float = _option(0.75, "Moving average", "... with this power: 3/4 for runs up to a million steps, 2/3 beyond ...", minimum=0)
-    ema_max_decay: float = _option(0.9999, "Moving average", "... and at most this.", minimum=0, maximum=1)
+    use_ema: bool = _average(True, "Keep an exponential moving average of the weights, and sample and save with it.", card=True)
+    ema_inv_gamma: float = _average(1.0, "The decay at step s is 1 - (1 + s / inv_gamma) ** -power ...", minimum=1e-6)
+    ema_power: float = _average(0.75, "... with this power: 3/4 for runs up to a million steps, 2/3 beyond ...", minimum=0, card=True)
+    ema_max_decay: float = _average(0.9999, "... and at most this.", minimum=0, maximum=1, card=True)
 
-    save_images_steps: int = _option(500, "Output", "Optimizer steps between two grids of samples.", minimum=1)
-    save_images_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_images_steps.", minimum=1)
-    save_model_steps: int = _option(1000, "Output", "Optimizer steps between two saves of the pipeline.", minimum=1)
-    save_model_epochs: int | None = _option(None, "Output", "The same in epochs; overrides save_model_steps.", minimum=1)
-    checkpointing_steps: int = _option(500, "Output", "Optimizer steps between two checkpoints, from which the same command goes on.", minimum=1)
-    checkpoints_total_limit: int = _option(2, "Output", "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
-    logger: Literal["none", "tensorboard", "wandb", "all"] = _option("none", "Output", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
-    logging_dir: str = _option("logs", "Output", "Folder for TensorBoard, within the output folder.")
-    logging_steps: int = _option(10, "Output", "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
-    eval_batch_size: int = _option(16, "Output", "Samples in a grid.", minimum=1)
-    ddpm_num_inference_steps: int = _option(1000, "Output", "Denoising steps of the samples, in a grid and to measure.", minimum=1)
-    guidance_scale: float | None = _option(None, "Output", f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
-    eval_steps: int | None = _option(None, "Output", "Optimizer steps between two measurements of the model; by default none.", minimum=1)
-    eval_metrics: str = _option("bpd", "Output", "What to measure: bpd, fid, kid and prdc, with commas between them.")
-    eval_num_images: int = _option(256, "Output", "Images of a measurement.", minimum=1)
-    eval_features: str = _option("inception", "Output", "Features to measure with: inception; a file of TorchScript or torch.export; or module:callable.")
+    save_images_steps: int = _output(500, "Optimizer steps between two grids of samples.", minimum=1)
+    save_images_epochs: int | None = _output(None, "The same in epochs; overrides save_images_steps.", minimum=1)
+    save_model_steps: int = _output(1000, "Optimizer steps between two saves of the pipeline.", minimum=1)
+    save_model_epochs: int | None = _output(None, "The same in epochs; overrides save_model_steps.", minimum=1)
+    checkpointing_steps: int = _output(500, "Optimizer steps between two checkpoints, from which the same command goes on.", minimum=1)
+    checkpoints_total_limit: int = _output(2, "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
+    logger: Literal["none", "tensorboard", "wandb", "all"] = _output("none", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
+    logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
+    logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
+    eval_batch_size: int = _output(16, "Samples in a grid.", minimum=1)
+    ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid and to measure.", minimum=1)
+    guidance_scale: float | None = _output(None, f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
+    eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
+    eval_metrics: str = _output("bpd", "What to measure: bpd, fid, kid and prdc, with commas between them.")
+    eval_num_images: int = _output(256, "Images of a measurement.", minimum=1)
+    eval_features: str = _output("inception", "Features to measure with: inception; a file of TorchScript or torch.export; or module:callable.")
 
-    push_to_hub: bool = _option(False, "Hub", "Upload the trained pipeline with its card, after training.")
-    hub_model_id: str | None = _option(None, "Hub", "Repository to upload to, made if missing; by default your own, named like the output folder.")
-    hub_private_repo: bool = _option(False, "Hub", "Make the repository private, if it is made.")
+    push_to_hub: bool = _hub(False, "Upload the trained pipeline with its card, after training.")
+    hub_model_id: str | None = _hub(None, "Repository to upload to, made if missing; by default your own, named like the output folder.")
+    hub_private_repo: bool = _hub(False, "Make the repository private, if it is made.")
     # fmt: on
 
-    # No field, so that it is in nothing that is made of the options: config.json, checkpoints, trackers, --dry_run.
-    hub_token: ClassVar[str | None] = None
-
     def __post_init__(self):
+        # The token is no option, so config.json, checkpoints, trackers and --dry_run do not show it.
+        self.hub_token: str | None = None
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if expected := expected_type(kinds_of(TrainingConfig)[field.name], value) or expected_range(field, value):
+                raise ValueError(f"--{field.name} {value}: expected {expected}.")
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset {self.preset}: expected one of {', '.join(PRESETS)}.")
+        self.model = dict(self.model)  # the preset's own stays as it is
         self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
-        for option in dataclasses.fields(self):
-            _check_range(option, getattr(self, option.name))
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
         for name in ("label_column", "guidance_scale"):
@@ -144,9 +153,9 @@ class TrainingConfig:
             )
 
     def _name_of_the_data(self) -> str:
-        """What the output folder is named after: the preset, unless other pictures are trained on."""
+        """Return what the output folder is named after: the preset, unless other pictures are trained on."""
         source = self.train_data_dir or self.dataset_name
-        if source is None or source == PRESETS[self.preset]["dataset_name"]:
+        if source is None or source == PRESETS[self.preset].get("dataset_name"):
             return self.preset
         name = Path(source).resolve().name
         return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures"
@@ -160,61 +169,55 @@ class TrainingConfig:
         if self.save_model_epochs is not None:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        assert self.output_dir is not None  # __post_init__ names it
+        return Path(self.output_dir)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, once [`count_steps`] has counted them."""
+        assert self.max_train_steps is not None
+        return self.max_train_steps
+
     def differences(self, saved: dict, same_pictures: bool = False) -> list[str]:
-        """The options that make this another run than a saved one, each as one line of text.
+        """Return the options that make this another run than a saved one, each as one line of text.
 
         Args:
             saved (`dict`): The options of that run.
             same_pictures (`bool`): Whether the pixels and labels are known to be the same; then it does not matter where
                 they come from.
         """
-        may_differ = (*ROUNDING_ONLY, *(WHICH_IMAGES if same_pictures else ()))
-        return [line for name, line in self._changes(saved) if name not in may_differ]
+        return self._changes(saved, {"same"} if same_pictures else {"same", "source"})
 
     def roundings(self, saved: dict) -> list[str]:
-        """The options that are not as in a saved run and change its numbers by rounding only."""
-        return [line for name, line in self._changes(saved) if name in ROUNDING_ONLY]
+        """Return the options that are not as in a saved run and change its numbers by rounding only."""
+        return self._changes(saved, {"rounding"})
 
-    def _changes(self, saved: dict) -> list[tuple[str, str]]:
-        """Name and line of text of each option that decides about the weights and is not as in a saved run."""
+    def _changes(self, saved: dict, resume: set[str]) -> list[str]:
+        """Return a line of text for each option of a kind that is not as in a saved run."""
         mine, defaults = json.loads(self.to_json()), dataclasses.asdict(TrainingConfig())
         saved = {**defaults, **saved}  # a run that is older than an option
         return [
-            (option.name, f"--{option.name} {saved[option.name]} -> {mine[option.name]}")
-            for option in dataclasses.fields(self)
-            if option.metadata["group"] not in ("Output", "Hub")
-            and option.name not in MAY_CHANGE
-            and saved[option.name] != mine[option.name]
+            f"--{field.name} {saved[field.name]} -> {mine[field.name]}"
+            for field in dataclasses.fields(self)
+            if field.metadata["resume"] in resume and saved[field.name] != mine[field.name]
         ]
 
     def to_json(self) -> str:
-        """All options, as JSON."""
+        """Return all options as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-_KINDS = {
-    option.name: typing.get_type_hints(TrainingConfig)[option.name] for option in dataclasses.fields(TrainingConfig)
-}
+def options_for_evaluate(*uses: Evaluate) -> list[dataclasses.Field]:
+    """Return the options that `ddpm-hf evaluate` uses in one of these ways; see [`~ddpm_hf.options.option`]."""
+    return [field for field in dataclasses.fields(TrainingConfig) if field.metadata["evaluate"] in uses]
 
-# The options that say which images a run sees.
-WHICH_IMAGES = ("dataset_name", "dataset_config_name", "dataset_split", "train_data_dir", "image_column")
 
-# Options that change the order of the arithmetic, and nothing else.
-ROUNDING_ONLY = ("compile", "gradient_checkpointing")
-
-# Options that a run may be resumed with other values of, beside those of the groups "Output" and "Hub".
-MAY_CHANGE = (
-    "preset",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "cache_dir",
-    "max_unreadable",
-    "model_config_name_or_path",
-    "num_epochs",
-    "max_train_steps",
-    "gradient_accumulation_steps",
-)
+def options_of_card() -> list[str]:
+    """Return the names of the options that the model card lists. None of them is a path."""
+    return [field.name for field in dataclasses.fields(TrainingConfig) if field.metadata["card"]]
 
 
 def check_saved_options(options: dict, where: Path, advice: str):
@@ -229,7 +232,7 @@ def check_saved_options(options: dict, where: Path, advice: str):
         ValueError: If a value is of another type, or an option is unknown; the message names the file and the key.
     """
     for name, value in options.items():
-        if name not in _KINDS:
+        if name not in kinds_of(TrainingConfig):
             raise ValueError(
                 f"{where} has the unknown option `{name}`; a newer version of ddpm_hf may have written it."
             )
@@ -237,21 +240,7 @@ def check_saved_options(options: dict, where: Path, advice: str):
             raise ValueError(f"{where} is broken: {problem}. {advice}")
 
 
-def option_misfit(name: str, value) -> str:
-    """How a value of JSON differs from what an option can be, in words; nothing if it does not."""
-    kind = _KINDS[name]
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        fits, expected = value in choices, f"one of {', '.join(choices)}"
-    else:
-        fits, expected = is_of(value, kind), in_words(kind)
-    return "" if fits else f"`{name}` is {shown(value)}; expected {expected}"
-
-
-def _check_range(option: dataclasses.Field, value):
-    low, high = option.metadata["minimum"], option.metadata["maximum"]
-    if value is None or low is None:
-        return
-    if value < low or (high is not None and value > high):
-        expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise ValueError(f"--{option.name} {value}: expected {expected}.")
+def option_misfit(name: str, value: Any) -> str:
+    """Say how a value of JSON differs from what an option can be; return nothing if it does not."""
+    expected = expected_type(kinds_of(TrainingConfig)[name], value)
+    return expected and f"`{name}` is {shown(value)}; expected {expected}"

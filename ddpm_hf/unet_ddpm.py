@@ -23,7 +23,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 # The keys by which the annotated tutorial's network differs from the paper's.
-ANNOTATED_LINEAGE = {
+ANNOTATED_LINEAGE: dict[str, Any] = {
     "norm_eps": 1e-5,
     "downsample_padding": 1,
     "upsample_type": "conv_transpose",

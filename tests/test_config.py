@@ -9,6 +9,7 @@ from runs import equal, make_run
 
 from ddpm_hf import DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.config import TrainingConfig
 from ddpm_hf.precision import choose_mixed_precision
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.training.launcher import check_launcher
@@ -117,6 +118,125 @@ def test_bad_flags_are_answered_in_one_line(flags, message, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"preset": "mnist-maxi"}, "--preset mnist-maxi: expected one of mnist-mini, "),
+        ({"lr_scheduler": "cosin"}, "--lr_scheduler cosin: expected one of linear, cosine, "),
+        ({"learning_rate": "1e-3"}, "--learning_rate 1e-3: expected a number"),
+        ({"learning_rate": float("nan")}, "--learning_rate nan: expected a number"),
+        ({"train_batch_size": 1.5}, "--train_batch_size 1.5: expected a whole number"),
+        ({"use_ema": 1}, "--use_ema 1: expected true or false"),
+    ],
+)
+def test_values_are_checked_in_python_too(option, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**option)
+
+
+# ---- Files of options -----------------------------------------------------------------------------------------------
+
+
+def configure(*arguments):
+    return parse_command_line([str(argument) for argument in arguments])[0]
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Write a file of options and return the flags that name it."""
+
+    def write(text, name="options.yaml"):
+        (tmp_path / name).write_text(text)
+        return "--config", tmp_path / name
+
+    return write
+
+
+def test_a_file_lies_between_the_preset_and_the_flags(options):
+    flags = options("preset: cifar10\nlearning_rate: 1e-3\nuse_ema: false\ntrain_batch_size: 32\n")
+    config = configure(*flags, "--train_batch_size", 16)
+    assert (config.preset, config.resolution, config.dataset_name) == ("cifar10", 32, "uoft-cs/cifar10")
+    assert (config.learning_rate, config.use_ema, config.train_batch_size) == (1e-3, False, 16)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_options_of_a_run_repeat_it(options, preset):
+    config = configure("--preset", preset, "--output_dir", "x", "--snr_gamma", "3", "--optimizer", "adam")
+    assert configure(*options(config.to_json(), "config.json")) == config
+
+
+def test_what_depends_on_the_images_is_not_repeated(options):
+    """The classes of a class-conditional run are those of the new images."""
+    config = configure("--class_conditional")
+    config.model |= {"class_names": ["a", "b"], "num_class_embeds": 3}
+    assert configure(*options(config.to_json(), "config.json")).model == PRESETS["mnist-mini"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("train_data_dir: pictures", "--preset mnist", {"dataset_name": None, "output_dir": "ddpm-pictures"}),
+        ("dataset_name: a\ndataset_split: test", "--train_data_dir c", {"dataset_name": None, "dataset_split": "train"}),
+        ("dataset_name: a\ndataset_split: test", "--dataset_split all", {"dataset_name": "a", "dataset_split": "all"}),
+        ("num_epochs: 3", "", {"num_epochs": 3, "max_train_steps": None}),
+        ("max_train_steps: 7", "--num_epochs 3", {"num_epochs": 3, "max_train_steps": None}),
+        ("max_train_steps: 7\nnum_epochs: 3", "", {"num_epochs": 3, "max_train_steps": 7}),
+        ("save_images_epochs: 1", "--save_images_steps 5", {"save_images_epochs": None, "save_images_steps": 5}),
+        ("overwrite_output_dir: true", "--no_overwrite_output_dir", {"overwrite_output_dir": False}),
+        ("mixed_precision: 'no'\ncache_dir: null", "", {"mixed_precision": "no", "cache_dir": None}),
+    ],
+)  # fmt: skip
+def test_what_a_layer_names_displaces_what_lies_below(options, text, flags, expected):
+    config = dataclasses.asdict(configure(*options(text), *flags.split()))
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_the_network_of_a_file(options, tmp_path):
+    flags = options(
+        "model:\n  block_out_channels: [32]\n  down_block_types: [DownBlock2D]\n  up_block_types: [UpBlock2D]"
+    )
+    assert configure(*flags).model["block_out_channels"] == [32]
+    DDPMUNetModel(block_out_channels=(64,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"]).save_config(
+        tmp_path / "model"
+    )
+    assert configure(*flags, "--model_config_name_or_path", tmp_path / "model").model["block_out_channels"] == [64]
+    assert configure(*options(f"model_config_name_or_path: {tmp_path / 'model'}")).model["block_out_channels"] == [64]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("learnin_rate: 1", "", "there is no option `learnin_rate`; did you mean learning_rate?"),
+        ("learning_rate: fast", "", '`learning_rate` is "fast"; expected a number'),
+        ("learning_rate: -1", "", "--learning_rate -1: expected at least 0"),
+        ("mixed_precision: no", "", "`mixed_precision` is false; expected one of auto, no"),
+        ("preset: mnist-maxi", "", "--preset mnist-maxi: expected one of mnist-mini, "),
+        ("preset: mnist", "--preset cifar10", "--preset cifar10 contradicts --config "),
+        ("overwrite_output_dir: true", "", "says `overwrite_output_dir: True`, which is meant for one command"),
+        ("model: {block_out_channel: [32]}", "", "unknown keys block_out_channel"),
+        ("- a list", "", "expected options, such as"),
+        ("a: b: c", "", "expected YAML; mapping values are not allowed"),
+        ("hub_model_id: a/hf_secret", "", "this looks like a token"),
+    ],
+)
+def test_bad_files_are_answered_in_one_line(options, text, flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        configure(*options(text), *flags.split())
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_help_shows_the_defaults_of_the_preset(options, capsys):
+    for flags in (["--preset", "cifar10", "--help"], [*options("preset: cifar10"), "--help"]):
+        with pytest.raises(SystemExit):
+            configure(*flags)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Highest learning rate. Default: 0.0002." in text
+        assert "Default: uoft-cs/cifar10." in text
 
 
 # ---- What other scripts and the launcher ask for --------------------------------------------------------------------

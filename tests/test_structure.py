@@ -15,7 +15,7 @@ LAYERS = (
     LEAVES,
     ("tokens", "terminal", "forms", "files", "run_files", "pictures"),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
-    ("presets", "config", "command_line"),
+    ("options", "presets", "config", "config_file", "command_line"),
     ("images",),
     ("training",),
     ("sampling",),

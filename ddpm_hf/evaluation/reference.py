@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from ddpm_hf.config import WHICH_IMAGES, TrainingConfig, check_saved_options
+from ddpm_hf.config import TrainingConfig, check_saved_options, options_for_evaluate
 from ddpm_hf.files import read_json
 from ddpm_hf.images.cache import ImageCache, load_images
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.survey import common_mode
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import OPTIONS, is_run
-
-# The options of a run that say how its images were read.
-HOW_TO_READ = ("cache_dir", "max_unreadable", "image_fit", "celeba_crop")
 
 
 def _run_options(folder: Path) -> dict:
@@ -27,7 +24,7 @@ def _run_options(folder: Path) -> dict:
     advice = "Move it away, and name the images with --dataset or --train_data_dir."
     options = read_json(folder / OPTIONS, {}, advice)
     check_saved_options(options, folder / OPTIONS, advice)
-    about_images = {*WHICH_IMAGES, *HOW_TO_READ} - {"cache_dir"}
+    about_images = {option.name for option in options_for_evaluate("source", "reading")}
     return {key: value for key, value in options.items() if key in about_images}
 
 
@@ -49,7 +46,8 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
             f"the model draws images of {size} pixels and {channels} channels; expected squares, and 1 or 3."
         )
     is_other = any(chosen.get(key, run.get(key)) != run.get(key) for key in ("dataset_name", "train_data_dir"))
-    kept = {key: value for key, value in run.items() if not is_other or key in HOW_TO_READ}
+    reading = {option.name for option in options_for_evaluate("reading")}
+    kept = {key: value for key, value in run.items() if not is_other or key in reading}
     config = TrainingConfig(**{**kept, **chosen, "resolution": size})
     dataset = load_dataset(config)
     mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, option_misfit
+from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, option_misfit, options_of_card
 from ddpm_hf.files import read_json, read_json_lines, replace_text
 from ddpm_hf.forms import is_of, misfit, shown
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
@@ -25,14 +25,6 @@ from ddpm_hf.tokens import hide_tokens, refuse_token
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 TASK = "unconditional-image-generation"
-
-# The options that say most about a run, as the table of the card shows them. None of them is a path.
-SETTINGS = (
-    "preset", "ddpm_num_steps", "ddpm_beta_schedule", "prediction_type", "timestep_sampling", "loss_weighting",
-    "variance_type", "clip_sample", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "optimizer",
-    "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
-    "max_grad_norm", "use_ema", "ema_max_decay", "ema_power", "mixed_precision", "seed",
-)  # fmt: skip
 
 # What a number of evaluation.json depends on, as far as it is told there.
 DEPENDS_ON = (
@@ -124,7 +116,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         denoising=_existing(folder, DENOISING),
         loss_curve=_existing(folder, LOSS),
         training=_training(config, run, metrics),
-        settings=[(key, _shown(config[key])) for key in SETTINGS if key in config],
+        settings=[(key, _shown(config[key])) for key in options_of_card() if key in config],
         metrics=[_metric_row(metric) for metric in measured],
     )
 

@@ -1,7 +1,6 @@
 """When a run has diverged, and what its user can do."""
 
 import sys
-from pathlib import Path
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
@@ -14,7 +13,7 @@ def stop_if_diverged(config: TrainingConfig, state: RunState):
     """End the process if too many updates in a row were not finite, and say where to go on from."""
     if state.skipped_in_a_row < MOST_SKIPPED_UPDATES:
         return
-    good = list_checkpoints(Path(config.output_dir) / CHECKPOINTS)
+    good = list_checkpoints(config.folder / CHECKPOINTS)
     where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     sys.exit(
         f"train_ddpm.py: error: up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a "

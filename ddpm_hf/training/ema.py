@@ -18,7 +18,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: torch.nn.Module, inv_gamma: float, power: float, max_decay: float):
-        self.parameters = list(model.parameters())
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.average = [p.detach().to(torch.float32, copy=True) for p in self.parameters]
         self.inv_gamma, self.power, self.max_decay = inv_gamma, power, max_decay
 

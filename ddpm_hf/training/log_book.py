@@ -39,7 +39,7 @@ class LogBook:
         self.config, self.accelerator, self.folder = config, accelerator, folder
         self.count, self.images_per_step = count, images_per_step
         self.steps, self.seconds = 0, 0.0  # since the last note; saving and drawing do not count
-        steps, hidden = config.max_train_steps, not accelerator.is_main_process
+        steps, hidden = config.total_steps, not accelerator.is_main_process
         self.bar = tqdm(total=steps, initial=first_step, desc="Training", unit="step", disable=hidden)
 
     @contextmanager
@@ -53,7 +53,7 @@ class LogBook:
 
     def note(self, state: RunState):
         """Note the mean loss since the last note, and how fast the training is, if a note is due."""
-        if state.step % self.config.logging_steps and state.step != self.config.max_train_steps:
+        if state.step % self.config.logging_steps and state.step != self.config.total_steps:
             return
         numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds

@@ -40,7 +40,8 @@ def denoising_loss(
 ) -> torch.Tensor:
     """Return L_simple (eq. 14) of each image.
 
-    It is `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2`. The mean over channels and pixels is taken. If the network predicts x_0 or v, that takes the place of eps.
+    That is the mean of `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2` over channels and
+    pixels. If the network predicts x_0 or v, that takes the place of eps.
 
     Args:
         unet (`torch.nn.Module`): eps_theta.
@@ -83,8 +84,8 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
     # |x_0 - x_0'|^2 is |eps - eps'|^2 / SNR, and |v - v'|^2 / (SNR + 1).
-    error_of_x_0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[scheduler.config.prediction_type]
-    return snr.clamp(max=config.snr_gamma) / error_of_x_0
+    errors_per_x_0 = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}
+    return snr.clamp(max=config.snr_gamma) / errors_per_x_0[scheduler.config.prediction_type]
 
 
 def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:

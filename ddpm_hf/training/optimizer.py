@@ -21,5 +21,5 @@ def make_optimizer(unet: torch.nn.Module, config: TrainingConfig) -> torch.optim
 
 def make_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig):
     """The course of the learning rate over the optimizer steps, whatever the processes and the accumulation."""
-    warmup, total = config.lr_warmup_steps, config.max_train_steps
+    warmup, total = config.lr_warmup_steps, config.total_steps
     return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)

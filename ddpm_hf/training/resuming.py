@@ -48,7 +48,7 @@ class Start:
 
 def check_folder(config: TrainingConfig):
     """Raise a ValueError if a run may not write into its output folder: it holds files of others, or the images."""
-    folder = Path(config.output_dir)
+    folder = config.folder
     _refuse_data_inside(folder, config)
     if not is_run(folder):
         _refuse_other_files(folder)
@@ -65,7 +65,7 @@ def find_start(config: TrainingConfig, images_per_step: int) -> Start:
         ValueError: If the folder holds a model that would be lost, or a run with other options; or if no checkpoint is
             whole.
     """
-    folder = Path(config.output_dir)
+    folder = config.folder
     is_ours = is_run(folder)
     if config.overwrite_output_dir:
         return Start(notes=_note_on_the_model(folder))
@@ -109,12 +109,12 @@ def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images
     # What the pictures are, and not where they lie, is compared once they are read.
     _refuse_other_options(checkpoint, saved["config"], config, same_pictures=bool(saved.get("pictures")))
     notes = [*problems]
-    if saved["step"] < config.max_train_steps:
+    if saved["step"] < config.total_steps:
         notes.append(f"Going on from {checkpoint}.")
         notes += [f"{change} changes the numbers by rounding only." for change in config.roundings(saved["config"])]
         if saved["images_per_step"] != images_per_step:
             notes.append(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.")
-    is_over = saved["step"] >= config.max_train_steps and _is_finished(Path(config.output_dir))
+    is_over = saved["step"] >= config.total_steps and _is_finished(config.folder)
     return Start(checkpoint, saved, tuple(notes), is_over, same_source=not config.differences(saved["config"]))
 
 

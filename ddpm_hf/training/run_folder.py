@@ -45,8 +45,10 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainingConfig):
-        self.config, self.path = config, Path(config.output_dir)
-        self.metrics, self.metrics_are_on_disk, self.facts = [], True, {}
+        self.config, self.path = config, config.folder
+        self.metrics: list[dict] = []
+        self.metrics_are_on_disk = True
+        self.facts: dict = {}
 
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
@@ -95,7 +97,7 @@ class RunFolder:
     def _lines(self, name: str, form: dict) -> list[dict]:
         return read_json_lines(self.path / name, form)
 
-    def log(self, **numbers: float):
+    def log(self, **numbers: float | None):
         """Append one line to metrics.jsonl; all lines again, if the last could not be written."""
         self.metrics.append(numbers)
         with going_on(f"write {METRICS}"):

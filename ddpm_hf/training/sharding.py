@@ -5,6 +5,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
 
 def check_sharding(accelerator: Accelerator):
     """Raise a ValueError if the model would be shared out in a way that its checkpoints are not written for."""
@@ -18,7 +20,7 @@ def check_sharding(accelerator: Accelerator):
         raise ValueError("the accelerate configuration asks for version 1 of FSDP; pass --fsdp_version 2.")
 
 
-def prepare(accelerator: Accelerator, unet: torch.nn.Module, optimizer: torch.optim.Optimizer):
+def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.optim.Optimizer):
     """Bring a model and its optimizer to this process's device, and share them out if the configuration says so."""
     if accelerator.distributed_type == DistributedType.FSDP:
         for parameter in unet.parameters():

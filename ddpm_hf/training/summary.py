@@ -8,7 +8,7 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
     """The sizes of the run, in one line."""
-    steps, seen = config.max_train_steps, config.max_train_steps * images_per_step
+    steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
@@ -27,8 +27,8 @@ def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> s
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
     early = (
         ""
-        if step == config.max_train_steps
-        else f"Stopped at step {step:,} of {config.max_train_steps:,}; the same command goes on. "
+        if step == config.total_steps
+        else f"Stopped at step {step:,} of {config.total_steps:,}; the same command goes on. "
     )
     return (
         f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "

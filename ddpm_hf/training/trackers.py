@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -24,7 +23,7 @@ def tracking_options(config: TrainingConfig) -> dict:
     if not installed.get(config.logger, True):
         raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}.")
     loggers = [name for name, there in installed.items() if there] if config.logger == "all" else [config.logger]
-    folders = ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir))
+    folders = ProjectConfiguration(config.output_dir, logging_dir=str(config.folder / config.logging_dir))
     return {"log_with": None if config.logger == "none" else loggers, "project_config": folders}
 
 

@@ -14,7 +14,7 @@ from runs import equal
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
 from ddpm_hf.command_line import parse_command_line
-from ddpm_hf.images.batches import BatchPlan, ShuffledImages
+from ddpm_hf.images.batches import Batches, ShuffledImages
 from ddpm_hf.images.cache import load_images
 from ddpm_hf.images.sources import label_settings, load_dataset
 from ddpm_hf.images.streaming import StreamedImages
@@ -262,13 +262,14 @@ def test_a_data_set_without_labels(tmp_path):
 def test_labels_belong_to_their_images_and_are_left_out_at_times():
     pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
     labels = [-1, *(i % 3 for i in range(1, 100))]  # the first image has none
-    settings = 5000, torch.ones(10), 0, True, torch.device("cpu")
-    conditional = BatchPlan(ShuffledImages(pixels, 0, labels), *settings, num_classes=3, cond_dropout=0.2)
-    plain = BatchPlan(ShuffledImages(pixels, 0, labels), *settings)
-    x_0, t, eps, drawn = conditional.micro_batch(0)
-    for a, b in zip((x_0, t, eps), plain.micro_batch(0)):
-        assert torch.equal(a, b)
-    assert plain.micro_batch(0)[3] is None
+    settings = 5000, 0, True, torch.device("cpu")
+    conditional = Batches(ShuffledImages(pixels, 0, labels), *settings, num_classes=3, cond_dropout=0.2)
+    plain = Batches(ShuffledImages(pixels, 0, labels), *settings)
+    random, other = conditional.generator(0), plain.generator(0)
+    x_0, known = conditional.draw(0, random)
+    assert torch.equal(x_0, plain.draw(0, other)[0])
+    drawn = conditional.drop_labels(known, random)
+    assert plain.drop_labels(known, other) is None
     image = ((x_0.flatten() + 1) * 127.5).round().long()
     assert (drawn[image == 0] == 3).all()
     left_out = drawn[image != 0] == 3

@@ -16,6 +16,7 @@ from runs import equal, make_run, metrics
 
 import train_ddpm
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.training import log_book
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.run_lock import alone_in
 
@@ -285,6 +286,7 @@ def test_training_goes_on_when_outputs_fail(train, monkeypatch, capsys):
     assert "no track_samples. Training goes on" in capsys.readouterr().out
     for name in ("draw_samples", "track_numbers", "evaluate_during_training"):
         monkeypatch.setattr(train_ddpm, name, failing(name))
+    monkeypatch.setattr(log_book, "track_numbers", failing("track_numbers"))
     assert equal(train("failing", "--overwrite_output_dir", **options), plain)
     printed = capsys.readouterr().out
     for name in ("draw_samples", "track_numbers", "evaluate_during_training"):

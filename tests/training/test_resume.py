@@ -221,6 +221,7 @@ sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
 from ddpm_hf import checkpoint, files
+from ddpm_hf.images import opening
 from ddpm_hf.training import run_folder
 import train_ddpm
 
@@ -241,7 +242,8 @@ def kill_after(event):
         os: ["rename", "replace", "mkdir"],
         checkpoint.shutil: ["rmtree"],
         run_folder: ["write_json_lines"],
-        train_ddpm: ["find_start", "load_images", "load_tensors", "denoising_loss", "draw_samples"],
+        opening: ["load_images"],
+        train_ddpm: ["find_start", "load_tensors", "denoising_loss", "draw_samples"],
     }}.items():
         for name in names:
             setattr(module, name, dying(getattr(module, name)))

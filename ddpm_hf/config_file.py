@@ -1,0 +1,111 @@
+"""Options from files: `--config`, and the network of `--model_config_name_or_path`."""
+
+import dataclasses
+import difflib
+import inspect
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ddpm_hf.config import TrainingConfig, option_misfit
+from ddpm_hf.convert import config_from_unet2d
+from ddpm_hf.files import read_json
+from ddpm_hf.loading import check_id
+from ddpm_hf.options import kinds_of
+from ddpm_hf.unet_ddpm import DDPMUNetModel
+
+DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
+FOR_ONE_COMMAND = ("overwrite_output_dir", "resume_from_checkpoint")  # whoever repeats a run does not mean these
+
+
+def read_config_file(path: Path, flags: set[str]) -> dict[str, Any]:
+    """Read the options of a YAML file, or of the config.json of a run.
+
+    Args:
+        path (`Path`): The file. One that ends in .json is JSON; any other is YAML.
+        flags (`set[str]`): The options that the command line says itself.
+
+    Returns:
+        `dict`: The options that the file has.
+
+    Raises:
+        ValueError: If the file cannot be read, or has an unknown option or one of a wrong type.
+    """
+    try:
+        options = read_json(path, {}) if path.suffix == ".json" else _read_yaml(path)
+        for name, value in options.items():
+            options[name] = _checked(name, value)
+        if options.get("model"):
+            options["model"] = _checked_model(options["model"])
+        elif options.get("model_config_name_or_path"):
+            options["model"] = load_model_config(options["model_config_name_or_path"])
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--config {path}: {error}") from error
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+    for name in FOR_ONE_COMMAND:
+        if options.get(name, defaults[name]) != defaults[name] and name not in flags:
+            raise ValueError(
+                f"--config {path} says `{name}: {options[name]}`, which is meant for one command; pass --{name}, or "
+                "take the line out of the file."
+            )
+    return options
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected YAML; {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError("expected options, such as `learning_rate: 1e-4`, each in a line of its own")
+    return options
+
+
+def _checked(name: Any, value: Any) -> Any:
+    """Return the value of an option. YAML 1.1 takes 1e-4, without a point, for a text."""
+    kinds = kinds_of(TrainingConfig)
+    if name not in kinds:
+        near = difflib.get_close_matches(str(name), kinds, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else "`train_ddpm.py --help` lists the options."
+        raise ValueError(f"there is no option `{name}`; {hint}")
+    if isinstance(value, str) and kinds[name] in (float, float | None):
+        with suppress(ValueError):  # the type is refused below
+            value = float(value)
+    if problem := option_misfit(name, value):
+        raise ValueError(problem)
+    return value
+
+
+def load_model_config(name_or_path: str) -> dict[str, Any]:
+    """Load the arguments of a U-Net like a saved one's, but for the size and the channels, which the data decides.
+
+    Args:
+        name_or_path (`str`): JSON file, folder or Hub id of a [`DDPMUNetModel`], a `UNet2DModel` or a pipeline.
+
+    Raises:
+        ValueError: If it cannot be loaded or is no such network.
+    """
+    source = Path(name_or_path)
+    try:
+        if not source.exists():
+            check_id(name_or_path)
+        # Of the folder of a pipeline, the part.
+        config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
+        if config.get("_class_name") == "UNet2DModel":
+            config = config_from_unet2d(config)
+        return _checked_model({key: value for key, value in config.items() if key[0] != "_"})
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
+
+
+def _checked_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a U-Net that the data does not decide, once a network could be made of them."""
+    model = {key: value for key, value in config.items() if key not in DECIDED_BY_DATA}
+    if unknown := model.keys() - inspect.signature(DDPMUNetModel).parameters.keys():
+        raise ValueError(f"it has the unknown keys {', '.join(sorted(unknown))}; expected those of a DDPMUNetModel.")
+    with torch.device("meta"):
+        DDPMUNetModel(**model)
+    return model

@@ -1,0 +1,67 @@
+"""How an option of a run is declared: what it is for, what it can be, and who else asks for it."""
+
+import dataclasses
+import typing
+from functools import cache
+from typing import Any, Literal
+
+from ddpm_hf.forms import in_words, is_of
+
+# Whether a run may go on with another value. "same": no. "source": yes, if the pictures are the same ones.
+# "rounding": yes, the numbers differ by rounding only. "free": yes.
+Resume = Literal["same", "source", "rounding", "free"]
+
+# Whether `ddpm-hf evaluate` has the option, for the images that it compares with. "source": yes, and the run's value
+# says which images these are. "reading": yes, and the run's value says how they are read. "flag": yes, as a flag only.
+Evaluate = Literal["no", "source", "reading", "flag"]
+
+
+def option(
+    group: str,
+    default: Any,
+    help: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    resume: Resume = "same",
+    evaluate: Evaluate = "no",
+    card: bool = False,
+) -> Any:
+    """Declare an option as a field of a dataclass.
+
+    Args:
+        group (`str`): Where `--help` lists it.
+        default: Its value, unless the preset, a file or a flag says otherwise.
+        help (`str`): What it is for.
+        minimum, maximum (`float`, *optional*): The range of a number.
+        resume ([`Resume`]): Whether a run may go on with another value.
+        evaluate ([`Evaluate`]): Whether `ddpm-hf evaluate` has it.
+        card (`bool`): Whether the model card lists it.
+    """
+    about = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
+    about |= {"resume": resume, "evaluate": evaluate, "card": card}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+@cache
+def kinds_of(options: type) -> dict[str, Any]:
+    """Return the type of each option of a dataclass."""
+    hints = typing.get_type_hints(options)
+    return {field.name: hints[field.name] for field in dataclasses.fields(options)}
+
+
+def expected_type(kind: Any, value: Any) -> str:
+    """Say in words what is expected, if a value of JSON is not of the type of an option; else return nothing."""
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        return "" if value in choices else f"one of {', '.join(choices)}"
+    return "" if is_of(value, kind) else in_words(kind)
+
+
+def expected_range(field: dataclasses.Field, value: float | None) -> str:
+    """Say in words what is expected, if the value of an option is out of its range; else return nothing."""
+    low, high = field.metadata["minimum"], field.metadata["maximum"]
+    if value is None or low is None or (low <= value and (high is None or value <= high)):
+        return ""
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
