@@ -178,7 +178,7 @@ def test_what_depends_on_the_images_is_not_repeated(options):
     ("text", "flags", "expected"),
     [
         ("train_data_dir: pictures", "--preset mnist", {"dataset_name": None, "output_dir": "ddpm-pictures"}),
-        ("dataset_name: a\ndataset_split: test", "--train_data_dir c", {"dataset_name": None, "dataset_split": "train"}),
+        ("dataset_name: a\ndataset_split: b", "--train_data_dir c", {"train_data_dir": "c", "dataset_split": "train"}),
         ("dataset_name: a\ndataset_split: test", "--dataset_split all", {"dataset_name": "a", "dataset_split": "all"}),
         ("num_epochs: 3", "", {"num_epochs": 3, "max_train_steps": None}),
         ("max_train_steps: 7", "--num_epochs 3", {"num_epochs": 3, "max_train_steps": None}),

@@ -1,6 +1,6 @@
-"""What a run is made of, from the first step to the last.
+"""The parts of a training run.
 
 In: the options, and batches of images.
-Out: the run's folder: a pipeline with averaged weights, checkpoints, samples and numbers.
-`train_ddpm.py` is the loop. `objective` is the loss; `state` is what a checkpoint holds; `run_folder` writes it.
+Out: the folder of the run: a pipeline with averaged weights, checkpoints, samples and numbers.
+`train_ddpm.py` is the loop. `objective` is the loss, `state` is what a run learns, and `run_folder` writes it.
 """

@@ -37,7 +37,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self):
-        """Let the model hold the average for a while. The parameters themselves are set aside, not copied."""
+        """Put the average into the model while the context is open. The parameters are set aside, not copied."""
         self._swap()
         try:
             yield

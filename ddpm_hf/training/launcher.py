@@ -18,7 +18,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the accelerator of a run; `config.mixed_precision` is decided here, if it is "auto".
 
     Raises:
-        ValueError: If accelerate was told something that is not supported here, or the logger is not installed.
+        ValueError: If accelerate is configured for something unsupported, or the logger is not installed.
     """
     join_processes_on_cpus()
     use_all_cores()
@@ -34,13 +34,13 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def check_launcher(config: TrainingConfig) -> list[str]:
-    """Compare the options with what accelerate was told, by its launcher or its configuration.
+    """Compare the options with those of accelerate's launcher or configuration.
 
     Returns:
-        `list[str]`: What the user should know: where they contradict each other, the options of train_ddpm.py are used.
+        `list[str]`: Notes for the user. Where the two contradict each other, the options of train_ddpm.py are used.
 
     Raises:
-        ValueError: If accelerate was told something that is not supported here.
+        ValueError: If accelerate is configured for something unsupported.
     """
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":

@@ -22,7 +22,10 @@ class LossMeter:
         self.table[1].index_add_(0, quartile, finite.float())
 
     def read(self, accelerator: Accelerator) -> dict[str, float | None]:
-        """`loss`, and `loss_q1` to `loss_q4`, over all processes; None where there was none. Starts afresh."""
+        """Return `loss`, and `loss_q1` to `loss_q4`, of all processes, and start again at zero.
+
+        A mean over no loss is None.
+        """
         sums, counts = accelerator.reduce(self.table, "sum").tolist()
         self.table.zero_()
         means = [total / count if count else None for total, count in zip(sums, counts)]

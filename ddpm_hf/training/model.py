@@ -8,7 +8,7 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
 def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DDPMLinearScheduler]:
-    """The network, with initial weights from the seed, and the scheduler that the options describe."""
+    """Make the network, with initial weights from the seed, and the scheduler that the options describe."""
     torch.manual_seed(config.seed)
     unet = DDPMUNetModel(**config.model, sample_size=config.resolution, in_channels=channels, out_channels=channels)
     scheduler = DDPMLinearScheduler(

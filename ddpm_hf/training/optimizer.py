@@ -7,7 +7,7 @@ from ddpm_hf.config import TrainingConfig
 
 
 def make_optimizer(unet: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that learn, in its fused form, which is the fastest on a CPU and on a GPU."""
+    """Make Adam or AdamW over the parameters that learn. The fused form is the fastest on a CPU and on a GPU."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(
         [p for p in unet.parameters() if p.requires_grad],
@@ -20,6 +20,6 @@ def make_optimizer(unet: torch.nn.Module, config: TrainingConfig) -> torch.optim
 
 
 def make_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig):
-    """The course of the learning rate over the optimizer steps, whatever the processes and the accumulation."""
+    """Make the course of the learning rate. It counts optimizer steps, not micro-batches."""
     warmup, total = config.lr_warmup_steps, config.total_steps
     return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)

@@ -1,4 +1,4 @@
-"""Where a run begins: new, from a checkpoint, or not at all, because the folder holds something else."""
+"""Where a run begins: at step 0, at a checkpoint, or not at all, because the folder holds something else."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ class Start:
     """Where a run begins.
 
     Args:
-        checkpoint (`Path`, *optional*): What it goes on from.
-        saved (`dict`, *optional*): The state in it.
-        notes (`tuple[str, ...]`): What the user should know.
+        checkpoint (`Path`, *optional*): The checkpoint that it goes on from; None for a new run.
+        saved (`dict`, *optional*): The state in that checkpoint.
+        notes (`tuple[str, ...]`): Notes for the user.
         is_over (`bool`): Whether nothing is left to be trained, drawn or saved.
         same_source (`bool`): Whether the options name the same pictures; else their pixels have to be compared.
     """
@@ -47,7 +47,7 @@ class Start:
 
 
 def check_folder(config: TrainingConfig):
-    """Raise a ValueError if a run may not write into its output folder: it holds files of others, or the images."""
+    """Raise a ValueError if the output folder holds the training images, or files that no run wrote."""
     folder = config.folder
     _refuse_data_inside(folder, config)
     if not is_run(folder):
@@ -55,14 +55,14 @@ def check_folder(config: TrainingConfig):
 
 
 def find_start(config: TrainingConfig, images_per_step: int) -> Start:
-    """Find out where a run begins, before its images are read.
+    """Find out where a run begins. Its images need not be read for that.
 
     Args:
         config ([`TrainingConfig`]): The options.
         images_per_step (`int`): Images in an optimizer step.
 
     Raises:
-        ValueError: If the folder holds a model that would be lost, or a run with other options; or if no checkpoint is
+        ValueError: If the folder holds a model that would be lost, or a run with other options, or if no checkpoint is
             whole.
     """
     folder = config.folder
@@ -91,7 +91,7 @@ def check_pictures(start: Start, count: int | None, fingerprint: str | None):
     Args:
         start ([`Start`]): Where the run begins.
         count (`int`, *optional*): How many images there are; None for a stream.
-        fingerprint (`str`, *optional*): Of their pixels and labels; None for a stream.
+        fingerprint (`str`, *optional*): The hash of their pixels and labels; None for a stream.
     """
     saved = start.saved
     if not saved or (saved["images"], saved.get("pictures") or fingerprint) == (count, fingerprint):
@@ -106,7 +106,7 @@ def check_pictures(start: Start, count: int | None, fingerprint: str | None):
 def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images_per_step: int) -> Start:
     saved = load_state(checkpoint)
     check_saved_options(saved["config"], checkpoint / STATE, ADVICE)
-    # What the pictures are, and not where they lie, is compared once they are read.
+    # Pictures may have moved. Their pixels are compared once they are read.
     _refuse_other_options(checkpoint, saved["config"], config, same_pictures=bool(saved.get("pictures")))
     notes = [*problems]
     if saved["step"] < config.total_steps:
@@ -157,8 +157,7 @@ def _note_on_the_model(folder: Path) -> tuple[str, ...]:
 
 
 def _had_checkpoints(folder: Path) -> bool | None:
-    """Whether the run of a folder once had a checkpoint; None if that is not known. Without any, starting again loses
-    nothing."""
+    """Whether the run of a folder ever had a checkpoint; None if that is unknown. If not, a new start loses nothing."""
     try:
         return read_json(folder / FACTS, {"has_checkpoints": bool})["has_checkpoints"]
     except ValueError:
@@ -166,7 +165,7 @@ def _had_checkpoints(folder: Path) -> bool | None:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether a run at its last step has saved its last pipeline, too. Older versions did so before the checkpoint."""
+    """Whether a run at its last step has saved its last pipeline. Older versions saved it before the checkpoint."""
     try:
         return read_json(folder / FACTS, {}).get("finished", True) and (folder / INDEX).exists()
     except ValueError:

@@ -37,11 +37,11 @@ from ddpm_hf.terminal import going_on
 class RunFolder:
     """The output folder of a training run.
 
-    Whatever fails while training goes on (the disk is full) is reported, and the next output tries again: what was
-    saved before stays, and what was learned is not lost. Only the last save has to succeed.
+    If writing fails during training, for example on a full disk, the error is reported and training goes on. Earlier
+    files stay, and the next output tries again. Only the last save has to succeed.
 
     Args:
-        config ([`TrainingConfig`]): Its `output_dir` is the folder; config.json will hold all of it.
+        config ([`TrainingConfig`]): The options; config.json will hold them.
     """
 
     def __init__(self, config: TrainingConfig):
@@ -62,16 +62,16 @@ class RunFolder:
             )
 
     def begin(self, step: int):
-        """Forget what an earlier run noted, all or only what came after the step that this one goes on from.
+        """Remove what an earlier run noted after the step that this run goes on from.
 
         Args:
-            step (`int`): 0 for a new run.
+            step (`int`): That step; 0 for a new run.
 
         Raises:
             OSError: If the folder cannot be written.
         """
         try:
-            replace_text(self.path / OPTIONS, self.config.to_json())  # first, since they make the folder a run's
+            replace_text(self.path / OPTIONS, self.config.to_json())  # first: this file makes the folder one of a run
             if not step:
                 self._clear()
             (self.path / SAMPLES).mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ class RunFolder:
             raise OSError(f"--output_dir {self.path} cannot be written: {error}") from error
 
     def _clear(self):
-        """Remove what runs wrote, and nothing else; the model stays until a new one takes its place."""
+        """Remove what earlier runs wrote, and nothing else. The model stays until a new one replaces it."""
         parts = parts_of_run(self.path)
         if parts and self.config.overwrite_output_dir:
             names = ", ".join(path.relative_to(self.path).as_posix() for path in parts)
@@ -98,7 +98,7 @@ class RunFolder:
         return read_json_lines(self.path / name, form)
 
     def log(self, **numbers: float | None):
-        """Append one line to metrics.jsonl; all lines again, if the last could not be written."""
+        """Append one line to metrics.jsonl. If the last line could not be written, write all lines again."""
         self.metrics.append(numbers)
         with going_on(f"write {METRICS}"):
             if self.metrics_are_on_disk:
@@ -110,7 +110,7 @@ class RunFolder:
             self.metrics_are_on_disk = True
 
     def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int, step: int):
-        """Write run.json: what the options do not say about the run, for its model card and for going on."""
+        """Write run.json: facts about the run that are no options, for the model card and for resuming."""
         self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
         self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
         self._write_facts()
@@ -130,8 +130,10 @@ class RunFolder:
                 tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
 
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
-        """Which outputs of a step are there: its samples, `"draw"`, its measurement, `"measure"`, and a pipeline,
-        `"save"`, which has to be of this step if it is the last."""
+        """Return which outputs of a step exist: samples (`"draw"`), a measurement (`"measure"`), a pipeline (`"save"`).
+
+        A pipeline does not tell its step, so that of the last step never counts.
+        """
         there = {
             "draw": self._samples(step).exists(),
             "measure": any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int})),
@@ -143,7 +145,7 @@ class RunFolder:
         return self.path / SAMPLES / f"step-{step:06d}.png"
 
     def save_samples(self, step: int, images: list[Image.Image]):
-        """Write samples/step-000500.png, and loss.png as it stands."""
+        """Write samples/step-000500.png, and loss.png up to this step."""
         image_grid(images).save(self._samples(step))
         steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
         loss_curve(steps, losses).save(self.path / LOSS)
@@ -168,7 +170,7 @@ class RunFolder:
             denoising_strip(pipeline, steps, seed=seed).save(self.path / DENOISING)
 
     def _set_aside_old_results(self):
-        """Remove the picture and rename the numbers of earlier weights, so that the card does not show them."""
+        """Remove the picture of earlier weights and rename their numbers, so that the card does not show them."""
         (self.path / DENOISING).unlink(missing_ok=True)
         if (self.path / EVALUATION).exists():
             (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
@@ -183,7 +185,7 @@ class RunFolder:
                 self._write_facts()
 
     def finish(self, step: int):
-        """Note that all is done, after this step, and catch up on what could not be written or deleted before."""
+        """Note that the run is finished, and repeat what could not be written or deleted before."""
         with going_on("delete older checkpoints"):
             prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
         if not self.metrics_are_on_disk:

@@ -20,9 +20,9 @@ OWNER = ".ddpm_hf.running.json"  # who holds it; it outlives a crash, and the lo
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock a folder for one run. Make it if it is missing, and remove it at the end if it is still empty.
 
-    The lock is the operating system's, on an open file. So it ends with the process, however that ends. On a network
-    file system it holds between machines if the file system passes locks on; where there are none at all, the run
-    starts anyway, and says so.
+    The operating system holds the lock on an open file, so it ends with the process, even after a crash. On a network
+    file system it holds between machines if the file system supports locks. Without such support, the run starts anyway
+    and says so.
 
     Args:
         folder (`Path`): The folder.
@@ -44,7 +44,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # all while the lock is held, so that nothing of the next run is touched
+        with suppress(OSError):  # before the lock is released, so that nothing of the next run is removed
             (folder / OWNER).unlink()
             if made and os.listdir(folder) == [LOCK]:
                 (folder / LOCK).unlink()
@@ -53,7 +53,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> FileLock:
-    """The lock of a folder, taken."""
+    """Take the lock of a folder."""
     lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)  # a soft lock would outlive a crash
     try:
         lock.acquire()
@@ -69,7 +69,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _owner(folder: Path) -> str:
-    """Who holds the lock, or held it last."""
+    """Describe the process that holds the lock, or held it last."""
     try:
         owner = read_json(folder / OWNER, {"host": str, "process": int, "since": str})
     except ValueError:

@@ -1,4 +1,4 @@
-"""Tensors that FSDP shares out over the processes: the whole from its parts, and the parts from the whole."""
+"""Models that FSDP shards over the processes: whole tensors from shards, and shards from whole tensors."""
 
 import torch
 from accelerate import Accelerator
@@ -9,19 +9,19 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
 def check_sharding(accelerator: Accelerator):
-    """Raise a ValueError if the model would be shared out in a way that its checkpoints are not written for."""
+    """Raise a ValueError if accelerate would shard the model in a way that checkpoints do not support."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
             f"the accelerate configuration asks for {kind.value}: choose FSDP (`accelerate launch --use_fsdp "
-            "--fsdp_version 2`) to share the model out, or multi-GPU (`--multi_gpu`)."
+            "--fsdp_version 2`) to shard the model, or multi-GPU (`--multi_gpu`)."
         )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("the accelerate configuration asks for version 1 of FSDP; pass --fsdp_version 2.")
 
 
 def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.optim.Optimizer):
-    """Bring a model and its optimizer to this process's device, and share them out if the configuration says so."""
+    """Move a model and its optimizer to this process's device, and shard them if accelerate is configured to."""
     if accelerator.distributed_type == DistributedType.FSDP:
         for parameter in unet.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other memory layout
@@ -33,18 +33,18 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether each process holds a part of the model's weights only."""
+    """Whether each process holds only a shard of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor, gathered if each process holds a part of it; then all of them have to call this."""
+    """Return a whole tensor. If it is sharded, it is gathered, and all processes have to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def copy_whole(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Copy a whole tensor, which all processes have, into one of which each may hold a part; returns the target."""
+    """Copy a whole tensor, which all processes have, into a target that may be sharded. Return the target."""
     if isinstance(target, DTensor):
         source = source.to(target.device)
         source = distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)

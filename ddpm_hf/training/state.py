@@ -22,7 +22,7 @@ class RunState:
     Args:
         unet ([`DDPMUNetModel`]): The network, at its initial weights.
         config ([`TrainingConfig`]): The options, with `max_train_steps` counted.
-        accelerator ([`~accelerate.Accelerator`]): It brings the network to the device, or shares it out.
+        accelerator ([`~accelerate.Accelerator`]): It moves the network to the device, or shards it.
 
     Attributes:
         model (`torch.nn.Module`): The network as accelerate wraps it, for the forward pass.
@@ -78,7 +78,7 @@ class RunState:
 
     @contextmanager
     def unet_to_draw_with(self) -> Iterator[DDPMUNetModel]:
-        """Give the network that draws and is saved, whole on each process; with the averaged weights, if there are."""
+        """Open the network that is saved and draws: whole on each process, with averaged weights if they are kept."""
         if is_sharded(self.unet):
             unet = DDPMUNetModel.from_config(self.unet.config).to(self.unet.device)
             learned = self.ema.average if self.ema else self.unet.parameters()
@@ -90,7 +90,7 @@ class RunState:
                 yield self.unet
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the files of a checkpoint. All processes have to call it: each may hold a part of a tensor."""
+        """Return the files of a checkpoint. All processes have to call it, since tensors may be sharded."""
         moments = {
             f"{i}.{name}": value
             for i, named in self.optimizer.state_dict()["state"].items()
@@ -111,7 +111,7 @@ class RunState:
         }
 
     def load(self, tensors: dict[str, dict[str, torch.Tensor]], numbers: dict):
-        """Take over what a checkpoint holds. The main process takes the losses, for all."""
+        """Take over what a checkpoint holds. The main process takes the losses of all processes."""
         for name, tensor in self.unet.state_dict().items():
             copy_whole(tensors["model"][name], tensor)
         if self.ema:

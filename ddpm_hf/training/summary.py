@@ -7,7 +7,7 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
 def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
-    """The sizes of the run, in one line."""
+    """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
     start = (
@@ -23,7 +23,7 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
 
 
 def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
-    """Where everything is, and how to go on."""
+    """Say where everything is, and how to go on."""
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
     early = (
         ""

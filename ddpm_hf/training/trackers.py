@@ -14,10 +14,12 @@ from ddpm_hf.tokens import hide_tokens
 
 
 def tracking_options(config: TrainingConfig) -> dict:
-    """Arguments of an [`~accelerate.Accelerator`] that logs as `logger` says; `"all"` are those that are installed.
+    """Return the arguments of an [`~accelerate.Accelerator`] that logs as `logger` says.
+
+    `"all"` means all trackers that are installed.
 
     Raises:
-        ValueError: If the logger that was asked for is not installed; accelerate would only warn.
+        ValueError: If the logger is not installed; accelerate would only warn.
     """
     installed = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     if not installed.get(config.logger, True):
@@ -28,14 +30,14 @@ def tracking_options(config: TrainingConfig) -> dict:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig):
-    """Begin to log, with all options; without tokens, since wandb records the command line."""
+    """Begin to log, with all options. Tokens are hidden, since wandb records the command line."""
     sys.argv = [hide_tokens(argument, config.hub_token) for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     accelerator.init_trackers("ddpm_hf", {**options, "model": json.dumps(config.model)})
 
 
 def track_numbers(accelerator: Accelerator, numbers: dict, step: int):
-    """Log the numbers that there are."""
+    """Log the numbers that are not None."""
     accelerator.log({name: value for name, value in numbers.items() if value is not None}, step=step)
 
 
