@@ -106,4 +106,12 @@ def test_torchvision_is_imported_nowhere():
 
 
 def test_the_loop_stays_readable():
-    assert len((ROOT / "train_ddpm.py").read_text().splitlines()) <= 300
+    """The story of a run fits on a screen, and Algorithm 1 on half of one."""
+    text = (ROOT / "train_ddpm.py").read_text()
+    assert len(text.splitlines()) <= 300
+    functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    for name, most in {"main": 60, "train_step": 20}.items():
+        assert functions[name].end_lineno - functions[name].lineno + 1 <= most
+    drawn = ast.get_source_segment(text, functions["train_step"])
+    steps = ["x_0 ~ q(x_0)", "t ~ Uniform", "eps ~ N(0, I)", "denoising_loss(", "take_gradient_step("]
+    assert sorted(steps, key=drawn.index) == steps
