@@ -85,15 +85,8 @@ def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_by_name(run, tmp_path, name):
-    output = tmp_path / "grid.png"
-    main(
-        [
-            "sample",
-            str(run),
-            *f"--scheduler {name} --batch_size 2 --num_inference_steps 10 --output".split(),
-            str(output),
-        ]
-    )
+    flags = f"--scheduler {name} --batch_size 2 --num_inference_steps 10 --output".split()
+    main(["sample", str(run), *flags, str(tmp_path / "grid.png")])
     assert pixels(tmp_path / "grid.png").shape == (28, 56)
 
 

@@ -68,7 +68,7 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> dict:
 
     size = min(1000, len(real), len(fake))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # they are here anyway
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # in memory anyway
         metric = KernelInceptionDistance(subset_size=size, **_alone(real)).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(fake).double(), real=False)

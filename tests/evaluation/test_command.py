@@ -72,7 +72,7 @@ def small_pipeline(channels=1, class_names=None, **options):
 
 @pytest.fixture
 def model(extractors):
-    """Return the folder of a tiny model. Beside it is `pictures`, a folder of 40 greyscale images of the model's size."""
+    """Return the folder of a tiny model. Beside it is `pictures` with 40 greyscale images of its size."""
     small_pipeline().save_pretrained(extractors / "model")
     save_pictures(extractors / "pictures")
     return extractors / "model"

@@ -117,7 +117,7 @@ def test_other_forms_of_weights_are_read(exported, files, tmp_path):
 
 
 def bombs(files, kind, marker):
-    """Yield archives in which one part is a pickle that acts, for each part and each way in which torch writes pickles."""
+    """Yield archives in which one part is a pickle that acts, for each part and each way to write pickles."""
     parts = files[kind]
     more = [] if kind == "old" else [f"{next(iter(parts)).split('/')[0]}/{name}" for name in (
         "data.pkl", "data/weights/model.pt", "data/constants/model.pt", "data/constants/opaque_obj_0", "extra/x.pt",
