@@ -1,8 +1,8 @@
-"""What an image costs in training: decoded anew in each step, or read from the cache of pixels.
+"""How long does it take to get a training image: decoded in each step, or read from the cache of pixels?
 
     python benchmarks/data.py --num_images 2000
 
-Generates JPEGs of CelebA's size, 178x218, and brings them to 64 pixels, both ways in turns. Prints a table in Markdown.
+Writes JPEGs of CelebA's size, 178x218, and reads them at 64 pixels, in both ways by turns. Prints a table in Markdown.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from ddpm_hf.images.sources import load_dataset
 BATCH = 64
 
 
-class DecodedAnew:
-    """The images of a data set, decoded whenever they are asked for."""
+class DecodedInEachStep:
+    """The images of a data set, decoded at each access."""
 
     unreadable = ()
 
@@ -58,7 +58,7 @@ def main():
         config = parse_command_line(flags)[0]
         dataset = load_dataset(config)
         sources = {
-            "decoded in each step": DecodedAnew(dataset, config),
+            "decoded in each step": DecodedInEachStep(dataset, config),
             "from the cache": load_images(dataset, "RGB", config),
         }
         rows = {name: ShuffledImages(images, 0) for name, images in sources.items()}

@@ -3,9 +3,9 @@
     python benchmarks/memory.py --batch_size 16
     python benchmarks/memory.py --device cuda --batch_size 128
 
-The network, the weights and the functions are those of benchmarks/speed.py; each number is of a process of its own. On
-a CPU it is the process's largest resident memory, less what it was before the model was there; on a GPU, what was
-allocated. Prints a table in Markdown.
+The network, the weights and the functions are those of benchmarks/speed.py. Each number is measured in its own process.
+On a CPU it is the peak of the resident memory, minus the resident memory before the model was made. On a GPU it is the
+peak of the allocated memory. Prints a table in Markdown.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
-    # Which side and step, in a process of its own.
+    # The side and the step that a process measures for another.
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -45,12 +45,13 @@ def main():
 
 
 def measure(flags: list[str], side: int, step: int) -> float:
+    """Return the peak in megabytes, measured in a new process."""
     command = [sys.executable, __file__, *flags, "--one", str(side), str(step)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def peak_of(side: Side, step: str, batch_size: int, size: int, device: torch.device) -> float:
-    """Megabytes, in this process."""
+    """Return the peak in megabytes, measured in this process."""
     keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     runner = Runner(side, DDPMUNetModel(sample_size=size), batch_size, size, device)

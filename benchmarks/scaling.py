@@ -3,8 +3,8 @@
     python benchmarks/scaling.py
     python benchmarks/scaling.py --processes 1 2 4 8 -- --preset cifar10
 
-What stands behind `--` goes to train_ddpm.py. Each row is the median over a run of its own. On a CPU, where one process
-uses all cores already, two of them show what the exchange of gradients costs. Prints a table in Markdown.
+Flags after `--` go to train_ddpm.py. Each row is the median over one run. On a CPU, one process uses all cores already,
+so two processes show the cost of exchanging gradients. Prints a table in Markdown.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Which scheduler, in how many steps? Time, and distance to real digits, for a model trained on the embedded digits.
+"""Which scheduler in how many steps? Time and distance to real digits, for a model of the embedded digits.
 
     python benchmarks/schedulers.py ddpm-mnist-mini --num_images 500
 
-The distance is Frechet's (Heusel et al. 2017, arXiv 1706.08500), between features of drawn digits and of real ones that
-neither the features nor the comparison of real with real have seen. The features are the last hidden layer of a small
-classifier, trained here first, so the numbers compare rows of one table and nothing else. Prints a table in Markdown.
+The distance is Frechet's (Heusel et al. 2017, arXiv 1706.08500) between features of drawn and of real digits. The
+features are the last hidden layer of a small classifier, which is trained here first on other digits. So the numbers
+compare the rows of one table and nothing else. Prints a table in Markdown.
 """
 
 import argparse
@@ -12,9 +12,10 @@ import time
 
 import diffusers
 import torch
-from digit_classifier import TRAINING_DIGITS, frechet_distance, train_classifier
+from digit_classifier import TRAINING_DIGITS, train_classifier
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom
+from ddpm_hf.evaluation.distances import frechet_distance
 
 ROWS = [
     ("DDPMLinearScheduler", (1000, 250, 100, 50, 20)),
@@ -35,7 +36,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=100)
     arguments = parser.parse_args()
 
-    features, _, digits, _ = train_classifier()
+    features, _, digits = train_classifier()
     real = [features(part) for part in digits[TRAINING_DIGITS:].split((len(digits) - TRAINING_DIGITS) // 2)]
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(leave=False)

@@ -3,11 +3,11 @@
     python benchmarks/speed.py                                                   this machine's CPU
     python benchmarks/speed.py --device cuda --batch_sizes 1 16 128 512          a GPU
 
-The paper's CIFAR-10 network (35.7 M parameters, at 32 and at 64 pixels) as a `DDPMUNetModel` and as diffusers'
-`UNet2DModel` of the same weights, in one process and in turns, after a warm-up. A training step is forward, loss,
-backward, clipping, optimizer and moving average: here as train_ddpm.py does it, there as diffusers' own
-train_unconditional.py. A sampling step is one of the whole pipeline's. That both predict the same is checked first.
-Prints a table in Markdown; `--output` writes all times as JSON.
+The network is the paper's for CIFAR-10 (35.7 M parameters), at 32 and at 64 pixels: as a `DDPMUNetModel`, and as
+diffusers' `UNet2DModel` with the same weights. Both run in one process by turns, after a warm-up. A training step is
+forward, loss, backward, clipping, optimizer and moving average, as in train_ddpm.py and as in diffusers' own
+train_unconditional.py. A sampling step is one step of the whole pipeline. First, both must predict the same. Prints a
+table in Markdown; `--output` writes all times as JSON.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Side:
 
     library: str  # "ddpm_hf" or "diffusers"
     precision: str  # "float32", "tf32" (GPUs only) or "bf16" (autocast)
-    channels_last: bool = False  # for diffusers; here the network knows
+    channels_last: bool = False  # for diffusers; our network chooses by itself
     compiled: bool = False
 
     def __str__(self):
@@ -55,7 +55,7 @@ class Side:
 
 
 class Runner:
-    """A model of one side, and the functions to be timed."""
+    """The model of one side, and the functions to time."""
 
     def __init__(self, side: Side, unet: DDPMUNetModel, batch_size: int, size: int, device: torch.device):
         self.side, self.device, self.step = side, device, 0
@@ -83,7 +83,7 @@ class Runner:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def precision(self):
-        """The context that the side computes in."""
+        """Return the context that the side computes in."""
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.side.precision == "tf32"
         return autocast(self.device, "bf16" if self.side.precision == "bf16" else "no")
@@ -119,8 +119,8 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="pixels a side")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4])
-    parser.add_argument("--rounds", type=int, default=10, help="times that each function is timed, in turns")
-    parser.add_argument("--compile", action="store_true", help="compile in the best of both, too")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each function is timed")
+    parser.add_argument("--compile", action="store_true", help="also compile the best of both")
     parser.add_argument("--output", type=Path, help="JSON file for all times")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -150,7 +150,7 @@ def main():
 
 
 def comparisons(device: torch.device, compiled: bool) -> list[tuple[Side, Side]]:
-    """Equal precisions, then the best of ours against their default, and against their best."""
+    """Return the pairs to compare: equal precisions, then our best against their default and against their best."""
     precisions = ["float32", "tf32", "bf16"] if device.type == "cuda" else ["float32", "bf16"]
     best = Side("ddpm_hf", "bf16", compiled=compiled)
     return [
@@ -161,7 +161,7 @@ def comparisons(device: torch.device, compiled: bool) -> list[tuple[Side, Side]]
 
 
 def compare(unet, ours: Side, theirs: Side, batch_size: int, size: int, device: torch.device, rounds: int):
-    """Check that both sides predict the same; then time both, in turns. Yields a row for each kind of step."""
+    """Check that both sides predict the same, then time both by turns. Yield a row for each kind of step."""
     runners = {"here": Runner(ours, unet, batch_size, size, device)}
     runners["diffusers"] = Runner(theirs, unet, batch_size, size, device)
     x_t = torch.randn(batch_size, 3, size, size, device=device)
@@ -189,13 +189,15 @@ def compare(unet, ours: Side, theirs: Side, batch_size: int, size: int, device: 
 
 
 def forward_flops(unet: DDPMUNetModel, batch_size: int, size: int) -> int:
-    """Operations of diffusers' network, from the shapes alone."""
+    """Return the operations of diffusers' network in one forward pass, from the shapes alone."""
     with FlopCounterMode(display=False) as counter:
         to_unet2d(unet).to("meta")(torch.empty(batch_size, 3, size, size, device="meta"), 500)
     return counter.get_total_flops()
 
 
 def line(row: dict) -> str:
+    """Return a row of the table in Markdown."""
+
     def shown(side):
         low, high = (1000 * seconds for seconds in row[side]["quartiles"])
         return f"{1000 * row[side]['median']:.0f} ({low:.0f}-{high:.0f})"
@@ -209,7 +211,7 @@ def line(row: dict) -> str:
 
 
 def measure_peaks(precision: str, device: torch.device) -> dict[str, float]:
-    """FLOP/s of a large matrix product, and of a wide convolution."""
+    """Return the FLOP/s of a large matrix product and of a wide convolution."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The hardware that a run computes on: its name, its memory, and networks compiled for it."""
+"""The hardware of a run: its name, its memory, and networks compiled for it."""
 
 import ctypes
 import platform
@@ -14,7 +14,7 @@ import ddpm_hf
 
 
 def describe_machine(accelerator: Accelerator) -> dict:
-    """The hardware and the versions of a run, for run.json."""
+    """Return the hardware, the number of processes and the versions of a run, for run.json."""
     if accelerator.device.type == "cuda":
         hardware = torch.cuda.get_device_name(accelerator.device)
     else:
@@ -24,14 +24,14 @@ def describe_machine(accelerator: Accelerator) -> dict:
 
 
 def _processor_name() -> str:
-    with suppress(OSError, StopIteration):  # Linux tells it here, and on x86 only
+    with suppress(OSError, StopIteration):  # this file exists on Linux, and has the name on x86 only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
 def keep_freed_memory():
-    """Let glibc keep freed memory for the next step, instead of faulting it in again: 1.2 times faster on a CPU."""
+    """Tell glibc to keep freed memory for the next step. Training on a CPU is then 1.2 times as fast."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -40,6 +40,6 @@ def keep_freed_memory():
 
 
 def compile_blocks(unet: ModelMixin):
-    """Compile the blocks that repeat, in place, so the names of the weights stay; at the first step, for a minute."""
-    torch._dynamo.config.recompile_limit = 128  # blocks of one class differ in their shapes, each to be compiled
+    """Compile the repeated blocks in place, so the names of the weights stay. The first step then takes a minute."""
+    torch._dynamo.config.recompile_limit = 128  # blocks of one class differ in shape, and each shape is compiled
     unet.compile_repeated_blocks(dynamic=False)

@@ -7,11 +7,13 @@ from accelerate.utils import parse_flag_from_env
 
 
 def choose_mixed_precision(choice: str) -> str:
-    """Resolve `"auto"`: what accelerate was told; else bf16 on GPUs that compute in it and on CPUs with AMX or
-    AVX512-BF16, and no on others.
+    """Return the precision of a run, with `"auto"` resolved.
+
+    `"auto"` is the setting of accelerate, if it has one. Otherwise it is bf16 on hardware that computes in it: newer
+    GPUs, and CPUs with AMX or AVX512-BF16. It is no on all other hardware.
 
     Raises:
-        ValueError: If accelerate was told something that is not supported here.
+        ValueError: If accelerate is set to a precision that is not supported here.
     """
     if choice != "auto":
         return choice
@@ -25,12 +27,12 @@ def choose_mixed_precision(choice: str) -> str:
 
 
 def wished_precision() -> str | None:
-    """The mixed precision that `accelerate launch` or its configuration asks for; its `no` counts as not set."""
+    """Return the precision that `accelerate launch` or its configuration asks for; its default, `no`, is no wish."""
     wish = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     return None if wish == "no" else wish
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """The context in which networks on this device compute in "bf16", "fp16" or "no" (their own type)."""
+    """Return a context in which networks on this device compute in "bf16", "fp16" or "no" (their own type)."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[mixed_precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -12,31 +12,35 @@ from ddpm_hf.terminal import one_line
 
 
 def use_all_cores():
-    """Share the cores out over this machine's processes, where `accelerate launch` left each its default, one thread.
+    """Share the cores among this machine's processes, if `accelerate launch` left each process one thread.
 
-    It sets OMP_NUM_THREADS to 1 when nobody says otherwise; any other value is the user's wish.
+    The launcher sets OMP_NUM_THREADS to 1 by default. Any other value is the user's wish.
     """
     if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def join_processes_on_cpus():
-    """Let processes on CPUs know of each other, which accelerate does only when it is told to."""
+    """Connect processes on CPUs. Without this setting, accelerate leaves each of them alone."""
     if "RANK" in os.environ and not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def this_process() -> PartialState:
-    """Which of the processes this is, and its device."""
+    """Return the rank of this process, the number of processes, and the device of this one."""
     join_processes_on_cpus()
     return PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
 
 
 def together(compute: Callable[[], Any]) -> Any:
-    """What this process computes. If one of the processes fails, all raise an error, and none waits for it for ever.
+    """Return what this process computes. If one process fails, all of them raise an error, and none waits forever.
 
-    Whatever can fail on one process alone between two exchanges with the others has to go through this.
+    Use this for everything that can fail on one process alone between two exchanges with the others.
+
+    Raises:
+        ValueError: If another process failed.
+        Exception: The error of this process, if it failed itself.
     """
     try:
         result, failure = compute(), None
@@ -52,12 +56,12 @@ def together(compute: Callable[[], Any]) -> Any:
 
 
 def gathered(compute: Callable[[], Any]) -> list:
-    """What each process computes, in their order; see [`together`]."""
+    """Return what each process computes, in the order of their ranks. See [`together`]."""
     return gather_object([together(compute)])
 
 
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether the flag is set on some process, so that all of them stop after the same step."""
+    """Return whether the flag is set on any process, so that all of them stop after the same step."""
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))

@@ -1,4 +1,4 @@
-"""Samples of a model that is there: one grid, or a folder of any number of them that goes on where it was left."""
+"""Samples of a trained model: one grid, or a folder of any size, which can be interrupted and continued."""
 
 import hashlib
 import json
@@ -40,15 +40,15 @@ SCHEDULERS = {
     "pndm": diffusers.PNDMScheduler,
 }
 _DRAWN, _UNFINISHED = re.compile(r"\d{6,}\.png"), re.compile(r"\.unfinished-\d+-\d{6,}\.png")  # names of samples
-SETTINGS = "sampling.json"  # in a folder of samples: what they were drawn with
+SETTINGS = "sampling.json"  # in a folder of samples: the settings they were drawn with
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Which class each sample is of: the labels in turns.
+    """The class of each sample. The labels take turns.
 
     Args:
-        labels (`tuple[int | str, ...]`): Numbers or names; image i is of label i modulo their number. Empty: no class.
+        labels (`tuple[int | str, ...]`): Numbers or names. Image i has label i modulo their number. If empty, no class.
         guidance_scale (`float`): See [`DDPMPipelineCustom`].
     """
 
@@ -59,28 +59,28 @@ class Classes:
     def chosen(
         cls, pipeline: DDPMPipelineCustom, labels: Sequence[str] | None, guidance_scale: float | None
     ) -> "Classes":
-        """What a user named; by default all classes that the model has names for, with guidance."""
+        """Return the classes that the user named. The default is all named classes of the model, with guidance."""
         names = pipeline.unet.config.get("class_names") or ()
         numbers = [int(label) if label.isdecimal() and label not in names else label for label in labels or names]
         default = GUIDANCE_SCALE if names else 1.0
         return cls(tuple(numbers), default if guidance_scale is None else guidance_scale)
 
     def options(self, indices: Sequence[int]) -> dict:
-        """Arguments of a pipeline that draws these images."""
+        """Return the arguments of a pipeline call that draws these images."""
         labels = [self.labels[i % len(self.labels)] for i in indices] if self.labels else None
         return {"class_labels": labels, "guidance_scale": self.guidance_scale}
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are drawn, by whichever model.
+    """How images are drawn. It holds for any model.
 
     Args:
-        seed (`int`): Image i is a function of the model, the steps, this and i.
+        seed (`int`): Seed of the noise. Image i depends on the model, the settings here, and i.
         num_inference_steps (`int`, *optional*): Denoising steps; by default T.
-        batch_size (`int`): Images at once.
-        classes ([`Classes`]): What they show, by a class-conditional model.
-        mixed_precision (`str`): What the network computes in, see [`~ddpm_hf.precision.autocast`].
+        batch_size (`int`): Number of images drawn at once.
+        classes ([`Classes`]): Classes of the images, for a class-conditional model.
+        mixed_precision (`str`): Precision of the network, see [`~ddpm_hf.precision.autocast`].
     """
 
     seed: int = 0
@@ -93,44 +93,45 @@ class Drawing:
 def draw_images(
     pipeline: DDPMPipelineCustom, indices: Iterable[int], how: Drawing
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Draw images, each of which depends on nothing but the model, `how` and its index.
+    """Draw images. Each depends on the model, `how` and its index alone, up to rounding by the batch size.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on its device.
-        indices (`Iterable[int]`): Which images.
-        how ([`Drawing`]): See there.
+        indices (`Iterable[int]`): The indices of the images to draw.
+        how ([`Drawing`]): The settings.
 
     Yields:
-        `tuple`: The index, and the image.
+        `tuple`: The index and the image.
     """
     indices = iter(indices)
     while batch := list(islice(indices, how.batch_size)):
         generators = generators_of(pipeline.device, how.seed, batch)
         with autocast(pipeline.device, how.mixed_precision):
-            images = pipeline(len(batch), generators, how.num_inference_steps, **how.classes.options(batch)).images
+            options = {**how.classes.options(batch), "return_dict": False}
+            (images,) = pipeline(len(batch), generators, how.num_inference_steps, **options)
         yield from zip(batch, images)
 
 
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """The sources of noise of the images with these indices."""
+    """Return the source of noise of each image with one of these indices."""
     return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
 
 
 def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:
-    """The pipeline of a run, a folder, a repository, or one of a run's checkpoints.
+    """Open the pipeline of a run, a folder, a repository, or one of a run's checkpoints.
 
     Args:
         source (`str`): The folder of a run or of a pipeline, or a Hub id.
         checkpoint (`str`, *optional*): The name of a checkpoint of the run, such as step-000500, or "latest".
-        scheduler (`str`, *optional*): A key of `SCHEDULERS`, to replace the saved one.
+        scheduler (`str`, *optional*): A key of `SCHEDULERS`. It replaces the saved scheduler.
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Returns:
         [`DDPMPipelineCustom`]: On the device of this process.
 
     Raises:
-        ValueError: If there is no such checkpoint, or the source is no DDPM.
-        OSError: If it cannot be read.
+        ValueError: If there is no such checkpoint, or the source is not a DDPM.
+        OSError: If the source cannot be read.
     """
     pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
     if scheduler:
@@ -156,11 +157,11 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
 
 
 def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
-    """Draw as many images as fit into one batch, and save them as one picture.
+    """Draw one batch of images, and save it as one picture.
 
     Raises:
-        ValueError: If the file name's suffix is of no picture.
-        OSError: If it cannot be written.
+        ValueError: If the suffix of the file name belongs to no picture format.
+        OSError: If the file cannot be written.
     """
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
@@ -169,17 +170,17 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
 
 
 def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str):
-    """Draw images 0 to `num_images` - 1 into a folder, shared out over the processes, but those that are there already.
+    """Draw images 0 to `num_images` - 1 into a folder, and skip those that exist. The processes share the work.
 
     Args:
         pipeline, how: See [`draw_images`].
-        folder (`Path`): Will hold 000000.png, 000001.png, ..., and what they were drawn with.
-        num_images (`int`): How many there should be.
-        source (`str`): The name of the model, for the record.
+        folder (`Path`): Folder for 000000.png, 000001.png, ..., and their settings.
+        num_images (`int`): Number of images in the folder at the end.
+        source (`str`): Name of the model, for the settings.
 
     Raises:
-        ValueError: If the folder's images were drawn with other settings.
-        OSError: If it cannot be written.
+        ValueError: If the images in the folder were drawn with other settings.
+        OSError: If the folder cannot be written.
     """
     state = this_process()
     settings = {
@@ -210,7 +211,7 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a picture is there; one that a crash of the machine cut off is drawn again."""
+    """Return whether a picture exists and is whole. A crash of the machine can leave a part of one."""
     try:
         with Image.open(path) as picture:
             picture.verify()
@@ -220,17 +221,17 @@ def _is_whole(path: Path) -> bool:
 
 
 def clear_samples(folder: Path):
-    """Delete what [`fill_folder`] wrote, and the folder, unless there is something else in it."""
+    """Delete what [`fill_folder`] wrote, and the folder if it is then empty."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _DRAWN.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
             path.unlink()
-    (folder / SETTINGS).unlink(missing_ok=True)  # last: without it, pictures would be taken for somebody else's
+    (folder / SETTINGS).unlink(missing_ok=True)  # last: without it, the pictures count as somebody else's
     with suppress(OSError):
         folder.rmdir()
 
 
 def fingerprint(pipeline: DDPMPipelineCustom) -> str:
-    """16 digits that change with the weights of the U-Net, and the configuration of the scheduler but for its class."""
+    """Return 16 digits that change with the weights of the U-Net or the values in the scheduler's configuration."""
     digest = hashlib.sha256(digest_of_weights(pipeline.unet))
     config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
@@ -238,15 +239,15 @@ def fingerprint(pipeline: DDPMPipelineCustom) -> str:
 
 
 def picture_path(folder: Path, i: int) -> Path:
-    """Where image i is in a folder of samples."""
+    """Return the path of image i in a folder of samples."""
     return folder / f"{i:06d}.png"
 
 
 def _claim(folder: Path, settings: dict):
-    """Note the settings in a folder without such images, or compare them with those noted.
+    """Write the settings to a new folder, or compare them with the settings of an old one.
 
     Raises:
-        ValueError: If the folder holds images that were drawn otherwise, or files of others.
+        ValueError: If the folder holds images drawn with other settings, or pictures of somebody else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS
@@ -255,11 +256,11 @@ def _claim(folder: Path, settings: dict):
         differences = [
             f"{key} {others.get(key)} -> {value}"
             for key, value in settings.items()
-            if others.get(key) != value and (key in others or key != "model")  # which older versions did not note
+            if others.get(key) != value and (key in others or key != "model")  # older versions did not note the model
         ]
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
         return
-    if others := sorted(path.name for path in folder.iterdir() if _DRAWN.fullmatch(path.name)):
-        raise ValueError(f"{folder} holds {others[0]}, which was not drawn by this command; name another folder.")
+    if pictures := sorted(path.name for path in folder.iterdir() if _DRAWN.fullmatch(path.name)):
+        raise ValueError(f"{folder} holds {pictures[0]}, which was not drawn by this command; name another folder.")
     write_json(path, settings)

@@ -302,7 +302,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
 
     def _warn_of_bad_combinations(self):
         """Warn about settings that run but give bad samples."""
-        if str(self.config.variance_type).startswith("fixed_large") and self.num_inference_steps < min(100, len(self)):
+        if str(self.config.variance_type).startswith("fixed_large") and len(self.timesteps) < min(100, len(self)):
             warnings.warn(
                 "With `variance_type='fixed_large'`, fewer than 100 steps leave noise in the samples (table 4 of arXiv "
                 "2010.02502). Take more steps, or `variance_type='fixed_small'`, or another scheduler: "

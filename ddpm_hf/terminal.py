@@ -1,4 +1,4 @@
-"""What a program tells the person at the terminal: errors and notes, each in one line."""
+"""Messages at the terminal: errors and notes, each in one line."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ from tqdm.auto import tqdm
 from ddpm_hf.tokens import hide_tokens
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line, without tokens, and without the period or the colon at its end."""
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line, without tokens and without a period or a colon at its end."""
     text = " ".join(str(error).split()) or type(error).__name__
     return hide_tokens(text).rstrip(".:")
 
 
 @contextmanager
 def going_on(what: str) -> Iterator[None]:
-    """Report what fails inside, instead of ending the run: a full disk, a drawing, a measurement."""
+    """Report an error inside the block, such as a full disk, and let the run go on."""
     try:
         yield
     except Exception as error:
@@ -26,7 +26,7 @@ def going_on(what: str) -> Iterator[None]:
 
 
 def say(sentences: Iterable[str]):
-    """Print what is worth it, from one of the processes."""
+    """Print the sentences that are not empty, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         for sentence in filter(None, sentences):
             tqdm.write(sentence)
@@ -34,7 +34,7 @@ def say(sentences: Iterable[str]):
 
 @contextmanager
 def one_line_errors():
-    """End the process with one line, instead of a traceback, on what is wrong with the options or the disk."""
+    """End the process with one line instead of a traceback if an option or the disk is at fault."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -442,6 +442,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         for name, module in self.named_modules():
             if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 continue
+            assert module.bias is not None  # all layers here have one
             nn.init.zeros_(module.bias)
             if name.endswith(("conv2", "to_out", "conv_out")):
                 nn.init.zeros_(module.weight)
@@ -517,6 +518,7 @@ def check_config(config):
     check(widths[0] % 2 == 0, "block_out_channels", "an even first width, for the sines and cosines of the time")
     check(all(w % groups == 0 for w in widths), "block_out_channels", f"multiples of norm_num_groups={groups}")
     check(widths[0] / 2 > config.freq_shift, "freq_shift", f"less than half the first width, {widths[0] // 2}")
+    kinds: tuple[str | int | None, ...]
     for key, kinds in (
         ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
         ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),

@@ -1,6 +1,7 @@
-"""What a run asks of the machine."""
+"""Precision, threads and signals of a run."""
 
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from ddpm_hf.precision import choose_mixed_precision
 from ddpm_hf.processes import use_all_cores
+from ddpm_hf.signals import note_signals
 
 
 def test_mixed_precision_auto(monkeypatch):
@@ -20,7 +22,7 @@ def test_mixed_precision_auto(monkeypatch):
 
 @pytest.mark.parametrize(("generation", "wanted"), [(7, "no"), (8, "bf16")])
 def test_bf16_is_not_emulated(generation, wanted, monkeypatch):
-    """Before Ampere (compute capability 8), GPUs only emulate it, slowly; torch calls that support, too."""
+    """GPUs before Ampere (compute capability 8) emulate bf16 slowly, and torch calls that support too."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -39,7 +41,7 @@ def test_bf16_is_not_emulated(generation, wanted, monkeypatch):
         ({"OMP_NUM_THREADS": "1"}, None),
     ],
 )
-def test_one_thread_is_not_all_that_a_launched_run_gets(environment, threads, monkeypatch):
+def test_a_launched_run_uses_all_cores(environment, threads, monkeypatch):
     for name in ("ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -49,3 +51,18 @@ def test_one_thread_is_not_all_that_a_launched_run_gets(environment, threads, mo
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     use_all_cores()
     assert asked == ([threads] if threads else [])
+
+
+@pytest.mark.parametrize("platform_has_it", [True, False])
+def test_signals_ask_the_run_to_end(platform_has_it, monkeypatch):
+    """Windows has no SIGUSR1."""
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if platform_has_it else [])]
+    if not platform_has_it:
+        monkeypatch.delattr(signal, "SIGUSR1")
+    received = note_signals()
+    assert list(handlers) == numbers and received == []
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert received == [signal.SIGTERM]
+    assert handlers[signal.SIGINT] is signal.default_int_handler  # a second Ctrl-C ends the run at once

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Where the first test that needs a run leaves one."""
+    """Return the folder in which the first test that needs a run leaves one."""
     return tmp_path_factory.mktemp("trained") / "run"
 
 
@@ -43,15 +43,15 @@ def sample(*flags):
 
 
 def test_the_grid_is_that_of_the_run(run, tmp_path):
-    """The run drew its last grid with these settings, and so it can be drawn again, bit for bit."""
+    """The run drew its last grid with these settings, so the command draws the same bits."""
     sample(run, "--batch_size", 3, "--output", tmp_path / "grid.png")
     np.testing.assert_array_equal(pixels(tmp_path / "grid.png"), pixels(run / "samples" / "step-000004.png"))
     sample(run, "--batch_size", 3, "--seed", 1, "--output", tmp_path / "other.png")
     assert not np.array_equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "grid.png"))
 
 
-def test_a_folder_goes_on_where_it_was_left(run, tmp_path):
-    """Image i is the same whatever the batch, and those that are there are not drawn again."""
+def test_an_interrupted_folder_is_continued(run, tmp_path):
+    """Image i does not depend on the batch, and existing images are not drawn again."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     sample(run, "--num_images", 5, "--batch_size", 5, "--output", whole)
     sample(run, "--num_images", 2, "--batch_size", 1, "--output", parts)
@@ -77,7 +77,7 @@ def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
     saved = DDPMPipelineCustom.from_pretrained(folder)
     for part in ("unet", "scheduler"):
         for key, value in getattr(last, part).config.items():
-            if key != "_use_default_values":  # those that were not passed, or not saved
+            if key != "_use_default_values":  # keys that were not passed, or not saved
                 assert getattr(saved, part).config[key] == value
     earlier = open_model(str(folder), "step-000002", None, None)
     assert any((a != b).any() for a, b in zip(earlier.unet.parameters(), last.unet.parameters()))
@@ -85,20 +85,8 @@ def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_by_name(run, tmp_path, name):
-    main(
-        [
-            "sample",
-            str(run),
-            "--scheduler",
-            name,
-            "--batch_size",
-            "2",
-            "--num_inference_steps",
-            "10",
-            "--output",
-            str(tmp_path / "grid.png"),
-        ]
-    )
+    flags = f"--scheduler {name} --batch_size 2 --num_inference_steps 10 --output".split()
+    main(["sample", str(run), *flags, str(tmp_path / "grid.png")])
     assert pixels(tmp_path / "grid.png").shape == (28, 56)
 
 
@@ -163,8 +151,8 @@ def test_two_processes_share_a_folder(run, tmp_path):
     assert json.loads((tmp_path / "both" / "sampling.json").read_text())["seed"] == 0
 
 
-def test_a_folder_does_not_go_on_with_another_model(run, train, tmp_path):
-    """Also under the same name, and with checkpoints of that name."""
+def test_a_folder_is_not_continued_with_another_model(run, train, tmp_path):
+    """Not even if the names of the model and of its checkpoint are the same."""
     flags = ("--checkpoint", "latest", "--output", tmp_path / "drawn")
     sample(run, *flags, "--num_images", 1)
     other = train("other", seed=3)

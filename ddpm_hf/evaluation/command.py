@@ -1,11 +1,12 @@
-"""`ddpm-hf evaluate`, and the same during training: which images to compare with, and what is left behind."""
+"""`ddpm-hf evaluate`: measure a saved model, and write the numbers and pictures down."""
 
 import os
 from pathlib import Path
 
-from ddpm_hf.evaluation.measure import Measurement, PictureFolder, check_measurable, flat, measure
+from ddpm_hf.evaluation.image_sets import PictureFolder
+from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
 from ddpm_hf.evaluation.nearest import nearest_picture
-from ddpm_hf.evaluation.reference import _run_options, open_reference
+from ddpm_hf.evaluation.reference import open_reference, run_options
 from ddpm_hf.files import read_json, write_json, write_json_lines
 from ddpm_hf.forms import misfit
 from ddpm_hf.pictures import is_ours, save_marked
@@ -24,32 +25,32 @@ def evaluate(
     save_samples: Path | None = None,
     output: Path | None = None,
 ):
-    """Measure a saved model, print the numbers, and write them down beside those that are there for the same model.
+    """Measure a saved model, print the numbers, and add them to the earlier numbers of the same model.
 
     Args:
         source, checkpoint, scheduler, revision: See [`~ddpm_hf.sampling.open_model`].
         wanted ([`Measurement`]): What to measure.
-        reference (`dict`): Options of [`TrainingConfig`] that name the images to compare with; by default those of the
-            run, or the embedded digits.
-        save_samples (`Path`, *optional*): Folder to keep the samples in.
-        output (`Path`, *optional*): JSON file of the numbers; by default evaluation.json in the run's folder, or here.
-            Beside it will be nearest.png, and progressive.jsonl for an exact bpd.
+        reference (`dict`): Options of [`TrainingConfig`] that name the images to compare with. The default is the
+            images of the run, or the embedded digits.
+        save_samples (`Path`, *optional*): Folder to keep the samples in. By default they are deleted.
+        output (`Path`, *optional*): JSON file for the numbers. The default is evaluation.json in the folder of the
+            run, or in the current folder. nearest.png, and progressive.jsonl for an exact bpd, are written beside it.
 
     Raises:
-        ValueError: If something does not fit.
-        OSError: If something cannot be read or written.
+        ValueError: If an option does not fit the model or the images.
+        OSError: If a file cannot be read or written.
     """
     state = this_process()
     output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
     earlier = _earlier_results(output)
     pipeline = open_model(source, checkpoint, scheduler, revision)
     with state.main_process_first():
-        images, record = open_reference(pipeline, _run_options(Path(source)), reference)
+        images, record = open_reference(pipeline, run_options(Path(source)), reference)
     check_measurable(wanted, images)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(f"{output} cannot be written; name another file with --output.")
-    # What was drawn before an interruption is only found by a command that would draw the same.
+    # A command that was interrupted finds its samples again. A command with other settings has another folder.
     steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
     drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
@@ -69,10 +70,10 @@ def evaluate(
 
 
 def _earlier_results(path: Path) -> dict:
-    """What the file of the numbers holds already.
+    """Return the numbers that the file holds; none if there is no file.
 
     Raises:
-        ValueError: If it was not written by this command, nor the picture that will be put beside it.
+        ValueError: If this command did not write the file, or the picture beside it.
     """
     advice = "Move it away, or name another file with --output."
     if path.exists():
@@ -88,12 +89,13 @@ def _earlier_results(path: Path) -> dict:
 
 
 def _of_the_same_model(earlier: dict, results: dict) -> dict:
+    """Return the earlier numbers that were measured on the same model as the results."""
     models = {numbers["model_fingerprint"] for numbers in results.values()}
     return {metric: numbers for metric, numbers in earlier.items() if {numbers["model_fingerprint"]} == models}
 
 
 def table(results: dict[str, dict]) -> str:
-    """The numbers of [`measure`], a line for each."""
+    """Return the numbers of [`measure`] as text, one in each line, and the notes below them."""
     lines = []
     for name, value in flat(results).items():
         entry = results.get(name, {})

@@ -1,15 +1,15 @@
-"""Distances between two sets of images, by their features: FID, KID, precision, recall, density and coverage."""
+"""Distances between the features of two sets of images: FID, KID, precision, recall, density and coverage."""
 
 import warnings
 
 import numpy as np
 import torch
 
-MOST_IMAGES_FOR_PRDC = 10_000  # of each set, as in the papers; more would raise recall by their number alone
+MOST_IMAGES_FOR_PRDC = 10_000  # of each set, as in the papers; a larger number alone would raise recall
 
 
 class _Identity(torch.nn.Module):
-    """What torchmetrics is given for a network, since it gets features instead of images."""
+    """A network for torchmetrics that returns its input, which is features instead of images."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -20,7 +20,7 @@ class _Identity(torch.nn.Module):
 
 
 def _alone(features: np.ndarray) -> dict:
-    """Options for torchmetrics: the features are there, and so are those of all processes, on the one that computes."""
+    """Return options for torchmetrics: take features as they are, on one process, which has those of all processes."""
     return {"feature": _Identity(features.shape[1]), "sync_on_compute": False}
 
 
@@ -39,10 +39,10 @@ def check_enough(metrics: list[str], samples: int, reference: int, dimensions: i
 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
-    """FID (arXiv 1706.08500, eq. 6): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of means and covariances, in float64.
+    """Return FID (arXiv 1706.08500, eq. 6): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the means and covariances.
 
     Args:
-        real, fake (`numpy.ndarray`, `(N, D)` and `(M, D)`): Features; N, M > D.
+        real, fake (`numpy.ndarray`, `(N, D)` and `(M, D)`): Features, with N, M > D. The distance is in float64.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -53,58 +53,59 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> dict:
-    """KID (arXiv 1801.01401): the unbiased MMD^2 of the kernel (x y / D + 1)^3, mean over 100 subsets of 1,000 images.
+    """Return KID (arXiv 1801.01401): the unbiased MMD^2 of the kernel (x y / D + 1)^3, a mean over 100 subsets.
 
-    If a set has fewer images, subsets are of so many.
+    A subset has 1,000 images, or all images of the smaller set if that has fewer.
 
     Args:
         real, fake (`numpy.ndarray`, `(N, D)` and `(M, D)`): Features.
-        seed (`int`): Of the subsets.
+        seed (`int`): Seed of the choice of the subsets.
 
     Returns:
-        `dict`: `value`, `standard_deviation` between the subsets, `subset_size`.
+        `dict`: `value`, `standard_deviation` (over the subsets), `subset_size`.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(1000, len(real), len(fake))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # as they already are
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # in memory anyway
         metric = KernelInceptionDistance(subset_size=size, **_alone(real)).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(fake).double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # it draws the subsets from the global stream
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global stream
         torch.manual_seed(seed)
         mean, deviation = metric.compute()
     return {"value": mean.item(), "standard_deviation": deviation.item(), "subset_size": size}
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, seed: int, k: int = 5) -> dict:
-    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), of sets cut to equal size.
+    """Return precision and recall (arXiv 1904.06991), and density and coverage (arXiv 2002.09797).
 
-    Around every point of a set is a ball that reaches to its k-th nearest neighbour; together they are its manifold.
+    Every point of a set has a ball that reaches to its k-th nearest neighbour in the set. The union of these balls is
+    the manifold of the set. Both sets are cut to the same number of images.
 
     Args:
         real, fake (`numpy.ndarray`, `(N, D)` and `(M, D)`): Features; N, M > k.
-        seed (`int`): Of the choice of images.
+        seed (`int`): Seed of the choice of images.
         k (`int`): See above.
 
     Returns:
         `dict`: `precision`, the share of samples in the manifold of the real images; `recall`, the share of real images
-        in that of the samples; `density`, in how many real balls a sample is, over k; `coverage`, the share of real
-        balls with a sample in them; `images_of_each`.
+        in the manifold of the samples; `density`, the mean number of real balls around a sample, divided by k;
+        `coverage`, the share of real balls that hold a sample; `nearest_neighbours`, which is k; `images_of_each`.
     """
     n = min(len(real), len(fake), MOST_IMAGES_FOR_PRDC)
     random = np.random.default_rng(seed)
-    real, fake = (torch.from_numpy(random.permutation(features)[:n]).double() for features in (real, fake))
-    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
-    balls, covered, recalled = [], torch.zeros(n, dtype=torch.bool), 0
-    for samples in fake.split(1000):
-        inside = torch.cdist(samples, real) < real_radii  # (samples, n)
-        balls.append(inside.sum(1))
+    x, y = (torch.from_numpy(random.permutation(features)[:n]).double() for features in (real, fake))  # (n, D)
+    x_radii, y_radii = _radii(x, k), _radii(y, k)
+    counts, covered, recalled = [], torch.zeros(n, dtype=torch.bool), 0
+    for samples in y.split(1000):
+        inside = torch.cdist(samples, x) < x_radii  # (samples, n)
+        counts.append(inside.sum(1))
         covered |= inside.any(0)
-    for images in real.split(1000):
-        recalled += (torch.cdist(images, fake) < fake_radii).any(1).sum().item()
-    balls = torch.cat(balls).double()
+    for images in x.split(1000):
+        recalled += int((torch.cdist(images, y) < y_radii).any(1).sum())
+    balls = torch.cat(counts).double()  # (n,), the number of real balls around each sample
     return {
         "precision": (balls > 0).double().mean().item(),
         "recall": recalled / n,
@@ -116,5 +117,5 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, seed: int, k: int = 5) 
 
 
 def _radii(points: torch.Tensor, k: int) -> torch.Tensor:
-    """The distance of each point to its k-th nearest neighbour, beside itself, which is the first."""
+    """Return the distance of each point to its k-th nearest neighbour. The point itself does not count."""
     return torch.cat([torch.cdist(some, points).kthvalue(k + 1).values for some in points.split(1000)])

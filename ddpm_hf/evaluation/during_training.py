@@ -19,10 +19,10 @@ from ddpm_hf.sampling import clear_samples
 
 
 def measurement_of(config: TrainingConfig) -> Measurement | None:
-    """What a run measures every `eval_steps`, if it does.
+    """Return what a run measures every `eval_steps`; None if it measures nothing.
 
     Raises:
-        ValueError: If that cannot be measured here.
+        ValueError: If it cannot be measured, for example because a package is missing.
     """
     if not config.eval_steps:
         return None
@@ -41,13 +41,14 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
 
 
 def check_measurement(wanted: Measurement, images: ImageCache):
-    """Raise a ValueError if a run could not measure so, before its first step; see [`check_measurable`]."""
+    """Raise a ValueError if a run cannot measure this, before its first step. See [`check_measurable`]."""
     with _names_of_options():
         check_measurable(wanted, images)
 
 
 @contextmanager
 def _names_of_options() -> Iterator[None]:
+    """Tell the reader of an error how the options are called in training."""
     try:
         yield
     except ValueError as error:
@@ -57,28 +58,28 @@ def _names_of_options() -> Iterator[None]:
 def evaluate_during_training(
     pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path, step: int
 ) -> dict[str, float]:
-    """Measure a model in training, and note the numbers in evaluations.jsonl; to be called on all processes.
+    """Measure a model during training, and add the numbers to evaluations.jsonl. All processes have to call this.
 
-    Nothing of the run changes but the mode of the network, which is left evaluating. The network computes in its own
-    type, so the numbers are those of the saved model.
+    It changes nothing of the run but the mode of the network, which stays in evaluation mode. The network computes in
+    its own type, so the numbers are those of the saved model.
 
     Args:
-        pipeline ([`DDPMPipelineCustom`]): The model, with averaged weights if there are.
-        images ([`ImageCache`]): The training images, or others like them.
+        pipeline ([`DDPMPipelineCustom`]): The model, with averaged weights if the run has them.
+        images ([`ImageCache`]): The images to compare with.
         wanted ([`Measurement`]): What to measure.
-        folder (`Path`): Of the run; the samples are in it for the time being.
-        step (`int`): Optimizer steps so far.
+        folder (`Path`): The folder of the run. It holds the samples until they are measured.
+        step (`int`): Number of optimizer steps so far.
 
     Returns:
-        `dict`: See [`flat`]; empty but on the main process.
+        `dict`: See [`flat`]. It is empty on all processes but the main one.
     """
     state, samples = this_process(), folder / "evaluation-samples"
-    together(lambda: clear_samples(samples) if state.is_main_process else None)  # of a run that was stopped here
+    together(lambda: clear_samples(samples) if state.is_main_process else None)  # left by a run that was stopped here
     numbers = flat(measure(pipeline, images, wanted, samples, record={}))
     if state.is_main_process:
         clear_samples(samples)
         path = folder / EVALUATIONS
-        # The run may have gone on from a checkpoint.
+        # After a resume from a checkpoint, lines of later steps are out of date.
         earlier = [line for line in read_json_lines(path, {"step": int}) if line["step"] < step]
         write_json_lines(path, [*earlier, {"step": step, **numbers}])
         tqdm.write(f"Step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))

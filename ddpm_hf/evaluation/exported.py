@@ -1,8 +1,8 @@
 """Programs of `torch.export.save`, read so that nothing in the file can run.
 
-torch's own reader falls back to pickles that may run code, evaluates the symbolic sizes as Python, executes the guards,
-and calls whatever function of torch a node names. So the archive is not handed to it. Its parts are read here, each is
-checked or read in the safe way, and torch gets a new archive that was written from what was read:
+torch's own reader is not safe. It falls back to pickles that may run code, evaluates symbolic sizes as Python, executes
+the guards, and calls any function of torch that a node names. So it never gets the file. This module reads and checks
+each part in a safe way, and writes a new archive of them for torch. A part is one of these:
 
 - the program (JSON): operators of PyTorch's own library and of arithmetic; names; sizes of plain symbols and numbers;
 - the weights, constants and sample inputs: raw numbers, or pickles that `torch.load(weights_only=True)` takes.
@@ -24,7 +24,7 @@ CONFIG = re.compile(r"(data/(?:weights|constants)/)\w+_config\.json")
 NUMBERS = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+")
 PICKLED = re.compile(r"data/(weights|constants|sample_inputs)/\w+\.pt")
 WRITTEN_AS_IS = ("archive_format", "archive_version")
-LEFT_OUT = re.compile(r"byteorder|version|\.data/.*|extra/.*")  # the writer's own, and notes that torch does not need
+LEFT_OUT = re.compile(r"byteorder|version|\.data/.*|extra/.*")  # written by the writer itself, or not needed by torch
 
 # The parts of a file by torch.export.save up to PyTorch 2.7.
 OLD_PROGRAM = "serialized_exported_program.json"
@@ -51,14 +51,14 @@ SYMBOLIC_FUNCTIONS = {
 
 
 def load_program(data: bytes) -> torch.nn.Module:
-    """The network of a file by `torch.export.save`.
+    """Return the network of a file by `torch.export.save`.
 
     Args:
         data (`bytes`): The content of the file.
 
     Raises:
         ValueError: If a part of the file could run code, or is unknown.
-        Exception: Others, by torch, if the file is broken.
+        Exception: An error of torch, if the file is broken.
     """
     parts = _read_archive(data)
     if OLD_PROGRAM in parts:
@@ -71,13 +71,13 @@ def load_program(data: bytes) -> torch.nn.Module:
 
 
 def is_program(data: bytes) -> bool:
-    """Whether it is a file by `torch.export.save`, and not by `torch.jit.save`."""
+    """Return whether the file is by `torch.export.save`, and not by `torch.jit.save`."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return any(name == OLD_PROGRAM or name.endswith("archive_format") for name in archive.namelist())
 
 
 def _read_archive(data: bytes) -> dict[str, bytes]:
-    """Name -> content, of all files in the archive, without the folder that holds them all."""
+    """Return name -> content for all files in the archive. The names leave out the folder that holds them all."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         root = "" if OLD_PROGRAM in names else names[0].split("/")[0] + "/"
@@ -85,8 +85,8 @@ def _read_archive(data: bytes) -> dict[str, bytes]:
 
 
 def _new_archive(parts: dict[str, bytes]) -> io.BytesIO:
-    """An archive of the parts that are checked, or written from what they hold."""
-    pickled = set()
+    """Return an archive of parts that were checked, or written from their safe content."""
+    pickled: set[str] = set()
     for name, content in parts.items():
         if match := CONFIG.fullmatch(name):
             entries = json.loads(content)["config"].values()
@@ -108,12 +108,12 @@ def _new_archive(parts: dict[str, bytes]) -> io.BytesIO:
 
 
 def _safe_pickle(name: str, content: bytes) -> bytes:
-    """Tensors, as torch.save writes them, of a pickle that holds nothing else."""
+    """Return the tensors of a pickle as a new pickle. The old one must hold nothing else."""
     if not content:
         return b""
     try:
         value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a pickle that is none
+    except Exception as error:  # torch raises many kinds of errors for a pickle that is broken
         raise ValueError(f"its part {name} is a pickle that holds more than tensors, and could run code") from error
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -124,6 +124,7 @@ def _safe_pickle(name: str, content: bytes) -> bytes:
 
 
 def _checked_json(name: str, content: bytes) -> bytes:
+    """Return a part of JSON, without guards and notes. Raise a ValueError if it could run code."""
     value = json.loads(content)
     try:
         _check(value, "")
@@ -133,7 +134,7 @@ def _checked_json(name: str, content: bytes) -> bytes:
 
 
 def _check(value, key: str):
-    """Check a value under a key, and take out the guards and the notes for people."""
+    """Check a value under a key. Remove the guards, and the notes for people."""
     if isinstance(value, dict):
         if "metadata" in value:
             value["metadata"] = {}
@@ -150,6 +151,7 @@ def _check(value, key: str):
 
 
 def _check_string(text: str, key: str):
+    """Raise a ValueError if a text is not known to be harmless under its key."""
     check = {
         "target": _is_operator,
         "as_operator": _is_operator,
@@ -162,7 +164,7 @@ def _check_string(text: str, key: str):
 
 
 def _is_operator(text: str) -> bool:
-    """Whether it names an operator of PyTorch's library, or plain arithmetic."""
+    """Return whether the text names an operator of PyTorch's library, or plain arithmetic."""
     if not (match := LIBRARY_OPERATOR.fullmatch(text)):
         return bool(OTHER_OPERATORS.fullmatch(text))
     try:
@@ -173,7 +175,7 @@ def _is_operator(text: str) -> bool:
 
 
 def _is_symbolic(text: str) -> bool:
-    """Whether it is a size such as `2*Symbol('s0', positive=True)`: no attributes, no other calls."""
+    """Return whether the text is a size such as `2*Symbol('s0', positive=True)`: no attributes, no other calls."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -188,7 +190,7 @@ def _is_symbolic(text: str) -> bool:
 
 
 def _is_tree(text: str) -> bool:
-    """Whether it is how arguments are nested, in tuples, lists and dictionaries of plain keys."""
+    """Return whether the text describes arguments nested in tuples, lists and dictionaries of plain keys."""
 
     def good(tree: dict) -> bool:
         context = json.loads(tree["context"]) if isinstance(tree["context"], str) else tree["context"]

@@ -1,8 +1,8 @@
-"""Features of images, that FID, KID and precision and recall compare: by Inception, or a network of one's own.
+"""Features of images for FID, KID, precision and recall: by Inception, or by the user's own network.
 
-An extractor is called with images `(N, C, H, W)`, uint8 from 0 to 255, of the model's resolution, C = 1 or 3, on its
-device, and returns features `(N, D)`, floating. It may resize and normalise as it likes. Inception gets greyscale
-images repeated to three channels, and itself enlarges all to 299 x 299.
+An extractor takes images `(N, C, H, W)` of the model's resolution on its device, uint8 from 0 to 255, with C = 1 or 3.
+It returns floating-point features `(N, D)`. It may resize and normalise the images in its own way. Inception takes
+greyscale images as three equal channels, and enlarges all images to 299 x 299.
 """
 
 import functools
@@ -25,17 +25,17 @@ import torch
 from tqdm.auto import tqdm
 
 from ddpm_hf.evaluation.exported import is_program, load_program
+from ddpm_hf.evaluation.image_sets import ImageSet, as_batch
 from ddpm_hf.files import read_json, sha256_of, sync
-from ddpm_hf.images.batches import cut_square
 from ddpm_hf.terminal import one_line
 from ddpm_hf.weights import digest_of_weights
 
-# The weights that torch-fidelity fetches, where it looks for them first.
+# torch-fidelity downloads these weights if they are not in the folder of torch.hub.
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 
-_TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")  # the operators of TorchScript that do
+_TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")  # operators of TorchScript
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Extractor:
     """A checked extractor of features.
 
     Args:
-        name (`str`): What the user called it.
-        fingerprint (`str`): Changes with its code or its weights.
-        function (callable): See the top of this file.
-        device (`torch.device`): Where it is.
+        name (`str`): The name that the user gave.
+        fingerprint (`str`): A text that changes with the code or the weights.
+        function (callable): The extractor, see the top of this file.
+        device (`torch.device`): Its device.
         width (`int`, *optional*): D, once it is known.
     """
 
@@ -58,15 +58,15 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8.
+        """Return features `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8.
 
         Raises:
-            ValueError: If the extractor fails, or returns something else.
+            ValueError: If the extractor fails, or returns anything but finite features `(N, D)`.
         """
         shape = tuple(pixels.shape)
         try:
             features = self.function(pixels.to(self.device))
-        except (Exception, SystemExit) as error:  # whatever somebody else's code makes of it
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             reason = one_line(error)[-300:]
             raise ValueError(f"--features {self.name} fails on uint8 images {shape}: {reason}") from error
         kind = f"{features.dtype} {tuple(features.shape)}" if torch.is_tensor(features) else type(features).__name__
@@ -83,15 +83,15 @@ class Extractor:
 
 
 def load_extractor(name: str, device: torch.device) -> Extractor:
-    """The extractor that `--features` names.
+    """Return the extractor that `--features` names.
 
     Args:
         name (`str`): "inception"; a file written by `torch.jit.save` or `torch.export.save`; or `module:callable`, a
             function or a `torch.nn.Module` in a module that can be imported from here.
-        device (`torch.device`): Where it shall be.
+        device (`torch.device`): Device of the extractor.
 
     Raises:
-        ValueError: If there is no such thing, or a package or file is missing; the message says what to put where.
+        ValueError: If the name is unknown, or a package or file is missing. The message says where to put which file.
     """
     if name == "inception":
         return _load_inception(device)
@@ -100,7 +100,7 @@ def load_extractor(name: str, device: torch.device) -> Extractor:
     return _load_callable(name, device)
 
 
-@functools.cache  # a run that measures itself asks for it each time
+@functools.cache  # a run asks for it at each measurement
 def _load_inception(device: torch.device) -> Extractor:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -127,12 +127,12 @@ def _load_inception(device: torch.device) -> Extractor:
 
 
 def _load_file(name: str, device: torch.device) -> Extractor:
-    """A network in a file that is not trusted: nothing in it runs but operators of PyTorch."""
+    """Return the network of a file that is not trusted. Nothing in it runs but operators of PyTorch."""
     try:
-        data = Path(name).read_bytes()  # once: what is checked is what is loaded
+        data = Path(name).read_bytes()  # read once, so that the checked bytes are the loaded ones
         network = load_program(data) if is_program(data) else _load_torchscript(data)
         return Extractor(name, hashlib.sha256(data).hexdigest(), network.to(device), device)
-    except Exception as error:  # whatever torch makes of a file that somebody else made
+    except Exception as error:  # torch raises many kinds of errors for broken files
         reason = one_line(error)[:300]
         raise ValueError(
             f"--features {name}: expected a file written by torch.jit.save or torch.export.save, of PyTorch's own "
@@ -141,7 +141,7 @@ def _load_file(name: str, device: torch.device) -> Extractor:
 
 
 def _load_torchscript(data: bytes) -> torch.nn.Module:
-    """A network of TorchScript, whose pickles are read by PyTorch's own reader, which knows no Python.
+    """Return a network of TorchScript. PyTorch's reader takes its pickles without running any Python.
 
     Raises:
         ValueError: If its code reads or writes files.
@@ -164,8 +164,11 @@ def _load_callable(name: str, device: torch.device) -> Extractor:
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
-        source = Path(inspect.getsourcefile(module)).read_bytes()
-    except (Exception, SystemExit) as error:  # whatever somebody else's code makes of it
+        file = inspect.getsourcefile(module)
+        if file is None:
+            raise ValueError("its module has no source in Python")
+        source = Path(file).read_bytes()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"--features {name} cannot be imported from a file: {one_line(error)}.") from error
     digest = hashlib.sha256(source + attribute.encode())
     if isinstance(function, torch.nn.Module):
@@ -175,9 +178,9 @@ def _load_callable(name: str, device: torch.device) -> Extractor:
 
 
 def extract(
-    extractor: Extractor, images: Sequence[np.ndarray], indices: Sequence[int], batch_size: int, show_progress: bool
+    extractor: Extractor, images: ImageSet, indices: Sequence[int], batch_size: int, show_progress: bool
 ) -> np.ndarray:
-    """Features `(len(indices), D)` float32 of some images, each `(height, width, C)` uint8."""
+    """Return features `(len(indices), D)` float32 of some images."""
     batches = []
     progress = tqdm(total=len(indices), desc="Features", unit="img", disable=not show_progress)
     for start in range(0, len(indices), batch_size):
@@ -187,21 +190,16 @@ def extract(
     return np.concatenate(batches)
 
 
-def as_batch(images: Sequence[np.ndarray], indices: Sequence[int]) -> torch.Tensor:
-    """Some images, cut to squares, `(len(indices), C, H, W)` uint8."""
-    return torch.from_numpy(np.stack([cut_square(images[i], 0.5, 0.5) for i in indices])).permute(0, 3, 1, 2)
-
-
 def features_file(folder: Path, *key: str) -> Path:
-    """Where the features of a set of images are kept, that depend on nothing but the key."""
+    """Return the path of the features that belong to a key, which names all that they depend on."""
     return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
 
 
 def keep_features(path: Path, features: np.ndarray):
-    """Write features, all or nothing, and beside them their hash.
+    """Write features, all or nothing, and their hash beside them.
 
     Raises:
-        OSError: If they cannot be written.
+        OSError: If the files cannot be written.
     """
     unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
     try:
@@ -220,7 +218,7 @@ def keep_features(path: Path, features: np.ndarray):
 
 
 def read_features(path: Path) -> np.ndarray | None:
-    """Features that were kept; none if there are none, or if the file is not what was written, which is said."""
+    """Return the features in a file; None if there is no file. A changed file is reported, and None is returned."""
     if not path.exists():
         return None
     try:

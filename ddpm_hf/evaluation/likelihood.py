@@ -15,7 +15,8 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ddpm_hf.images.batches import cut_square, seed_of
+from ddpm_hf.evaluation.image_sets import ImageSet, square
+from ddpm_hf.images.batches import seed_of
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 
@@ -176,7 +177,7 @@ class Bound:
 def variational_bound(
     unet: ModelMixin,
     scheduler: DDPMLinearScheduler,
-    images: Sequence[np.ndarray],
+    images: ImageSet,
     indices: Sequence[int],
     num_timesteps: int,
     batch_size: int,
@@ -191,7 +192,7 @@ def variational_bound(
 
     Args:
         unet, scheduler: See [`step_bits`].
-        images (`Sequence[numpy.ndarray]`): Images `(height, width, C)` uint8. If a side is longer, its centre is used.
+        images ([`ImageSet`]): Images. If a side is longer, its centre is used.
         indices (`Sequence[int]`): Which images to measure.
         num_timesteps (`int`): K, from 2 to T.
         batch_size (`int`): Number of pairs of an image and a timestep that the network computes at once.
@@ -219,7 +220,7 @@ def variational_bound(
     progress = tqdm(total=N * K, desc="Bits per dimension", unit="term", disable=not show_progress)
     for start in range(0, N * K, batch_size):
         n, k = np.divmod(np.arange(start, min(start + batch_size, N * K)), K)  # rows and columns of the terms
-        chosen = {i: torch.from_numpy(cut_square(images[indices[i]], 0.5, 0.5).copy()) for i in set(n.tolist())}
+        chosen = {i: torch.from_numpy(square(images, indices[i]).copy()) for i in set(n.tolist())}
         pixels = torch.stack([chosen[i] for i in n.tolist()]).permute(0, 3, 1, 2)  # (B, C, H, W) uint8
         t = torch.from_numpy(timesteps[n, k])
         eps = torch.stack([_noise(seed, indices[i], int(s), x.shape) for i, s, x in zip(n.tolist(), t, pixels)])

@@ -1,7 +1,7 @@
-"""Measuring a model: bits per dimension of images, and how samples compare with them: FID, KID, precision and recall.
+"""Measure a model: bits per dimension of images, and FID, KID, precision and recall of samples.
 
-Every number is recorded with all that it depends on. Samples, noise and choices are functions of the seed and of an
-image's number, so a measurement can be shared out over processes, interrupted, and repeated.
+Every number is recorded with the settings that it depends on. Samples, noise and choices are functions of the seed and
+of the number of an image. So several processes can share a measurement, and it can be interrupted and repeated.
 """
 
 import importlib.metadata
@@ -14,33 +14,21 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from PIL import Image
 
 from ddpm_hf import __version__
 from ddpm_hf.evaluation.distances import check_enough, frechet_distance, kernel_distance, precision_recall
-from ddpm_hf.evaluation.features import as_batch, extract, features_file, keep_features, load_extractor, read_features
+from ddpm_hf.evaluation.features import extract, features_file, keep_features, load_extractor, read_features
+from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, as_batch
 from ddpm_hf.evaluation.likelihood import Bound, variational_bound
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
-from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint, picture_path
+from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
-
-def flat(results: dict[str, dict]) -> dict[str, float]:
-    """One number for each name: `bpd`, `rate`, `distortion`, `rmse`, `fid`, `kid`, `precision`, `recall`, ..."""
-    names = ("rate", "distortion", "rmse", "precision", "recall", "density", "coverage")
-    numbers = {}
-    for metric, entry in results.items():
-        if "value" in entry:
-            numbers[metric] = entry["value"]
-        numbers.update({name: entry[name] for name in names if name in entry})
-    return numbers
-
-
 METRICS = ("bpd", "fid", "kid", "prdc")
-ENOUGH_SAMPLES = 10_000  # with fewer, FID is larger for their number alone
+ENOUGH_SAMPLES = 10_000  # a smaller number alone makes FID larger
 
 
 @dataclass
@@ -48,20 +36,20 @@ class Measurement:
     """What to measure, and how.
 
     Args:
-        metrics (`Sequence[str]`): Of `METRICS`.
-        num_images (`int`): Samples to draw; for bpd, images to take of the reference set, at random.
-        batch_size (`int`): Images at once.
+        metrics (`Sequence[str]`): Some of `METRICS`.
+        num_images (`int`): Number of samples to draw. For bpd, number of images to choose from the reference set.
+        batch_size (`int`): Number of images computed at once.
         num_inference_steps (`int`, *optional*): Denoising steps of the samples; by default T.
-        bpd_timesteps (`int`): Timesteps for each image of bpd; T for the exact sum.
-        seed (`int`): Of all noise and choices.
+        bpd_timesteps (`int`): Timesteps for each image of bpd. With T, the sum is exact.
+        seed (`int`): Seed of all noise and choices.
         features (`str`): See [`~ddpm_hf.evaluation.features.load_extractor`].
-        guidance_scale (`float`): Of a class-conditional model's samples, which are of its classes in turns; 1 is none.
-            The bound is always that of the model without a class.
-        mixed_precision (`str`): What the samples' network computes in, see [`~ddpm_hf.precision.autocast`]. The bound
-            is always computed in its own type.
+        guidance_scale (`float`): Guidance of the samples of a class-conditional model, whose classes take turns. 1
+            means no guidance. The bound is always that of the model without a class.
+        mixed_precision (`str`): Precision in which samples are drawn, see [`~ddpm_hf.precision.autocast`]. The bound
+            is always computed in the network's own type.
 
     Raises:
-        ValueError: If a value is out of range, or torchmetrics is needed and not there.
+        ValueError: If a value is out of range, or torchmetrics is needed and not installed.
     """
 
     metrics: Sequence[str] = METRICS
@@ -86,43 +74,38 @@ class Measurement:
 
     @property
     def of_samples(self) -> list[str]:
-        """The metrics that samples are drawn for."""
+        """The metrics that need samples."""
         return [metric for metric in self.metrics if metric != "bpd"]
 
 
-class PictureFolder(Sequence):
-    """The pictures 000000.png, 000001.png, ... of a folder, each `(H, W, C)` uint8."""
-
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if not 0 <= i < self.count:
-            raise IndexError(i)
-        pixels = np.asarray(Image.open(picture_path(self.folder, i)))
-        return pixels.reshape(*pixels.shape[:2], -1)
+def flat(results: dict[str, dict]) -> dict[str, float]:
+    """Return one number for each name: `bpd`, `rate`, `distortion`, `rmse`, `fid`, `kid`, `precision`, `recall`, ..."""
+    names = ("rate", "distortion", "rmse", "precision", "recall", "density", "coverage")
+    numbers = {}
+    for metric, entry in results.items():
+        if "value" in entry:
+            numbers[metric] = entry["value"]
+        numbers.update({name: entry[name] for name in names if name in entry})
+    return numbers
 
 
 def measure(
     pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, record: dict
 ) -> dict[str, dict]:
-    """Measure a model; on all processes together.
+    """Measure a model. All processes have to call this together.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on this process's device.
         images ([`ImageCache`]): The reference set, at the model's resolution.
         wanted ([`Measurement`]): What to measure.
-        samples (`Path`): Folder of the samples; those that it holds are not drawn again.
-        record (`dict`): What else the numbers depend on.
+        samples (`Path`): Folder of the samples. Samples that it holds are not drawn again.
+        record (`dict`): More settings that the numbers depend on.
 
     Returns:
-        `dict`: For each metric its numbers, and what they depend on. On the main process; else it is empty.
+        `dict`: For each metric its numbers and their settings. It is empty on all processes but the main one.
 
     Raises:
-        ValueError: If something does not fit.
+        ValueError: If the model, the images and the settings do not fit together.
         OSError: If samples or features cannot be written.
     """
     state = this_process()
@@ -136,7 +119,7 @@ def measure(
         "versions": {"ddpm_hf": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
     results = {}
-    if wanted.of_samples:  # before bpd, since more can be wrong with them
+    if wanted.of_samples:  # before bpd, since more can go wrong with samples
         steps = wanted.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
         real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
         about = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": steps, **about_features}
@@ -153,7 +136,7 @@ def measure(
 
 
 def check_measurable(wanted: Measurement, images: ImageCache):
-    """Raise a ValueError if there are too few images, or the extractor fails on a batch of them; see [`measure`]."""
+    """Raise a ValueError if there are too few images, or if the extractor fails on a batch of them."""
     state = this_process()
     if min(wanted.num_images, len(images)) < state.num_processes:
         raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
@@ -165,7 +148,7 @@ def check_measurable(wanted: Measurement, images: ImageCache):
 
 def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement) -> dict:
     state = this_process()
-    # The bound is of the model's own reverse process, whichever scheduler draws the samples, and of all T timesteps.
+    # The bound is that of the model's own reverse process over all T timesteps, whatever scheduler draws the samples.
     scheduler = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
     timesteps = min(wanted.bpd_timesteps, len(scheduler))
     random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))
@@ -173,8 +156,10 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
     mine = chosen[state.process_index :: state.num_processes]
     options = (timesteps, wanted.batch_size, wanted.seed, pipeline.device, state.is_main_process)
     parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
-    columns = ([getattr(part, name) for part in parts] for name in ("prior", "bits", "squared_errors"))
-    bound = Bound(*(_in_turns(column, len(chosen)) for column in columns), len(scheduler))
+    prior, bits, squared_errors = (
+        _in_turns([getattr(part, name) for part in parts], len(chosen)) for name in ("prior", "bits", "squared_errors")
+    )
+    bound = Bound(prior, bits, squared_errors, len(scheduler))
     summary = bound.summary()
     if not math.isfinite(summary["value"]):
         raise ValueError("the bits per dimension are not finite: the weights or the scheduler are spoilt.")
@@ -185,11 +170,11 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
 def _features(
     pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, model: str
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Features of the reference set and of the samples, `(N, D)` and `(M, D)`, and what they depend on."""
+    """Return features of the reference set `(N, D)` and of the samples `(M, D)`, and their settings."""
     state = this_process()
     extractor = together(lambda: load_extractor(wanted.features, state.device))
 
-    def shared_out(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    def shared_out(pictures: ImageSet) -> np.ndarray:
         mine = range(state.process_index, len(pictures), state.num_processes)
         parts = gathered(lambda: extract(extractor, pictures, mine, wanted.batch_size, state.is_main_process))
         return _in_turns(parts, len(pictures))
@@ -207,7 +192,7 @@ def _features(
 
 
 def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array in a file, computed by all processes if the main one does not find it, or finds it spoilt."""
+    """Return an array that is kept in a file. All processes compute it if the file is missing or spoilt."""
     is_main = this_process().is_main_process
     (kept, *_) = gathered(lambda: read_features(path) if is_main else None)
     if kept is None:
@@ -217,7 +202,7 @@ def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _in_turns(parts: list[np.ndarray], total: int) -> np.ndarray:
-    """The rows of all processes, where process p of P has the rows p, p + P, p + 2 P, ..."""
+    """Return the rows of all processes in order. Process p of P has the rows p, p + P, p + 2 P, ..."""
     rows = np.empty((total, *parts[0].shape[1:]), dtype=parts[0].dtype)
     for p, its_rows in enumerate(parts):
         rows[p :: len(parts)] = its_rows
@@ -225,10 +210,8 @@ def _in_turns(parts: list[np.ndarray], total: int) -> np.ndarray:
 
 
 def _compare(metric: str, real: np.ndarray, fake: np.ndarray, seed: int) -> dict:
-    match metric:
-        case "fid":
-            return {"value": frechet_distance(real, fake)}
-        case "kid":
-            return kernel_distance(real, fake, seed)
-        case "prdc":
-            return precision_recall(real, fake, seed)
+    if metric == "fid":
+        return {"value": frechet_distance(real, fake)}
+    if metric == "kid":
+        return kernel_distance(real, fake, seed)
+    return precision_recall(real, fake, seed)

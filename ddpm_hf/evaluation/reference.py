@@ -11,13 +11,13 @@ from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.run_files import OPTIONS, is_run
 
 
-def _run_options(folder: Path) -> dict:
-    """The options of a training run about its images; none if the folder is no run.
+def run_options(folder: Path) -> dict:
+    """Return the options of a training run about its images; none if the folder is not a run.
 
-    Only the caller may choose where the cache is written.
+    The folder of the cache is left out. Only the caller may choose where the cache is written.
 
     Raises:
-        ValueError: If they are broken.
+        ValueError: If the options are broken.
     """
     if not is_run(folder):
         return {}
@@ -29,16 +29,17 @@ def _run_options(folder: Path) -> dict:
 
 
 def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tuple[ImageCache, dict]:
-    """The reference set, brought to the model's resolution as for training, and what to record of it.
+    """Return the reference set at the model's resolution, and the settings that it depends on.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model.
-        run, chosen (`dict`): Options of [`TrainingConfig`]; another data set is not read by the name of a split, a
-            configuration or a column that belong to the run's.
+        run (`dict`): Options of the run, see [`run_options`].
+        chosen (`dict`): Options of [`TrainingConfig`] that the user chose. If they name another data set, the split,
+            the configuration and the columns of the run's data set do not apply.
 
     Raises:
-        ValueError: If the images have not the model's channels, or are smaller, or cannot be read.
-        OSError: If they cannot be kept.
+        ValueError: If the images have other channels than the model, are too small, or cannot be read.
+        OSError: If the cache cannot be written.
     """
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
     if not isinstance(size, int) or channels not in (1, 3):

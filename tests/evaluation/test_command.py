@@ -18,7 +18,8 @@ from ddpm_hf.cli import main
 from ddpm_hf.evaluation.distances import frechet_distance
 from ddpm_hf.evaluation.during_training import evaluate_during_training
 from ddpm_hf.evaluation.features import _load_inception, load_extractor
-from ddpm_hf.evaluation.measure import Measurement, PictureFolder
+from ddpm_hf.evaluation.image_sets import PictureFolder
+from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.evaluation.reference import open_reference
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class Means(torch.nn.Module):
-    """Means over quarters of the images, of 0 to 1: four features."""
+    """Four features: the means over the quarters of an image, from 0 to 1."""
 
     def forward(self, pixels):
         means = torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 255, 2)
@@ -50,7 +51,7 @@ def broken(pixels): return pixels.float() @ torch.ones(3, 3)
 
 @pytest.fixture
 def extractors(tmp_path, monkeypatch):
-    """The folder of a module of extractors, as the current one."""
+    """Return a folder with a module of extractors. It is the current folder."""
     (tmp_path / "my_features.py").write_text(EXTRACTORS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_features", raising=False)
@@ -71,7 +72,7 @@ def small_pipeline(channels=1, class_names=None, **options):
 
 @pytest.fixture
 def model(extractors):
-    """The folder of a tiny model, beside `pictures`, 40 greyscale images of its size."""
+    """Return the folder of a tiny model. Beside it is `pictures` with 40 greyscale images of its size."""
     small_pipeline().save_pretrained(extractors / "model")
     save_pictures(extractors / "pictures")
     return extractors / "model"
@@ -130,7 +131,7 @@ class ToFloat(torch.nn.Module):
 
 def test_fingerprint_of_a_module_changes_with_its_weights(extractors):
     first = load_extractor("my_features:network", CPU)
-    first.function.append(torch.nn.BatchNorm1d(64))  # which has a scalar among its weights
+    first.function.append(torch.nn.BatchNorm1d(64))  # one of its weights is a scalar
     second = load_extractor("my_features:network", CPU)
     assert second.function is first.function
     assert second.fingerprint != first.fingerprint
@@ -216,7 +217,7 @@ def test_numbers_are_recorded_with_all_they_depend_on(model, capsys):
     assert "note" not in metrics["bpd"]
     assert (metrics["bpd"]["images"], metrics["bpd"]["timesteps_per_image"]) == (12, 10)
 
-    # The number is that of the samples which were kept.
+    # The number belongs to the samples that were kept.
     pictures = [np.asarray(Image.open(path)) for path in sorted(Path("pictures").iterdir())]
     real, fake = np.stack(pictures)[:, None], np.stack(list(PictureFolder(Path("kept"), 12))).transpose(0, 3, 1, 2)
     real, fake = (Means()(torch.from_numpy(pixels)).numpy() for pixels in (real, fake))
@@ -230,7 +231,7 @@ def test_numbers_are_recorded_with_all_they_depend_on(model, capsys):
     assert f"fid        {fid['value']:>10.4f}" in printed and "few samples: 12" in printed
 
 
-def test_samples_of_a_class_conditional_model_are_of_all_classes_in_turns(model):
+def test_classes_of_samples_take_turns(model):
     pipeline = small_pipeline(class_names=("cat", "dog", "eel"))
     torch.nn.init.normal_(pipeline.unet.down_blocks[0].resnets[0].conv2.weight)  # else the label does not matter
     pipeline.save_pretrained(model)
@@ -244,7 +245,7 @@ def test_samples_of_a_class_conditional_model_are_of_all_classes_in_turns(model)
     assert evaluate(model, "--num_images", 6)["fid"]["value"] != record["fid"]["value"]
 
 
-def test_an_interrupted_command_goes_on(model, monkeypatch):
+def test_an_interrupted_command_can_be_continued(model, monkeypatch):
     evaluate(model, "--output", "whole.json")
     assert not list(Path().glob("*samples*"))
     drawn, save = [], Image.Image.save

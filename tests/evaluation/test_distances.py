@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall against their formulas; and the search for the nearest images."""
+"""FID, KID, precision and recall against their formulas, and the search for the nearest images."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_kid_is_the_formula():
     assert distance["subset_size"] == 50
 
 
-def test_kid_is_repeatable_and_leaves_the_global_stream_alone():
+def test_kid_is_repeatable_and_does_not_change_the_global_stream():
     real, fake = sets(80, 50)
     before = torch.random.get_rng_state()
     first = kernel_distance(real, fake, seed=0)

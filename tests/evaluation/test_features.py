@@ -1,4 +1,4 @@
-"""Files of networks and of features: nothing in them runs, and what is read is what was written."""
+"""Files of networks and features: nothing in them runs, and a changed file is not used."""
 
 import io
 import json
@@ -23,7 +23,7 @@ PIXELS = torch.arange(3 * 64, dtype=torch.uint8).reshape(3, 1, 8, 8)
 
 
 class Net(torch.nn.Module):
-    """With a weight, a buffer, a constant, a size that is symbolic, and a part without gradients."""
+    """A network with a weight, a buffer, a constant, a symbolic size, and a part without gradients."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Net(torch.nn.Module):
 
 
 class Bomb:
-    """Its pickle makes a folder when it is read by Python."""
+    """An object whose pickle makes a folder when Python reads it."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -56,7 +56,7 @@ def exported():
 
 @pytest.fixture(scope="module")
 def files(exported):
-    """Name -> content of a file of today's form, of one of the form up to PyTorch 2.7, and of one of TorchScript."""
+    """Return name -> content for three files: of today's form, of the form up to PyTorch 2.7, and of TorchScript."""
     network, program = exported
     new, script = io.BytesIO(), io.BytesIO()
     torch.export.save(program, new)
@@ -101,7 +101,7 @@ def test_harmless_files_are_read(exported, files, kind, suffix, tmp_path):
 
 
 def test_other_forms_of_weights_are_read(exported, files, tmp_path):
-    """All weights in one pickle, and a pickle for each, as PyTorch 2.8 and sparse tensors have them."""
+    """PyTorch 2.8 writes one pickle of all weights, and sparse tensors have one pickle for each weight."""
     network, program = exported
     state = dict(program.state_dict)
     root = next(iter(files["new"])).split("/")[0]
@@ -117,7 +117,7 @@ def test_other_forms_of_weights_are_read(exported, files, tmp_path):
 
 
 def bombs(files, kind, marker):
-    """Every part of an archive replaced by a pickle that acts, one at a time, in the ways that torch writes pickles."""
+    """Yield archives in which one part is a pickle that acts, for each part and each way to write pickles."""
     parts = files[kind]
     more = [] if kind == "old" else [f"{next(iter(parts)).split('/')[0]}/{name}" for name in (
         "data.pkl", "data/weights/model.pt", "data/constants/model.pt", "data/constants/opaque_obj_0", "extra/x.pt",
