@@ -1,12 +1,13 @@
 """The precision that a network computes in."""
 
 import os
+from typing import Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
 
 
-def choose_mixed_precision(choice: str) -> str:
+def choose_mixed_precision(choice: Literal["auto", "no", "bf16", "fp16"]) -> Literal["no", "bf16", "fp16"]:
     """Return the precision of a run, with `"auto"` resolved.
 
     `"auto"` is the setting of accelerate, if it has one. Otherwise it is bf16 on hardware that computes in it: newer
@@ -17,10 +18,11 @@ def choose_mixed_precision(choice: str) -> str:
     """
     if choice != "auto":
         return choice
-    if wish := wished_precision():
-        if wish not in ("bf16", "fp16"):
+    match wished_precision():
+        case "bf16" | "fp16" as wish:
+            return wish
+        case str(wish):
             raise ValueError(f"accelerate asks for mixed precision {wish}; expected no, bf16 or fp16.")
-        return wish
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     fast = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if fast else "no"

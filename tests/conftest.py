@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 
 import train_ddpm
 from ddpm_hf import DDPMUNetModel
+from ddpm_hf.signals import ASKING_TO_END
 
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
@@ -61,11 +62,12 @@ def small(tmp_path, cache_dir):
 
 @pytest.fixture
 def train(small, tmp_path, monkeypatch):
-    """Run train_ddpm.py in this process, with `small` flags; returns the run's folder."""
+    """Run train_ddpm.py in this process, with `small` flags. The fixture returns the folder of the run."""
 
     def run(name="run", *switches, **options):
         monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *small(name, *switches, **options)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        numbers = [getattr(signal, name) for name in ASKING_TO_END if hasattr(signal, name)]
+        handlers = {number: signal.getsignal(number) for number in numbers}
         try:
             train_ddpm.main()
         finally:
