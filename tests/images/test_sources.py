@@ -390,7 +390,7 @@ def test_a_read_that_is_cut_short_is_noticed(tmp_path):
 
 def test_everything_is_on_the_disk_before_the_cache_is_there(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("ddpm_hf.images.cache.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("ddpm_hf.manifest.sync", lambda path: synced.append(path.name))
     monkeypatch.setattr("ddpm_hf.files.sync", lambda path: synced.append(path.name))
     save_pictures(tmp_path / "in")
     folder = open_cache(from_folder(tmp_path)).folder
