@@ -202,7 +202,7 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, wh
                 if isinstance(decoded, dict):
                     unreadable.append(decoded)
                 else:
-                    pixels.write(decoded)
+                    pixels.write(decoded.data)
                     index.extend((start, *decoded.shape[:2]))
                     start += decoded.size
                     labels.append(label)

@@ -1,4 +1,4 @@
-"""Training images that are read as they come, for data sets larger than the disk; a run over them resumes exactly."""
+"""Training images that are read during the run, for data sets larger than the disk. The run resumes exactly."""
 
 import threading
 import weakref
@@ -14,37 +14,46 @@ from ddpm_hf.images.decoding import decode_rows, refuse_unreadable
 from ddpm_hf.images.survey import choose_white
 
 CHUNK = 256  # rows decoded at once
-PATIENCE = 5  # seconds to wait at the end for a thread that reads; one that hangs in the network is left behind
+PATIENCE = 5  # seconds to wait at the end for the thread that reads; it may hang in the network
+
+# The images of a block, their labels, where the block begins in the data set, and the images that cannot be read.
+Block = tuple[list[np.ndarray], list[int], dict[str, int], list[dict]]
 
 
 class StreamedImages:
-    """An endless row of the images of a data set: in every epoch, its files in another order, in shuffled blocks.
+    """An endless row of the images of a data set. Each epoch takes the files in another order.
 
-    A block of `streaming_buffer_size` images is in memory, in an order that its number and the seed decide, and the
-    next one is read meanwhile. The place where a block begins in the data set is all that a checkpoint has to hold.
+    The row is cut into blocks of `streaming_buffer_size` images. One block is in memory, shuffled by its number and the
+    seed, and the next one is read meanwhile. A checkpoint holds only the place in the data set where the block begins.
 
     Args:
-        dataset (`datasets.IterableDataset`): Undecoded images, and labels if wanted, from [`load_dataset`].
+        dataset (`datasets.IterableDataset`): Undecoded images, and labels if the options ask for them, from
+            [`load_dataset`].
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         state (`dict`, *optional*): A [`state`] to go on from.
 
     Attributes:
-        unreadable (`list[dict]`): `image` and `reason` of those left out so far.
-        close: Call it to end the reading ahead, which else goes on until the end of the process.
+        unreadable (`list[dict]`): `image` and `reason` of each image left out so far.
+        close: Call it to end the reading ahead. Otherwise it ends with the process.
 
     Raises:
-        ValueError: If too many images of the first block cannot be read, or one is smaller than the resolution, or none
-            has a label that is wanted.
+        ValueError: If too many images of the first block cannot be read, if one does not fit the resolution, or if
+            labels are asked for and none of these images has one.
     """
+
+    pixels: list[np.ndarray]
+    labels: list[int]
+    begins: dict[str, int]
 
     def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
         self.dataset, self.mode, self.config = dataset, mode, config
         self.size = config.streaming_buffer_size
         self.white = choose_white(dataset)
-        self.unreadable = []
+        self.unreadable: list[dict] = []
         self.decoders = ThreadPoolExecutor()
-        self.closed, self.readers = threading.Event(), []
+        self.closed = threading.Event()
+        self.readers: list[threading.Thread] = []
         self.close = weakref.finalize(self, _stop, self.closed, self.readers)
         state = state or {"block": 0, "begins": {"epoch": 0, "file": 0, "row": 0}}
         self.rows = self._rows(state["begins"])
@@ -53,10 +62,10 @@ class StreamedImages:
         self._advance()
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
-        """The images at these places of the row, none of which may lie in a block before those taken earlier.
+        """Return the images at these places of the row. No place may lie in a block before the one in memory.
 
         Returns:
-            `tuple`: The images, and their labels, -1 where there is none.
+            `tuple`: The images; and their labels, -1 for none.
         """
         images, labels = [], []
         for position in positions:
@@ -69,7 +78,7 @@ class StreamedImages:
         return images, labels
 
     def state(self) -> dict:
-        """The number of the block in memory, and where in the data set it begins, as JSON."""
+        """Return the number of the block in memory, and where in the data set it begins, in types that JSON has."""
         return {"block": self.block, "begins": self.begins}
 
     def _advance(self):
@@ -87,9 +96,9 @@ class StreamedImages:
             )
         self.coming = self._read_ahead()
 
-    def _read_ahead(self) -> Future:
-        """Read the next block in a thread that, unlike those of a pool, does not hold up the end of the process."""
-        coming = Future()
+    def _read_ahead(self) -> Future[Block]:
+        """Read the next block in a thread of its own: those of a pool would hold up the end of the process."""
+        coming: Future[Block] = Future()
 
         def read():
             try:
@@ -101,11 +110,14 @@ class StreamedImages:
         self.readers[0].start()
         return coming
 
-    def _read_block(self) -> tuple[list[np.ndarray], list[int], dict, list[dict]]:
-        """The next images, their labels, where they begin, and which between them cannot be read."""
-        pixels, labels, begins, unreadable = [], [], None, []
+    def _read_block(self) -> Block:
+        """Read and decode the next block."""
+        pixels: list[np.ndarray] = []
+        labels: list[int] = []
+        unreadable: list[dict] = []
+        begins: dict[str, int] = {}
         while len(pixels) < self.size:
-            rows = {name: [] for name in self.dataset.features}
+            rows: dict[str, list] = {name: [] for name in self.dataset.features}
             for place, item in self.rows:
                 if self.closed.is_set():
                     raise CancelledError("the stream is closed")
@@ -126,8 +138,8 @@ class StreamedImages:
                 )
         return pixels, labels, begins, unreadable
 
-    def _rows(self, begin: dict) -> Iterator[tuple[dict, dict]]:
-        """The images, with their labels, from a place on, without end, each with its place."""
+    def _rows(self, begin: dict[str, int]) -> Iterator[tuple[dict[str, int], dict]]:
+        """Yield the rows of the data set without end from a place on, each with its place."""
         count = self.dataset.num_shards
         epoch, first_file, first_row = begin["epoch"], begin["file"], begin["row"]
         while True:
@@ -145,7 +157,7 @@ class StreamedImages:
 
 
 def _stop(closed: threading.Event, readers: list[threading.Thread]):
-    """End the reading ahead; also called when the images are no longer used, and at the end of the process."""
+    """End the reading ahead. Also called when the images are no longer used, and at the end of the process."""
     closed.set()
     for reader in readers:
         if reader is not threading.current_thread():
