@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -16,8 +17,15 @@ from ddpm_hf.images.survey import choose_white
 CHUNK = 256  # rows decoded at once
 PATIENCE = 5  # seconds to wait at the end for the thread that reads; it may hang in the network
 
-# The images of a block, their labels, where the block begins in the data set, and the images that cannot be read.
-Block = tuple[list[np.ndarray], list[int], dict[str, int], list[dict]]
+
+@dataclass
+class Block:
+    """Consecutive images of a data set, their labels, where they begin, and those between them that cannot be read."""
+
+    begins: dict[str, int] = field(default_factory=dict)  # epoch, file, row
+    pixels: list[np.ndarray] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    unreadable: list[dict] = field(default_factory=list)
 
 
 class StreamedImages:
@@ -42,10 +50,6 @@ class StreamedImages:
             labels are asked for and none of these images has one.
     """
 
-    pixels: list[np.ndarray]
-    labels: list[int]
-    begins: dict[str, int]
-
     def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
         self.dataset, self.mode, self.config = dataset, mode, config
         self.size = config.streaming_buffer_size
@@ -57,7 +61,7 @@ class StreamedImages:
         self.close = weakref.finalize(self, _stop, self.closed, self.readers)
         state = state or {"block": 0, "begins": {"epoch": 0, "file": 0, "row": 0}}
         self.rows = self._rows(state["begins"])
-        self.block = state["block"] - 1
+        self.number = state["block"] - 1
         self.coming = self._read_ahead()
         self._advance()
 
@@ -69,32 +73,36 @@ class StreamedImages:
         """
         images, labels = [], []
         for position in positions:
-            block, place = divmod(position, self.size)
-            while self.block < block:
+            number, place = divmod(position, self.size)
+            while self.number < number:
                 self._advance()
-            assert self.block == block, "a stream does not go back"
-            images.append(self.pixels[self.order[place]])
-            labels.append(self.labels[self.order[place]])
+            assert self.number == number, "a stream does not go back"
+            images.append(self.block.pixels[self.order[place]])
+            labels.append(self.block.labels[self.order[place]])
         return images, labels
 
     def state(self) -> dict:
         """Return the number of the block in memory, and where in the data set it begins, in types that JSON has."""
-        return {"block": self.block, "begins": self.begins}
+        return {"block": self.number, "begins": self.block.begins}
 
     def _advance(self):
         """Take the block that was read ahead, and start to read the one after it."""
-        self.pixels, self.labels, self.begins, unreadable = self.coming.result()
-        self.block += 1
-        if self.block == 0:
-            refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
-        self.unreadable += unreadable
-        self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.block)).permutation(self.size)
-        if self.block == 0 and self.config.class_conditional and max(self.labels) < 0:
+        self.block = self.coming.result()
+        self.number += 1
+        if self.number == 0:
+            self._check_first_block()
+        self.unreadable += self.block.unreadable
+        self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.number)).permutation(self.size)
+        self.coming = self._read_ahead()
+
+    def _check_first_block(self):
+        unreadable = self.block.unreadable
+        refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
+        if self.config.class_conditional and max(self.block.labels) < 0:
             raise ValueError(
                 f"--class_conditional: none of the first {self.size:,} images has a label; take another split with "
                 "--dataset_split, or name another column with --label_column."
             )
-        self.coming = self._read_ahead()
 
     def _read_ahead(self) -> Future[Block]:
         """Read the next block in a thread of its own: those of a pool would hold up the end of the process."""
@@ -112,31 +120,28 @@ class StreamedImages:
 
     def _read_block(self) -> Block:
         """Read and decode the next block."""
-        pixels: list[np.ndarray] = []
-        labels: list[int] = []
-        unreadable: list[dict] = []
-        begins: dict[str, int] = {}
-        while len(pixels) < self.size:
+        block = Block()
+        while len(block.pixels) < self.size:
             rows: dict[str, list] = {name: [] for name in self.dataset.features}
             for place, item in self.rows:
                 if self.closed.is_set():
                     raise CancelledError("the stream is closed")
-                begins = begins or place
+                block.begins = block.begins or place
                 for name, column in rows.items():
                     column.append(item[name])
-                if len(rows["image"]) == min(CHUNK, self.size - len(pixels)):
+                if len(rows["image"]) == min(CHUNK, self.size - len(block.pixels)):
                     break
             for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config, self.white):
                 if isinstance(decoded, dict):
-                    unreadable.append(decoded)
+                    block.unreadable.append(decoded)
                 else:
-                    pixels.append(decoded)
-                    labels.append(label)
-            if len(unreadable) > self.size:
+                    block.pixels.append(decoded)
+                    block.labels.append(label)
+            if len(block.unreadable) > self.size:
                 raise ValueError(
-                    f"--dataset_name {self.config.dataset_name}: {len(unreadable):,} images cannot be read."
+                    f"--dataset_name {self.config.dataset_name}: {len(block.unreadable):,} images cannot be read."
                 )
-        return pixels, labels, begins, unreadable
+        return block
 
     def _rows(self, begin: dict[str, int]) -> Iterator[tuple[dict[str, int], dict]]:
         """Yield the rows of the data set without end from a place on, each with its place."""
