@@ -22,7 +22,7 @@ def whole_folder(folder: Path, unfinished: Path, replace: bool) -> Iterator[Path
     Args:
         folder (`Path`): The folder to make.
         unfinished (`Path`): The other name, in the same folder. What an earlier process left there is deleted.
-        replace (`bool`): Whether an older folder is replaced. Otherwise it stays, and the new one is thrown away:
+        replace (`bool`): Whether to replace a folder that exists. Otherwise it stays, and the new one is deleted:
             another process was faster.
 
     Yields:
@@ -68,8 +68,7 @@ def check_files(folder: Path, entries: dict, names: Iterable[str]):
     """
     names = list(names)
     for name in names:
-        form = {"bytes": int, "sha256": str}
-        if problem := misfit(entries, {name: dict}) or misfit(entries[name], form, name):
+        if problem := misfit(entries, {name: dict}) or misfit(entries[name], {"bytes": int, "sha256": str}, name):
             raise ValueError(f"{folder / MANIFEST} is broken: {problem}")
         path, expected = folder / name, entries[name]["bytes"]
         if not path.is_file():

@@ -36,8 +36,7 @@ _HINTS = {
 
 @dataclass
 class Pictures:
-    """The files in a folder. The name of a file is its path in the folder, with / between the parts; a ZIP file counts
-    as a folder.
+    """The files in a folder by their names: paths in the folder, with / between the parts. A ZIP file is a folder.
 
     Attributes:
         places (`dict[str, str]`): The pictures, sorted, and where to read each: a path, or `zip://member::archive`.

@@ -141,7 +141,7 @@ def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | 
         return classes, ""
     raise ValueError(
         f"--class_conditional --label_column {config.label_column}: the pictures of {folder} are not sorted by class: "
-        f"{problem}, and the only column is ['image']. Make a folder for each class (pics/cat/1.png, "
+        f"{problem}, and the only column is image. Make a folder for each class (pics/cat/1.png, "
         "pics/dog/1.png), or write metadata.csv with the columns file_name and label, or another that --label_column "
         "names."
     )
