@@ -1,23 +1,21 @@
-"""Small files: written whole or not at all, and read with a check of their form.
-
-A form is a dictionary of the keys that a file has to have and of the types of their values, such as
-`{"step": int, "images": int | None}`. A number that may be a fraction is `float`, and whole numbers are fine there too.
-"""
+"""Small files: written whole or not at all, and checked when they are read."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from ddpm_hf.forms import Form, misfit
+from ddpm_hf.terminal import one_line
 
 # ---- Writing -------------------------------------------------------------------------------------------------------
 
 
 def replace_text(path: Path, text: str):
-    """Write a small file, the old or the new at every moment."""
+    """Write a text file. At every moment the file holds the old text or the new."""
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -28,18 +26,18 @@ def replace_text(path: Path, text: str):
         raise
 
 
-def write_json(path: Path, value):
-    """Write a file of JSON, the old or the new at every moment."""
+def write_json(path: Path, value: Any):
+    """Write a JSON file as [`replace_text`] does."""
     replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, lines: list[dict]):
-    """Write a file with an object of JSON in each line, the old or the new at every moment."""
+    """Write a file with an object of JSON in each line, as [`replace_text`] does."""
     replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def sync(path: Path):
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until the content of a file, or the list of files of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,23 +53,22 @@ def read_json(path: Path, form: Form, advice: str = "") -> dict:
 
     Args:
         path (`Path`): The file.
-        form (`dict`): See the top of this file.
-        advice (`str`): What to do if the file is broken, as a sentence; the error ends with it.
+        form (`dict`): The keys and types to expect; see [`~ddpm_hf.forms.misfit`].
+        advice (`str`): A sentence that says what to do if the file is broken. The error ends with it.
 
     Returns:
-        `dict`: All keys of the file, also those that the form does not name.
+        `dict`: The whole object, also the keys that the form does not name.
 
     Raises:
-        ValueError: If the file cannot be read, or has another form. The message names the file, the key, what was
-            expected, and what to do.
+        ValueError: If the file cannot be read, or has another form. The message names the file, the key, and what was
+            expected.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(_with_advice(f"{path} is missing", advice)) from error
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(_with_advice(f"{path} is broken ({reason}); expected JSON", advice)) from error
+        raise ValueError(_with_advice(f"{path} is broken ({one_line(error)}); expected JSON", advice)) from error
     if problem := misfit(value, form):
         raise ValueError(_with_advice(f"{path} is broken: {problem}", advice))
     return value
@@ -82,10 +79,10 @@ def _with_advice(problem: str, advice: str) -> str:
 
 
 def read_json_lines(path: Path, form: Form) -> list[dict]:
-    """Read a file with an object of JSON in each line, if it is there.
+    """Read a file with an object of JSON in each line. Return an empty list if there is no such file.
 
-    Lines that are broken or of another form are left out, and their number is said; but not half a line at the end,
-    which a process that was killed leaves.
+    Lines that are broken or of another form are left out, and a note says how many. Half a line at the end is left out
+    without a note, since a process that is killed leaves one.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     *lines, unfinished = text.split("\n")
@@ -104,11 +101,14 @@ def _object(line: str, form: Form) -> dict | None:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content, with a bar for a file that takes seconds."""
+    """Return the SHA-256 hash of a file. A progress bar shows for a file that takes seconds."""
     digest, size = hashlib.sha256(), path.stat().st_size
-    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": size < 2**30}
-    with open(path, "rb") as file, tqdm(total=size, desc=f"Checking {path.name}", **options) as progress:
+    hidden = size < 2**30
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size, desc=f"Checking {path.name}", unit="B", unit_scale=True, leave=False, disable=hidden) as bar,
+    ):
         while block := file.read(2**20):
             digest.update(block)
-            progress.update(len(block))
+            bar.update(len(block))
     return digest.hexdigest()

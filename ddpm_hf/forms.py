@@ -18,8 +18,15 @@ _WORDS = {
 }
 
 
-def misfit(value, form: Form, name: str = "the file") -> str:
-    """How a value differs from a form, in words; nothing if it does not."""
+def misfit(value: Any, form: Form, name: str = "the file") -> str:
+    """Say in words how a value differs from a form. Return an empty text if it does not.
+
+    Args:
+        value: A value from a JSON file.
+        form (`dict`): Each key that the value must have, and the type of what it holds: `{"loss": float | None}`. A
+            `float` may be a whole number. Other keys are allowed.
+        name (`str`): What to call the value.
+    """
     if not isinstance(value, dict):
         return f"{name} holds {shown(value)}; expected keys and values"
     for key, kind in form.items():
@@ -30,8 +37,8 @@ def misfit(value, form: Form, name: str = "the file") -> str:
     return ""
 
 
-def is_of(value, kind) -> bool:
-    """Whether a value of JSON is of a type, or of one of a union."""
+def is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value of JSON is of a type, or of one type of a union."""
     if isinstance(kind, types.UnionType):
         return any(is_of(value, each) for each in get_args(kind))
     if isinstance(value, bool):
@@ -41,13 +48,13 @@ def is_of(value, kind) -> bool:
     return isinstance(value, kind)
 
 
-def in_words(kind) -> str:
-    """A type, or a union of some, as a reader of JSON would call it."""
+def in_words(kind: Any) -> str:
+    """Name a type or a union of types in words for readers of JSON."""
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return " or ".join(_WORDS[each] for each in kinds)
 
 
-def shown(value) -> str:
-    """A value of JSON as an error shows it, cut short if it is long."""
+def shown(value: Any) -> str:
+    """Return a value of JSON as an error shows it, cut short if it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

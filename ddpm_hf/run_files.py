@@ -1,12 +1,13 @@
-"""The names of what a run of train_ddpm.py leaves behind, and how to tell such a folder from others."""
+"""The names of the files in the folder of a run, and how to tell such a folder from others."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ddpm_hf.files import read_json
+from ddpm_hf.manifest import MANIFEST
+
 INDEX = "model_index.json"  # what makes a folder a pipeline
-MANIFEST = "manifest.json"  # what makes a folder a checkpoint
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
@@ -28,7 +29,7 @@ _ALWAYS_IN_OPTIONS = {"preset", "output_dir", "ddpm_num_steps", "train_batch_siz
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one of train_ddpm.py: it has the options of a run, or a checkpoint of one."""
+    """Return whether a folder is that of a run: it holds the options of a run, or a checkpoint."""
     return _read(folder / OPTIONS).keys() >= _ALWAYS_IN_OPTIONS or any(
         all((path / name).is_file() for name in (MANIFEST, STATE, "model.safetensors"))
         for path in list_checkpoints(folder / CHECKPOINTS)
@@ -36,14 +37,16 @@ def is_run(folder: Path) -> bool:
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether a folder holds a pipeline that this package has saved."""
+    """Return whether a folder holds a pipeline that this package saved."""
     index = _read(folder / INDEX)
     return "DDPMPipelineCustom" in str(index.get("_class_name"))
 
 
 def parts_of_run(folder: Path) -> list[Path]:
-    """List the files of a run that a new run deletes. Options, facts, pipeline and card are replaced instead; all other
-    files are not the run's."""
+    """List the files of a run that a new run deletes.
+
+    Options, facts, pipeline and card are replaced instead. All other files are somebody else's.
+    """
     numbers = (METRICS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
     named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
@@ -53,30 +56,30 @@ def parts_of_run(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict:
-    """What a file of JSON holds; nothing if it is no such file."""
+    """Read a file that holds an object of JSON. Return an empty dictionary for any other file, or none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, {})
+    except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints, the oldest first; other folders, such as a copy `step-000500-copy`, are left alone."""
+    """List the finished checkpoints, the oldest first, without other folders such as `step-000500-copy`."""
     return [path for path in _of_steps(folder.glob("step-*")) if path.is_dir()]
 
 
 def was_saved_here(checkpoint: Path) -> bool:
-    """Whether a folder that is named like a checkpoint is one that a run wrote, and may be deleted."""
+    """Return whether a run wrote a folder that is named like a checkpoint, so that it may be deleted."""
     return (checkpoint / MANIFEST).is_file() and not checkpoint.is_symlink()
 
 
 def list_samples(folder: Path) -> list[Path]:
-    """The pictures of samples, the oldest first; other pictures are left alone."""
+    """List the pictures of samples, the oldest first, without other pictures."""
     return _of_steps(folder.glob("step-*.png"))
 
 
 def _of_steps(paths: Iterable[Path]) -> list[Path]:
-    """Those that are named by a step, `step-000500`, in the order of the steps."""
-    steps = {path: re.fullmatch(r"step-(\d{6,})(\.png)?", path.name) for path in paths}
-    return sorted((path for path in steps if steps[path]), key=lambda path: int(steps[path][1]))
+    """Sort the paths that are named by a step, such as `step-000500`, by the step. Leave out all others."""
+    names = ((path, re.fullmatch(r"step-(\d{6,})(\.png)?", path.name)) for path in paths)
+    steps = {path: int(name[1]) for path, name in names if name}
+    return sorted(steps, key=steps.__getitem__)

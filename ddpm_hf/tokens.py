@@ -1,4 +1,4 @@
-"""Tokens of the Hub: they are hidden in what is printed or recorded, and refused where they would be published."""
+"""Tokens of the Hub: hide them in what is printed or recorded, and refuse them in what is published."""
 
 import re
 
@@ -14,7 +14,7 @@ _LONG = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:oauth_)?[A-Za-z0-9]{30,}"
 
 
 def hide_tokens(text: str, *known: str | None) -> str:
-    """A text to be printed or recorded, without what looks like a token, and without those that are known."""
+    """Replace known tokens, and everything that looks like a token, in a text to be printed or recorded."""
     for token in filter(None, known):
         text = text.replace(token, "hf_***")
     for pattern, hidden in _SECRETS:
@@ -23,20 +23,20 @@ def hide_tokens(text: str, *known: str | None) -> str:
 
 
 def hide_arguments(message: str) -> str:
-    """What argparse says of a command line, without what follows the flag of the token."""
+    """Hide tokens in a message of argparse, also what follows the flag of the token."""
     return re.sub(rf"(?i)({_FLAG}) (?!(?:hf|api_org)_\*)[^\s-]\S*", r"\1 ***", hide_tokens(message))
 
 
 def holds_token(text: str, *known: str | None) -> bool:
-    """Whether a text that is to be published holds a token: a known one, or one of the Hub's form."""
+    """Return whether a text to be published holds a known token, or one of the Hub's form."""
     return bool(_LONG.search(text)) or any(token in text for token in known if token)
 
 
 def refuse_token(flag: str, value: str, *known: str | None):
-    """Check the name of a repository, which is public.
+    """Refuse a name of a repository that holds a token, since the name is public.
 
     Raises:
-        ValueError: If a part of it is a token. The message does not repeat it.
+        ValueError: If a part of the name is a token. The message does not repeat it.
     """
     if holds_token(value, *known) or any(part.startswith(("hf_", "api_org_")) for part in value.split("/")):
         raise ValueError(

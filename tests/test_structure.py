@@ -13,7 +13,7 @@ LEAVES = ("unet_ddpm", "scheduling_ddpm_linear", "pipeline_ddpm_custom")
 # From the bottom to the top. A file imports from layers below its own, and from its own wing or layer.
 LAYERS = (
     LEAVES,
-    ("tokens", "terminal", "forms", "files", "run_files", "pictures"),
+    ("tokens", "terminal", "forms", "files", "manifest", "run_files", "pictures"),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
     ("options", "presets", "config", "config_file", "command_line"),
     ("images",),

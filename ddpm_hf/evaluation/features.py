@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import inspect
 import io
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.evaluation.exported import is_program, load_program
 from ddpm_hf.evaluation.image_sets import ImageSet, as_batch
-from ddpm_hf.files import read_json, sha256_of, sync
+from ddpm_hf.files import read_json, sha256_of, sync, write_json
 from ddpm_hf.terminal import one_line
 from ddpm_hf.weights import digest_of_weights
 
@@ -208,8 +207,7 @@ def keep_features(path: Path, features: np.ndarray):
         sync(unfinished)
         digest = sha256_of(unfinished)
         os.replace(unfinished, path)
-        unfinished.write_text(json.dumps({"sha256": digest}))
-        sync(unfinished)
+        write_json(unfinished, {"sha256": digest})
         os.replace(unfinished, _manifest(path))
     except OSError as error:
         raise OSError(f"the features cannot be kept in {path}: {error}. Name another --cache_dir.") from error

@@ -1,7 +1,6 @@
-"""The training images, decoded once into one file of pixels, which every later run and every step reads from."""
+"""The training images, decoded once into one file of pixels. Every step reads from it, and every later run."""
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,43 +17,43 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.files import read_json, sha256_of, sync, write_json
-from ddpm_hf.forms import misfit
+from ddpm_hf.files import read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.images.decoding import White, decode_rows, refuse_unreadable
 from ddpm_hf.images.survey import choose_white
+from ddpm_hf.manifest import MANIFEST, check_files, describe_files, whole_folder
+from ddpm_hf.terminal import one_line
 
-# A part of the name of every cache: raise it when other pixels are made, or written otherwise.
+# A part of the name of every cache. Raise it when the pixels or the files change.
 VERSION = 3
 
-MANIFEST = "manifest.json"
 INDEX, LABELS, PIXELS, UNREADABLE = "index.npy", "labels.npy", "pixels.bin", "unreadable.jsonl"
 
 
 class SpoiltCache(ValueError):
-    """A cache whose files are not those that were written."""
+    """An error: the files of a cache are not those that were written."""
 
 
 class ImageCache:
     """A sequence of decoded images on disk.
 
-    Images are read one by one with a plain read: unlike the pages of a memory map, they do not pile up in the process.
-    All files are checked here against the hashes in the manifest, the pixels too: a training run takes much longer than
-    to read them once, at about 1.4 GB/s, and numbers that were measured on other pixels are worth nothing.
+    Images are read one by one with a plain read. The pages of a memory map would pile up in the process.
+    The constructor checks the hashes of all files, also of the pixels. This takes little time beside a training run
+    (about 1.4 GB/s), and numbers measured on other pixels are worth nothing.
 
     Args:
-        folder (`Path`): Holds `pixels.bin`, all images in a row; `index.npy` `(N, 3)`, where each begins, its height
-            and its width; `labels.npy` `(N,)`, of a labelled data set; `unreadable.jsonl`; and `manifest.json`, the
-            sizes and hashes of these.
+        folder (`Path`): The folder of the cache. It holds `pixels.bin`, all images one after the other; `index.npy`
+            `(N, 3)`, where each image begins, its height and its width; `labels.npy` `(N,)` if there are labels;
+            `unreadable.jsonl`, the images left out; and `manifest.json`, the sizes and hashes of these files.
         channels (`int`): 1 or 3.
         labelled (`bool`): Whether the data set has labels.
 
     Attributes:
-        labels (`numpy.ndarray`, *optional*): `(N,)` int64, -1 where an image has none.
-        unreadable (`list[dict]`): `image` (its path or row) and `reason`, of those that were left out.
+        labels (`numpy.ndarray`, *optional*): `(N,)` int64, -1 for an image without a label.
+        unreadable (`list[dict]`): `image` (a path or the number of a row) and `reason` of each image left out.
         fingerprint (`str`): A hash of the images, their order and their labels, wherever they come from.
 
     Raises:
-        SpoiltCache: If a file is missing or was changed.
+        SpoiltCache: If a file is missing or changed.
         OSError: If a file cannot be read.
     """
 
@@ -63,26 +62,26 @@ class ImageCache:
         names = [PIXELS, INDEX, *([LABELS] if labelled else [])]
         hashes = _check_files(folder, [*names, UNREADABLE])
         self.fingerprint = hashlib.sha256(repr([hashes[name] for name in names]).encode()).hexdigest()
-        # Not as memory maps: if such a file is cut while it is in use, the process dies without a word.
+        # No memory maps: if the file is cut while it is in use, the process dies without a message.
         self.index = np.load(folder / INDEX)
         self.labels = np.load(folder / LABELS) if labelled else None
         self.file = open(folder / PIXELS, "rb", buffering=0)  # noqa: SIM115, as long as this object lives
         weakref.finalize(self, self.file.close)
-        self.unreadable = [json.loads(line) for line in (folder / UNREADABLE).read_text().splitlines()]
+        self.unreadable = read_json_lines(folder / UNREADABLE, {"image": int | str, "reason": str})
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Image i, `(height, width, channels)` uint8.
+        """Read image i, `(height, width, channels)` uint8.
 
         Raises:
-            OSError: If it cannot be read whole.
+            OSError: If the image cannot be read whole.
         """
         start, height, width = self.index[i].tolist()
         pixels = np.empty((height, width, self.channels), dtype=np.uint8)
         self.file.seek(start)
-        count = self.file.readinto(pixels)
+        count = self.file.readinto(pixels.data)
         if count != pixels.nbytes:
             raise OSError(
                 f"{self.folder / PIXELS} was cut while it was in use: image {i} has {count:,} of {pixels.nbytes:,} "
@@ -92,34 +91,25 @@ class ImageCache:
 
 
 def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
-    """The hash of each of these files; a SpoiltCache if one is not as the manifest says."""
+    """Return the hash of each of these files. Raise a SpoiltCache if a file is not as the manifest says."""
     try:
-        files = read_json(folder / MANIFEST, {"files": dict})["files"]
-        if problem := misfit(files, dict.fromkeys(names, dict)):
-            raise ValueError(f"{folder / MANIFEST}: {problem}")
-        for name in names:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing")
-            if (size := (folder / name).stat().st_size) != files[name].get("bytes"):
-                raise ValueError(f"{folder / name} has {size:,} bytes; expected {files[name].get('bytes')}")
-        for name in names:
-            if sha256_of(folder / name) != files[name].get("sha256"):
-                raise ValueError(f"{folder / name} was changed")
+        entries = read_json(folder / MANIFEST, {"files": dict})["files"]
+        check_files(folder, entries, names)
     except (ValueError, FileNotFoundError) as error:
-        raise SpoiltCache(str(error).rstrip(" .")) from error
-    return {name: files[name]["sha256"] for name in names}
+        raise SpoiltCache(one_line(error)) from error
+    return {name: entries[name]["sha256"] for name in names}
 
 
 def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) -> ImageCache:
-    """All images of the data set, decoded, brought to size, and kept for the next run. A spoilt cache is made again.
+    """Open the cache of a data set's images. Decode the images first if there is no cache, or a spoilt one.
 
     Args:
-        dataset (`datasets.Dataset`): Images, and labels if they are wanted, from [`load_dataset`].
+        dataset (`datasets.Dataset`): Undecoded images, and labels if the options ask for them, from [`load_dataset`].
         mode (`str`): "L" or "RGB".
-        config ([`TrainingConfig`]): The options of the group "Data" are read.
+        config ([`TrainingConfig`]): The options of the group "Data".
 
     Raises:
-        ValueError: If an image is smaller than the resolution, or too many cannot be read.
+        ValueError: If an image is smaller than the resolution, or too many images cannot be read.
         OSError: If the cache cannot be written.
     """
     white = choose_white(dataset)
@@ -137,40 +127,31 @@ def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) ->
 def _open_or_make(
     folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White
 ) -> ImageCache:
-    for _ in range(3):  # once; again if it was spoilt; again if another run takes it away for the same reason
+    for _ in range(3):  # again if the cache is spoilt, and again if another run removes it for the same reason
         if not folder.exists():
             _make(folder, dataset, mode, config, white)
         try:
             return ImageCache(folder, len(mode), "label" in dataset.features)
         except SpoiltCache as error:
-            problem = error
+            problem = str(error)
             tqdm.write(f"The cache of decoded images is spoilt: {problem}. It is made again.")
             _put_away(folder)
     raise OSError(f"they were spoilt three times ({problem}); check the disk")
 
 
-# ---- Folders that are not finished: KEY.HOST.PROCESS.RANDOM.tmp ------------------------------------------------------
+# ---- Making a cache: its unfinished folder is called KEY.HOST.PROCESS.RANDOM.tmp ------------------------------------
 
 
 def _make(folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White):
-    """Make the folder; at every moment it is whole or not there. Another run may do the same at the same time."""
-    unfinished = _unfinished(folder)
-    try:
-        unfinished.mkdir(parents=True)
-        _remove_what_dead_processes_left(folder.parent)
+    """Make the folder of a cache. Another run may make it at the same time; the first one finished stays."""
+    with whole_folder(folder, _unfinished(folder), replace=False) as unfinished:
+        _remove_folders_of_dead_processes(folder.parent)
         _decode_all(dataset, mode, config, white, unfinished)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.exists():  # else another run was faster, and its images are taken
-                raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_json(unfinished / MANIFEST, {"files": describe_files(unfinished)})
 
 
 def _put_away(folder: Path):
-    """Remove a spoilt folder, at once for all others; another run may have done so."""
+    """Remove a spoilt folder. It vanishes at once for other runs, one of which may have removed it already."""
     with suppress(FileNotFoundError):
         shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
 
@@ -179,10 +160,11 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
 
 
-def _remove_what_dead_processes_left(folder: Path):
-    """Remove unfinished folders of processes of this machine that were killed.
+def _remove_folders_of_dead_processes(folder: Path):
+    """Remove the unfinished folders of killed processes of this machine.
 
-    A process in a container of this machine goes by a number that is not known here; but it wrote a moment ago.
+    A folder that was written to in the last minute stays: its process may live in a container, where its number is
+    another one.
     """
     for path in folder.glob(f"*.{platform.node()}.*.tmp"):
         with suppress(OSError, ValueError):
@@ -192,25 +174,25 @@ def _remove_what_dead_processes_left(folder: Path):
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is no question
+    if os.name != "posix":  # on other systems signal 0 does not ask
         return True
-    if process == os.getpid():  # an earlier one: this one has just begun
+    if process == os.getpid():  # of an earlier process: this one has just started
         return False
     try:
         os.kill(process, 0)
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # but a PermissionError: it is of another user
+        return not isinstance(error, ProcessLookupError)  # a PermissionError: the process of another user
     return True
 
 
 def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White, folder: Path):
+    """Write the files of a cache, but the manifest."""
     needed = len(dataset) * config.resolution**2 * len(mode)
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(f"{needed / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB are free")
-    index, start, labels = array("q"), 0, array("q")
+    index, start, labels, unreadable = array("q"), 0, array("q"), []
     with (
         open(folder / PIXELS, "wb") as pixels,
-        open(folder / UNREADABLE, "w") as unreadable,
         ThreadPoolExecutor() as pool,
         tqdm(total=len(dataset), desc="Decoding images", unit="img") as progress,
     ):
@@ -218,9 +200,9 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, wh
             rows = dataset[first : first + 256]
             for decoded, label in decode_rows(pool, rows, first, mode, config, white):
                 if isinstance(decoded, dict):
-                    unreadable.write(json.dumps(decoded) + "\n")
+                    unreadable.append(decoded)
                 else:
-                    pixels.write(decoded)
+                    pixels.write(decoded.data)
                     index.extend((start, *decoded.shape[:2]))
                     start += decoded.size
                     labels.append(label)
@@ -228,9 +210,4 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, wh
     np.save(folder / INDEX, np.array(index, dtype=np.int64).reshape(-1, 3))
     if "label" in dataset.features:
         np.save(folder / LABELS, np.array(labels, dtype=np.int64))
-    files = {}
-    for path in sorted(folder.iterdir()):
-        sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(folder / MANIFEST, {"files": files})
-    sync(folder)
+    write_json_lines(folder / UNREADABLE, unreadable)

@@ -1,31 +1,35 @@
-"""From a picture as it is stored, of any format and mode, to the uint8 pixels that a model is trained on."""
+"""Decode stored pictures, of any format and mode, to the uint8 pixels that a model is trained on."""
 
 import functools
 import io
 import os
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TypeVar
 
 import numpy as np
 from datasets.download.streaming_download_manager import xopen
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.terminal import one_line
 
 GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 # The aligned pictures of CelebA, and the square around the face that makes CelebA-64 of them.
 CELEBA_SIZE, CELEBA_SQUARE = (178, 218), 140
 
+MOST_BYTES = 2**30  # of an encoded picture, since a small ZIP file can hold a picture of any size
 
-MOST_BYTES = 2**30  # of an encoded picture: a small ZIP file can hold a picture of any size
+Result = TypeVar("Result")
 
 
 class UnreadableImage(ValueError):
-    """A picture that is corrupt, cut off, empty, suspiciously large, or of a kind that cannot be told."""
+    """An error: a picture is corrupt, cut off, empty, suspiciously large, or of an unknown kind."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class White:
 
     @classmethod
     def above(cls, integer: float, number: float) -> "White":
-        """Choose from the largest numbers of a data set. -1 stands for a kind of picture that it does not hold.
+        """Choose white by the largest numbers of a data set; -1 stands for a kind of picture that it does not hold.
 
-        Cameras and scanners of fewer bits write files of 16.
+        Cameras and scanners of 10, 12 or 14 bits write files of 16 bits, so white may be less than 65535.
         """
         depths = range(8, 16) if integer >= 0 else ()
         integers = next((2**bits - 1 for bits in depths if integer < 2**bits), cls.integers)
@@ -47,7 +51,7 @@ class White:
 
 
 def read_heif():
-    """Let Pillow read HEIC and HEIF, the pictures of phones, where pillow-heif is installed."""
+    """Let Pillow read HEIC and HEIF, the pictures of phones, if pillow-heif is installed."""
     with suppress(ImportError):
         import pillow_heif
 
@@ -58,13 +62,13 @@ read_heif()
 
 
 def is_greyscale(image: dict | None) -> bool:
-    """Whether an undecoded image of `datasets` is greyscale, which its header tells.
+    """Return whether the header of an undecoded image of `datasets` says that it is greyscale.
 
     Raises:
         UnreadableImage: If the header cannot be read.
     """
 
-    def look():
+    def look() -> bool:
         with _opened(image) as picture:
             return picture.mode in GREYSCALE_MODES
 
@@ -72,20 +76,20 @@ def is_greyscale(image: dict | None) -> bool:
 
 
 def largest_number(image: dict | None) -> dict[str, float]:
-    """The largest number in an undecoded image of `datasets` that is not of 8 bits.
+    """Return the largest number in an undecoded image of `datasets` that has more than 8 bits.
 
     Returns:
-        `dict`: The number by its kind: "I" for integers, "F" for floats, "RGB" for the upper 8 of 16 bits of a colour,
-            which is all that Pillow reads; empty for other images.
+        `dict`: The kind of number -> the largest. "I" stands for integers, "F" for floats, "RGB" for the upper 8 of 16
+            bits of a colour: Pillow reads no more. Empty for other images.
 
     Raises:
-        UnreadableImage: If it cannot be read.
+        UnreadableImage: If the image cannot be read.
     """
 
-    def look():
+    def look() -> dict[str, float]:
         with _opened(image) as picture:
             if picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile):
-                return {"RGB": max(high for _, high in picture.convert("RGB").getextrema())}
+                return {"RGB": int(np.asarray(picture.convert("RGB")).max())}
             if picture.mode[0] not in "IF":
                 return {}
             numbers = np.asarray(picture, dtype=np.float64)
@@ -98,9 +102,9 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
     """Decode an image of `datasets`, turn it upright, and bring it to the size of the training images.
 
     Args:
-        image (`dict`): `bytes`, or else `path`; None where the data set has no image.
+        image (`dict`): `bytes` or, if these are None, `path`. None where the data set has no image.
         mode (`str`): "L" or "RGB".
-        config ([`TrainingConfig`]): `resolution`, `image_fit`, `center_crop` and `celeba_crop` are read.
+        config ([`TrainingConfig`]): `resolution`, `image_fit`, `center_crop` and `celeba_crop` count.
         white ([`White`], *optional*): See [`to_eight_bits`].
 
     Returns:
@@ -108,10 +112,10 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
 
     Raises:
         UnreadableImage: If the image cannot be decoded.
-        ValueError: If it has fewer pixels than the options ask for.
+        ValueError: If its size does not fit the options; see [`fit_image`].
     """
 
-    def decode():
+    def decode() -> Image.Image:
         with _opened(image) as picture:
             return to_eight_bits(ImageOps.exif_transpose(picture), mode, white)
 
@@ -120,7 +124,8 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
 
 
 @contextmanager
-def _opened(image: dict | None):
+def _opened(image: dict | None) -> Iterator[ImageFile.ImageFile]:
+    """Open an undecoded image of `datasets`."""
     if image is None:
         raise ValueError("there is no image")
     file = _file(image["path"]) if image["bytes"] is None else io.BytesIO(image["bytes"])
@@ -135,52 +140,50 @@ def _opened(image: dict | None):
             yield picture
 
 
-def _file(path: str | None) -> io.BufferedIOBase:
-    """A file, also one in a ZIP file or on the Hub, by the paths of `datasets`."""
+def _file(path: str | None) -> IO[bytes]:
+    """Open a file by its path in `datasets`, which may lead into a ZIP file or to the Hub."""
     if path is None:
         raise ValueError("there is no image")
     if "://" not in path:
-        if not Path(path).is_file():  # a pipe would be waited for
+        if not Path(path).is_file():  # opening a pipe would wait for a writer
             raise ValueError("there is no such file")
         return open(path, "rb")
     if path.startswith("zip://") and "::/" in path:
         member, archive = path.removeprefix("zip://").rsplit("::/", 1)
-        file = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
+        opened = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
     else:
-        file = xopen(path, "rb")
-    with file:
+        opened = xopen(path, "rb")
+    with opened as file:
         return io.BytesIO(file.read(MOST_BYTES + 1))
 
 
 @functools.lru_cache(maxsize=16)
 def _archive(path: str, changed: int) -> zipfile.ZipFile:
-    """A ZIP file, its list of contents read once."""
+    """Open a ZIP file, whose list of contents is read once until the file changes."""
     return zipfile.ZipFile(path)
 
 
-def _attempt(decode):
-    """Decoders raise whatever a broken file makes them stumble over, so every exception means the same here."""
+def _attempt(decode: Callable[[], Result]) -> Result:
+    """Call a function, and raise all its errors as UnreadableImage: decoders raise any error on broken files."""
     try:
         return decode()
     except UnidentifiedImageError:
         raise UnreadableImage("the file is no picture, or of an unknown format") from None
     except Exception as error:
-        raise UnreadableImage(str(error) or type(error).__name__) from error
+        raise UnreadableImage(one_line(error)) from error
 
 
 def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> Image.Image:
-    """Convert an image of any mode to "L" or "RGB".
-
-    Transparent pixels show white behind them.
+    """Convert an image of any mode to "L" or "RGB". Transparent pixels are put on white.
 
     Args:
         image (`PIL.Image.Image`): The image.
         mode (`str`): "L" or "RGB".
-        white ([`White`], *optional*): What the numbers of 16-bit and floating-point images are divided by. By default
-            65535, and 1; or 255, if a floating-point number of this image is larger than 1.
+        white ([`White`], *optional*): The numbers that become 255 in images of 16 bits and of floats. By default 65535
+            for 16 bits; for floats 1, or 255 if a number of this image is larger than 1.
 
     Raises:
-        ValueError: If numbers are outside of these ranges.
+        ValueError: If a number is negative or larger than white.
     """
     if image.mode[0] in "IF":
         numbers = np.asarray(image, dtype=np.float64)
@@ -199,16 +202,17 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
 
     Args:
         image (`PIL.Image.Image`): Of mode L or RGB.
-        config ([`TrainingConfig`]): With `image_fit="crop"`, the short side is shrunk to `resolution`, antialiased; the
-            long side is cut too if `center_crop`, and else left for the random crop of every batch. With `"pad"`, the
-            image is centred on black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
+        config ([`TrainingConfig`]): `image_fit="crop"` shrinks the short side to `resolution`, antialiased.
+            `center_crop` also cuts the long side; otherwise every batch crops it at random. `image_fit="pad"` centres
+            the image on black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
 
     Returns:
-        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8; `resolution` is the smaller of the first two.
+        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8. The smaller of height and width is
+            `resolution`.
 
     Raises:
-        ValueError: If the image is smaller than the resolution (`"crop"`) or larger (`"pad"`), or not of the size of
-            CelebA's pictures (`celeba_crop`).
+        ValueError: If the image is smaller than the resolution (`"crop"`) or larger (`"pad"`), or has another size than
+            the pictures of CelebA (`celeba_crop`).
     """
     resolution = config.resolution
     if config.celeba_crop:
@@ -232,15 +236,13 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
             f"{image.width}x{image.height} pixels are fewer than --resolution {resolution}; lower the resolution, pass "
             "--image_fit pad, or remove the image."
         )
-    if config.center_crop:
-        size = (resolution, resolution)
-    else:
-        size = tuple(round(side * resolution / min(image.size)) for side in image.size)
+    width, height = (round(side * resolution / min(image.size)) for side in image.size)
+    size = (resolution, resolution) if config.center_crop else (width, height)
     return np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
 
 
 def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig, where: str):
-    """Raise a ValueError if more of `count` images cannot be read than `max_unreadable` allows."""
+    """Raise a ValueError if all of `count` images are unreadable, or more than `max_unreadable` allows."""
     if len(unreadable) > config.max_unreadable * count or len(unreadable) == count:
         first = unreadable[0]
         raise ValueError(
@@ -252,24 +254,24 @@ def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig
 
 def decode_rows(
     pool: ThreadPoolExecutor, rows: dict[str, list], first: int, mode: str, config: TrainingConfig, white: White
-):
+) -> Iterable[tuple[np.ndarray | dict, int]]:
     """Decode the images of consecutive rows, in parallel.
 
     Args:
         pool (`ThreadPoolExecutor`): The threads.
-        rows (`dict`): Column `image` of undecoded images of `datasets` and, if there are labels, column `label`.
+        rows (`dict`): The columns `image`, undecoded images of `datasets`, and `label` if there are labels.
         first (`int`): The number of the first row.
         mode, config, white: See [`decode_image`].
 
     Returns:
-        Iterable over pairs: an array for each image, or a dictionary of `image` and `reason` where it cannot be read;
-            and its label, -1 if it has none.
+        `Iterable[tuple]`: A pair for each row: the image, or a dictionary of `image` and `reason` if it cannot be read;
+            and the label, -1 if there is none.
 
     Raises:
-        ValueError: If an image is smaller than the resolution; names the image.
+        ValueError: If the size of an image does not fit the options. The message names the image.
     """
 
-    def decode(item):
+    def decode(item: tuple[int, dict | None]) -> np.ndarray | dict:
         i, image = item
         name = (image or {}).get("path") or i
         try:

@@ -1,4 +1,4 @@
-"""A folder of pictures: which of its files are pictures, also those in ZIP files, and which are left out."""
+"""Find the pictures in a folder, also those in ZIP files, and say which files are left out."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ddpm_hf.run_files import is_run
+from ddpm_hf.terminal import one_line
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SPLITS = {
@@ -20,7 +21,7 @@ SPLITS = {
 }
 SPLIT_NAMES = {name for names in SPLITS.values() for name in names}
 
-# Files that lie beside pictures and are none: nobody expects to train on them, so they are not mentioned.
+# Files that often lie beside pictures. Nobody expects to train on them, so they are not mentioned.
 _SIDECARS = {".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".xml", ".yaml", ".yml"}
 _HEIF = "pip install pillow-heif reads them"
 _TAR = "unpack it, or use .zip"
@@ -35,13 +36,13 @@ _HINTS = {
 
 @dataclass
 class Pictures:
-    """What a folder holds. A file goes by its path in the folder, with / between the parts; a ZIP file is a folder.
+    """The files in a folder by their names: paths in the folder, with / between the parts. A ZIP file is a folder.
 
     Attributes:
-        places (`dict[str, str]`): The pictures, sorted, and where each is read from: a path, or `zip://member::archive`.
-        stamps (`dict[str, tuple]`): Size and time of change of the file that each picture is read from.
-        metadata (`dict[str, str]`): The metadata files, and where each is read from.
-        left_out (`Counter`): How many of which kind are no pictures.
+        places (`dict[str, str]`): The pictures, sorted, and where to read each: a path, or `zip://member::archive`.
+        stamps (`dict[str, tuple]`): The size and time of change of the file that each picture is in.
+        metadata (`dict[str, str]`): The metadata files, and where to read each.
+        left_out (`Counter`): How many files of each kind are left out.
     """
 
     places: dict[str, str] = field(default_factory=dict)
@@ -50,11 +51,11 @@ class Pictures:
     left_out: Counter = field(default_factory=Counter)
 
     def keep(self, names: list[str]):
-        """Take these of the pictures only."""
+        """Keep these pictures only."""
         self.places = {name: self.places[name] for name in names}
 
     def describe_left_out(self) -> str:
-        """What is left out, as a sentence; nothing if that is not worth one."""
+        """Say in a sentence what is left out. Return an empty text if nothing is worth a mention."""
         parts = []
         for kind, count in sorted(self.left_out.items()):
             if kind not in _SIDECARS:
@@ -63,7 +64,7 @@ class Pictures:
         return f"Left out of pictures: {', '.join(parts)}." if parts else ""
 
     def describe_kinds(self) -> str:
-        """What the folder holds if it holds no pictures."""
+        """Say what a folder without pictures holds."""
         kinds = ", ".join(f"{kind}{_hint(kind)}" for kind in sorted(self.left_out))
         return f"only {kinds}" if kinds else "no files"
 
@@ -73,23 +74,23 @@ def _hint(kind: str) -> str:
 
 
 def picture_suffixes() -> set[str]:
-    """The suffixes of the formats that are read here, in small letters."""
+    """Return the suffixes of the formats that Pillow can read here, in small letters."""
     forms = Image.registered_extensions()
     return {suffix for suffix, form in forms.items() if form in Image.OPEN and form != "HDF5"}
 
 
 def list_pictures(folder: Path, output_dir: Path) -> Pictures:
-    """List the pictures in a folder and in its sub-folders. Links to folders are not followed, since they may go round.
+    """List the pictures in a folder and its sub-folders. Links to folders may form circles and are not followed.
 
     Args:
         folder (`Path`): The folder.
-        output_dir (`Path`): A folder within it that is left out, as the folders of runs are: their samples are none of
-            the data.
+        output_dir (`Path`): The folder of this run. It is left out, as are the folders of other runs: their samples are
+            not training data.
     """
     root, output_dir = folder.resolve(), output_dir.resolve()
     found, suffixes = Pictures(), picture_suffixes()
 
-    def skip(error):
+    def skip(error: OSError):
         found.left_out["unreadable folder"] += 1
 
     for at, folders, files in os.walk(root, onerror=skip):
@@ -106,7 +107,7 @@ def list_pictures(folder: Path, output_dir: Path) -> Pictures:
                 continue
             folders.remove(name)
         if _suffix(at) in suffixes and not folders and not files:
-            found.left_out["empty folder"] += 1  # called like a picture
+            found.left_out["empty folder"] += 1  # with the name of a picture
         within = Path(at).relative_to(root).as_posix().removeprefix(".")
         for name in files:
             _add_file(found, f"{within}/{name}".removeprefix("/"), os.path.join(at, name), suffixes)
@@ -134,8 +135,8 @@ def _add_file(found: Pictures, name: str, path: str, suffixes: set[str]):
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member.filename for member in archive.infolist() if not member.is_dir()]
-    except Exception as error:  # a broken file makes it stumble over anything
-        found.left_out[f"broken archive, {name!r} ({' '.join(str(error).split())})"] += 1
+    except Exception as error:  # a broken file can cause any error
+        found.left_out[f"broken archive, {name!r} ({one_line(error)})"] += 1
         return
     for member in members:
         if any(map(_is_hidden_folder, PurePosixPath(member).parts[:-1])):
@@ -163,20 +164,21 @@ def _suffix(name: str) -> str:
 
 
 def _is_hidden_folder(name: str) -> bool:
-    """Whether `datasets` would not look into it either."""
+    """Return whether a folder is hidden; `datasets` skips the same ones."""
     return name.startswith((".", "__"))
 
 
 def take_split(found: Pictures, folder: Path, split: str) -> str:
-    """Take the pictures of a split only, if all pictures are in folders that are called like splits.
+    """Keep the pictures of a split only, if all pictures are in folders with names of splits.
 
     Args:
-        found ([`Pictures`]): The pictures in the folder; those of other splits are taken away.
-        folder (`Path`): Its name, for what is said.
+        found ([`Pictures`]): The pictures in the folder. Those of other splits are removed from it.
+        folder (`Path`): The folder, for the messages.
         split (`str`): The value of --dataset_split: train, or test, or train+test, ...
 
     Returns:
-        `str`: What was taken, as a sentence; nothing if that is all.
+        `str`: A sentence that says which pictures were taken; an empty text if no picture is in a folder of a split, or
+            if all splits were taken.
 
     Raises:
         ValueError: If there is no such split.
@@ -192,7 +194,7 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
         some = [top for top in splits if top.lower() in SPLIT_NAMES]
         if not some:
             return ""
-        return f"All pictures of {folder} are taken, also those in {', '.join(some)}, since others lie beside them."
+        return f"All pictures of {folder} are taken, also those in {', '.join(some)}: not all are in folders of splits."
     chosen = []
     for part in split.split("+"):
         wanted = next((names for names in SPLITS.values() if part in names), (part,))
@@ -213,5 +215,5 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
 
 
 def folder_name(part: str) -> str:
-    """The name of a folder; a ZIP file counts as one, without its suffix."""
+    """Return the name of a folder. A ZIP file counts as a folder; its name is without the suffix."""
     return part[:-4] if part.lower().endswith(".zip") else part

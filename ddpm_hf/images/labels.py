@@ -1,10 +1,11 @@
-"""Labels of the training images: from columns, folders by class and metadata files to the classes of a model."""
+"""Labels of the training images: columns, folders by class and metadata files become the classes of a model."""
 
 import hashlib
 import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -16,25 +17,25 @@ from datasets.download.streaming_download_manager import xopen
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.folders import SPLIT_NAMES, Pictures, folder_name
+from ddpm_hf.terminal import one_line
 
 BY_CLASS = "give --train_data_dir a folder for each class (pics/cat/1.png, pics/dog/1.png)"
-
 
 # ---- Columns -------------------------------------------------------------------------------------------------------
 
 
 def find_labels(dataset: datasets.Dataset | datasets.IterableDataset, config: TrainingConfig) -> str:
-    """The column of the labels.
+    """Return the name of the column of labels.
 
     Raises:
-        ValueError: If there is none, or it is of another type than ClassLabel, text, whole numbers or true and false;
-            when streaming, of another than ClassLabel, since the others have to be collected first.
+        ValueError: If there is no such column, or its type is not ClassLabel, text, whole number or true and false. A
+            stream needs ClassLabel, since the other types have to be collected first.
     """
     columns = dataset.features or {}
     classes = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     column = config.label_column or (classes[0] if classes else None)
     others = [] if config.streaming else [name for name, feature in columns.items() if _can_be_labels(feature)]
-    if column not in classes + others:
+    if column is None or column not in classes + others:
         shown = [column] if column in columns else columns
         types = ", ".join(f"{name} holds {_type_of(columns[name])}" for name in shown)
         fitting = "ClassLabel" if config.streaming else "ClassLabel, texts, whole numbers, or true and false"
@@ -46,7 +47,7 @@ def find_labels(dataset: datasets.Dataset | datasets.IterableDataset, config: Tr
     return column
 
 
-def _can_be_labels(feature) -> bool:
+def _can_be_labels(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and _is_label(feature.pa_type)
 
 
@@ -55,15 +56,15 @@ def _is_label(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (*texts, pa.types.is_integer, pa.types.is_boolean))
 
 
-def _type_of(feature) -> str:
+def _type_of(feature: Any) -> str:
     return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def name_classes(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
-    """Make the column `label` one of type ClassLabel. Whole numbers are sorted as numbers, other names as texts.
+    """Turn the column `label` into a ClassLabel, with the names sorted as [`sort_names`] does.
 
     Raises:
-        ValueError: If no image has a label, or the classes are called like splits.
+        ValueError: If no image has a label, or the names of the classes are those of splits.
     """
     if isinstance(dataset, datasets.IterableDataset):
         _refuse_splits(dataset.features["label"].names)
@@ -76,7 +77,7 @@ def name_classes(dataset: datasets.Dataset | datasets.IterableDataset) -> datase
         texts = pa.compute.cast(column, pa.string())
         names = sort_names(texts.unique().drop_null().to_pylist())
         _refuse_splits(names)
-        # What is not there, and "-1" alone, which data sets write for it.
+        # Data sets write -1 for an image without a label.
         labelled = names not in ([], ["-1"])
         numbers = pa.compute.index_in(texts, pa.array(names, pa.string())).cast(pa.int64())
         key = hashlib.sha256(repr((dataset._fingerprint, names)).encode()).hexdigest()[:16]
@@ -92,7 +93,7 @@ def name_classes(dataset: datasets.Dataset | datasets.IterableDataset) -> datase
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
-    """Names of classes in their order: as numbers if all are whole numbers, else as texts."""
+    """Sort the names of classes: as numbers if all are whole numbers, else as texts."""
     names = sorted(names)
     return sorted(names, key=int) if all(re.fullmatch("-?[0-9]{1,99}", name) for name in names) else names
 
@@ -109,13 +110,13 @@ def _refuse_splits(names: list[str]):
 
 
 def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | None], str]:
-    """The labels of the pictures in a folder, from its metadata files, or else the names of the folders they are in.
+    """Return the labels of the pictures in a folder: those of its metadata files, or else the names of the sub-folders.
 
     Returns:
-        `tuple`: A label for each picture, None where it has none; and what to say about them, if anything.
+        `tuple`: A label for each picture, or None; and a note, which may be empty.
 
     Raises:
-        ValueError: If there are none, or a metadata file is broken.
+        ValueError: If there are no labels, or a metadata file is broken.
     """
     tables = read_metadata(found)
     column, folder = config.label_column or "label", config.train_data_dir
@@ -131,7 +132,7 @@ def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | 
             f"{BY_CLASS} and leave the option out."
         )
     parents = [PurePosixPath(name).parent for name in found.places]
-    classes = [folder_name(parent.name) for parent in parents]
+    classes: list[str | None] = [folder_name(parent.name) for parent in parents]
     if len({len(parent.parts) for parent in parents}) > 1:
         problem = "some lie deeper than others"
     elif len(set(classes)) == 1:
@@ -140,14 +141,14 @@ def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | 
         return classes, ""
     raise ValueError(
         f"--class_conditional --label_column {config.label_column}: the pictures of {folder} are not sorted by class: "
-        f"{problem}, and there are no columns but ['image']. Make a folder for each class (pics/cat/1.png, "
+        f"{problem}, and the only column is image. Make a folder for each class (pics/cat/1.png, "
         "pics/dog/1.png), or write metadata.csv with the columns file_name and label, or another that --label_column "
         "names."
     )
 
 
 def named_pictures(found: Pictures, image_column: str) -> list[str]:
-    """The pictures that the metadata files of a folder name in the column `<image_column>_file_name`.
+    """Return the pictures that the metadata files of a folder name in the column `<image_column>_file_name`.
 
     Raises:
         ValueError: If there is no such column, or a metadata file is broken.
@@ -167,7 +168,7 @@ def read_metadata(found: Pictures) -> dict[str, pa.Table]:
     """Read the metadata files of a folder of pictures.
 
     Raises:
-        ValueError: If one of them is broken; names it.
+        ValueError: If a file is broken. The message names it.
     """
     return {name: _read_table(name, place) for name, place in found.metadata.items()}
 
@@ -183,16 +184,15 @@ def _read_table(name: str, place: str) -> pa.Table:
             nothing = {"null_values": [""], "strings_can_be_null": True}
             return pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(column_types=texts, **nothing))
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{place} cannot be read: {reason}. Mend it; without --class_conditional it is not needed."
+            f"{place} cannot be read: {one_line(error)}. Mend it; without --class_conditional it is not needed."
         ) from error
 
 
 def _labels_of_metadata(
     found: Pictures, tables: dict[str, pa.Table], column: str, image_column: str | None
 ) -> dict[str, str | None]:
-    labels = {}
+    labels: dict[str, str | None] = {}
     for at, table in tables.items():
         if column in table.column_names:
             kind = table.schema.field(column).type
@@ -207,7 +207,7 @@ def _labels_of_metadata(
 
 
 def _files_of(found: Pictures, at: str, table: pa.Table, image_column: str | None) -> list[str]:
-    """The pictures that a metadata file names, each as it is called in the folder."""
+    """Return the names in the folder of the pictures that a metadata file lists."""
     choices = (f"{image_column or 'image'}_file_name", "file_name")
     column = next((name for name in choices if name in table.column_names), None)
     if column is None:

@@ -1,4 +1,4 @@
-"""Finding the training images: a data set on the Hub or on disk, a folder of pictures, or the embedded digits."""
+"""Find the training images: a data set on the Hub or on disk, a folder of pictures, or the embedded digits."""
 
 import hashlib
 from pathlib import Path
@@ -9,30 +9,30 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.folders import list_pictures, take_split
 from ddpm_hf.images.labels import find_labels, label_pictures, name_classes, named_pictures
 from ddpm_hf.run_files import is_run
-from ddpm_hf.terminal import say
+from ddpm_hf.terminal import one_line, say
 
 EMBEDDED_DIGITS = Path(__file__).parent.parent / "data" / "mnist_10k.parquet"
 SAVED_TO_DISK = ("state.json", "dataset_dict.json")  # written by `save_to_disk` of datasets
 
 
 def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
-    """The data set that the options name; with `streaming`, an iterable one.
+    """Load the data set that the options name.
 
-    Of a data set, the split `dataset_split` is taken. So it is of a folder of pictures that is sorted into folders of
-    splits, such as train and test; of any other folder, all pictures are.
+    `dataset_split` chooses the split of a data set, or of a folder of pictures that is sorted into folders of splits,
+    such as train and test. All pictures of any other folder are taken.
 
     Returns:
-        `datasets.Dataset`: A column `image` of undecoded images and, if the model is to be class-conditional, a column
-            `label` of type ClassLabel.
+        `datasets.Dataset`: The column `image` of undecoded images and, for a class-conditional model, the column
+            `label` of type ClassLabel. With `streaming`, a `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If the folder is missing or holds no pictures, or the data set is empty, or has no such split or
-            column, or no image has a label that is wanted.
+        ValueError: If there is no such folder, data set, split or column, if there are no images, or if labels are
+            asked for and no image has one.
     """
     if config.train_data_dir:
         return _load_folder(Path(config.train_data_dir), config)
     if config.dataset_name:
-        dataset = _load_named(config)
+        dataset = _load_named(config.dataset_name, config)
     else:
         dataset = datasets.Dataset.from_parquet(str(EMBEDDED_DIGITS), cache_dir=config.cache_dir)
 
@@ -56,12 +56,13 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
 def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     if not folder.is_dir():
         raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
+    assert config.output_dir  # TrainingConfig fills it
     output_dir = Path(config.output_dir)
-    # Where both are one folder, the output folder is what has to change, and it is refused as such.
+    # If both are one folder, the output folder has to change, and the check of that folder says so.
     if is_run(folder) and folder.resolve() != output_dir.resolve():
         raise ValueError(
-            f"--train_data_dir {folder} is the folder of a run, whose samples are no data; name the folder of the "
-            "pictures alone."
+            f"--train_data_dir {folder} is the folder of a run, and its samples are no training data; name the "
+            "folder of the pictures alone."
         )
     found = list_pictures(folder, output_dir)
     if not found.places:
@@ -70,7 +71,7 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     notes = [found.describe_left_out(), take_split(found, folder, config.dataset_split)]
     if config.image_column not in (None, "image"):
         found.keep(named_pictures(found, config.image_column))
-    columns = {"image": [{"bytes": None, "path": place} for place in found.places.values()]}
+    columns: dict[str, list] = {"image": [{"bytes": None, "path": place} for place in found.places.values()]}
     features = datasets.Features({"image": datasets.Image(decode=False)})
     if config.class_conditional:
         columns["label"], note = label_pictures(found, config)
@@ -78,15 +79,15 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
         notes.append(note)
     say(notes)
     rows = datasets.Dataset.from_dict(columns, features)
-    # The same pictures give the same name to what is made of them, in each process and in each run.
+    # The same pictures give the same fingerprint in every process and every run, and so the same cache.
     content = [(place, found.stamps[name]) for name, place in found.places.items()]
     key = hashlib.sha256(repr((content, columns.get("label"))).encode()).hexdigest()[:16]
     dataset = datasets.Dataset(rows.data, info=rows.info, fingerprint=key)
     return name_classes(dataset) if config.class_conditional else dataset
 
 
-def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
-    name, split = config.dataset_name, config.dataset_split
+def _load_named(name: str, config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
+    split = config.dataset_split
     try:
         if not config.streaming and any((Path(name) / file).exists() for file in SAVED_TO_DISK):
             saved = datasets.load_from_disk(name)
@@ -98,8 +99,9 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
         options = {"split": split, "cache_dir": config.cache_dir, "streaming": config.streaming}
         dataset = datasets.load_dataset(name, config.dataset_config_name, **options)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        causes = dict.fromkeys((str(error), str(error.__cause__ or "")))
-        reason = " ".join(" ".join(causes).split())
+        reason = ": ".join(
+            dict.fromkeys(one_line(cause) for cause in (error, error.__cause__) if isinstance(cause, Exception))
+        )
         raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
     if dataset.info.builder_name == "imagefolder":
         rule = "where a metadata file lists pictures, `datasets` reads only these"
@@ -108,7 +110,7 @@ def _load_named(config: TrainingConfig) -> datasets.Dataset | datasets.IterableD
 
 
 def label_settings(dataset: datasets.Dataset | datasets.IterableDataset) -> dict:
-    """What the labels of a data set add to the configuration of a U-Net: their names, and one more, for none."""
+    """Return what labels add to the configuration of a U-Net: their names, and their number plus one for no label."""
     if "label" not in dataset.features:
         return {}
     names = dataset.features["label"].names

@@ -1,9 +1,10 @@
-"""Training images that are read as they come, for data sets larger than the disk; a run over them resumes exactly."""
+"""Training images that are read during the run, for data sets larger than the disk. The run resumes exactly."""
 
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -14,28 +15,39 @@ from ddpm_hf.images.decoding import decode_rows, refuse_unreadable
 from ddpm_hf.images.survey import choose_white
 
 CHUNK = 256  # rows decoded at once
-PATIENCE = 5  # seconds to wait at the end for a thread that reads; one that hangs in the network is left behind
+PATIENCE = 5  # seconds to wait at the end for the thread that reads; it may hang in the network
+
+
+@dataclass
+class Block:
+    """Consecutive images of a data set, their labels, where they begin, and those between them that cannot be read."""
+
+    begins: dict[str, int] = field(default_factory=dict)  # epoch, file, row
+    pixels: list[np.ndarray] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    unreadable: list[dict] = field(default_factory=list)
 
 
 class StreamedImages:
-    """An endless row of the images of a data set: in every epoch, its files in another order, in shuffled blocks.
+    """An endless row of the images of a data set. Each epoch takes the files in another order.
 
-    A block of `streaming_buffer_size` images is in memory, in an order that its number and the seed decide, and the
-    next one is read meanwhile. The place where a block begins in the data set is all that a checkpoint has to hold.
+    The row is cut into blocks of `streaming_buffer_size` images. One block is in memory, shuffled by its number and the
+    seed, and the next one is read meanwhile. A checkpoint holds only the place in the data set where the block begins.
 
     Args:
-        dataset (`datasets.IterableDataset`): Undecoded images, and labels if wanted, from [`load_dataset`].
+        dataset (`datasets.IterableDataset`): Undecoded images, and labels if the options ask for them, from
+            [`load_dataset`].
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         state (`dict`, *optional*): A [`state`] to go on from.
 
     Attributes:
-        unreadable (`list[dict]`): `image` and `reason` of those left out so far.
-        close: Call it to end the reading ahead, which else goes on until the end of the process.
+        unreadable (`list[dict]`): `image` and `reason` of each image left out so far.
+        close: Call it to end the reading ahead. Otherwise it ends with the process.
 
     Raises:
-        ValueError: If too many images of the first block cannot be read, or one is smaller than the resolution, or none
-            has a label that is wanted.
+        ValueError: If too many images of the first block cannot be read, if one does not fit the resolution, or if
+            labels are asked for and none of these images has one.
     """
 
     images = fingerprint = None  # nothing is kept that could be read again
@@ -44,54 +56,59 @@ class StreamedImages:
         self.dataset, self.mode, self.config = dataset, mode, config
         self.size = config.streaming_buffer_size
         self.white = choose_white(dataset)
-        self.unreadable = []
+        self.unreadable: list[dict] = []
         self.decoders = ThreadPoolExecutor()
-        self.closed, self.readers = threading.Event(), []
+        self.closed = threading.Event()
+        self.readers: list[threading.Thread] = []
         self.close = weakref.finalize(self, _stop, self.closed, self.readers)
         state = state or {"block": 0, "begins": {"epoch": 0, "file": 0, "row": 0}}
         self.rows = self._rows(state["begins"])
-        self.block = state["block"] - 1
+        self.number = state["block"] - 1
         self.coming = self._read_ahead()
         self._advance()
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
-        """The images at these places of the row, none of which may lie in a block before those taken earlier.
+        """Return the images at these places of the row. No place may lie in a block before the one in memory.
 
         Returns:
-            `tuple`: The images, and their labels, -1 where there is none.
+            `tuple`: The images; and their labels, -1 for none.
         """
         images, labels = [], []
         for position in positions:
-            block, place = divmod(position, self.size)
-            while self.block < block:
+            number, place = divmod(position, self.size)
+            while self.number < number:
                 self._advance()
-            assert self.block == block, "a stream does not go back"
-            images.append(self.pixels[self.order[place]])
-            labels.append(self.labels[self.order[place]])
+            assert self.number == number, "a stream does not go back"
+            images.append(self.block.pixels[self.order[place]])
+            labels.append(self.block.labels[self.order[place]])
         return images, labels
 
     def state(self) -> dict:
-        """The number of the block in memory, and where in the data set it begins, as JSON."""
-        return {"block": self.block, "begins": self.begins}
+        """Return the number of the block in memory, and where in the data set it begins, in types that JSON has."""
+        return {"block": self.number, "begins": self.block.begins}
 
     def _advance(self):
         """Take the block that was read ahead, and start to read the one after it."""
-        self.pixels, self.labels, self.begins, unreadable = self.coming.result()
-        self.block += 1
-        if self.block == 0:
-            refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
-        self.unreadable += unreadable
-        self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.block)).permutation(self.size)
-        if self.block == 0 and self.config.class_conditional and max(self.labels) < 0:
+        self.block = self.coming.result()
+        self.number += 1
+        if self.number == 0:
+            self._check_first_block()
+        self.unreadable += self.block.unreadable
+        self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.number)).permutation(self.size)
+        self.coming = self._read_ahead()
+
+    def _check_first_block(self):
+        unreadable = self.block.unreadable
+        refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
+        if self.config.class_conditional and max(self.block.labels) < 0:
             raise ValueError(
                 f"--class_conditional: none of the first {self.size:,} images has a label; take another split with "
                 "--dataset_split, or name another column with --label_column."
             )
-        self.coming = self._read_ahead()
 
-    def _read_ahead(self) -> Future:
-        """Read the next block in a thread that, unlike those of a pool, does not hold up the end of the process."""
-        coming = Future()
+    def _read_ahead(self) -> Future[Block]:
+        """Read the next block in a thread of its own: those of a pool would hold up the end of the process."""
+        coming: Future[Block] = Future()
 
         def read():
             try:
@@ -103,33 +120,33 @@ class StreamedImages:
         self.readers[0].start()
         return coming
 
-    def _read_block(self) -> tuple[list[np.ndarray], list[int], dict, list[dict]]:
-        """The next images, their labels, where they begin, and which between them cannot be read."""
-        pixels, labels, begins, unreadable = [], [], None, []
-        while len(pixels) < self.size:
-            rows = {name: [] for name in self.dataset.features}
+    def _read_block(self) -> Block:
+        """Read and decode the next block."""
+        block = Block()
+        while len(block.pixels) < self.size:
+            rows: dict[str, list] = {name: [] for name in self.dataset.features}
             for place, item in self.rows:
                 if self.closed.is_set():
                     raise CancelledError("the stream is closed")
-                begins = begins or place
+                block.begins = block.begins or place
                 for name, column in rows.items():
                     column.append(item[name])
-                if len(rows["image"]) == min(CHUNK, self.size - len(pixels)):
+                if len(rows["image"]) == min(CHUNK, self.size - len(block.pixels)):
                     break
             for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config, self.white):
                 if isinstance(decoded, dict):
-                    unreadable.append(decoded)
+                    block.unreadable.append(decoded)
                 else:
-                    pixels.append(decoded)
-                    labels.append(label)
-            if len(unreadable) > self.size:
+                    block.pixels.append(decoded)
+                    block.labels.append(label)
+            if len(block.unreadable) > self.size:
                 raise ValueError(
-                    f"--dataset_name {self.config.dataset_name}: {len(unreadable):,} images cannot be read."
+                    f"--dataset_name {self.config.dataset_name}: {len(block.unreadable):,} images cannot be read."
                 )
-        return pixels, labels, begins, unreadable
+        return block
 
-    def _rows(self, begin: dict) -> Iterator[tuple[dict, dict]]:
-        """The images, with their labels, from a place on, without end, each with its place."""
+    def _rows(self, begin: dict[str, int]) -> Iterator[tuple[dict[str, int], dict]]:
+        """Yield the rows of the data set without end from a place on, each with its place."""
         count = self.dataset.num_shards
         epoch, first_file, first_row = begin["epoch"], begin["file"], begin["row"]
         while True:
@@ -147,7 +164,7 @@ class StreamedImages:
 
 
 def _stop(closed: threading.Event, readers: list[threading.Thread]):
-    """End the reading ahead; also called when the images are no longer used, and at the end of the process."""
+    """End the reading ahead. Also called when the images are no longer used, and at the end of the process."""
     closed.set()
     for reader in readers:
         if reader is not threading.current_thread():

@@ -1,4 +1,4 @@
-"""Look at some pictures of a data set before any is decoded: greyscale or colour, and which number is white."""
+"""Look at some pictures of a data set before all are decoded: are they grey, and which number is white?"""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,36 +11,37 @@ from ddpm_hf.terminal import say
 
 
 def common_mode(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
-    """ "L" if images from all over the data set are greyscale, which their headers tell, else "RGB"."""
+    """Return "L" if the images looked at are all greyscale by their headers, else "RGB"."""
     greyscale, _ = _survey(dataset)
     return "L" if greyscale else "RGB"
 
 
 def choose_white(dataset: datasets.Dataset | datasets.IterableDataset) -> White:
-    """Choose the numbers that mean white in pictures of 16 bits and of floats, from those that [`common_mode`] sees.
+    """Choose the numbers that mean white in pictures of 16 bits and of floats, from the images looked at.
 
-    A picture that is not among these and holds larger numbers is not read wrongly: it is refused by name.
+    Any other picture with larger numbers is refused by name, not read wrongly.
     """
     _, largest = _survey(dataset)
     white = White.above(largest["I"], largest["F"])
     for kind, number, usual in (("16 bits", white.integers, 65535), ("floating-point numbers", white.floats, 1)):
         if number != usual:
-            say([f"White is {number:,} in the pictures of {kind}: no larger number was found in those looked at."])
+            say([f"White is {number:,} in the pictures of {kind}: those looked at hold no larger number."])
     if 0 <= largest["RGB"] < 64:
-        problem = f"of the upper 8 bits, which is all that Pillow reads, none is above {largest['RGB']} of 255"
+        problem = f"Pillow reads only the upper 8 bits, and none is above {largest['RGB']:.0f} of 255"
         say([f"The pictures of 16 bits a colour are nearly black: {problem}. Save them in 8 bits to scale them."])
     return white
 
 
-_SURVEYS = {}  # by the fingerprint of the data set, so that no picture is opened twice
+# By the fingerprint of the data set, so that no picture is opened twice.
+_SURVEYS: dict[str, tuple[bool, dict[str, float]]] = {}
 
 
 def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool, dict[str, float]]:
-    """Whether the pictures looked at are all greyscale, and the largest number of each kind, -1 if there are none."""
+    """Return whether the pictures looked at are all greyscale, and the largest number of each kind, -1 for none."""
     key = getattr(dataset, "_fingerprint", None)  # a stream has none
     if key in _SURVEYS:
         return _SURVEYS[key]
-    greyscale, largest = True, {"I": -1, "F": -1, "RGB": -1}
+    greyscale, largest = True, {"I": -1.0, "F": -1.0, "RGB": -1.0}
     for row in _examples(dataset):
         with suppress(UnreadableImage):
             greyscale = is_greyscale(row["image"]) and greyscale
@@ -52,8 +53,9 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
 
 
 def _examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
+    """Return up to a thousand rows: the first of a stream, or rows from all over a data set."""
     if isinstance(dataset, datasets.IterableDataset):
         return dataset.take(1000)
-    # Ten runs of a hundred: a thousand single rows would draw much more of the memory-mapped file into memory.
+    # Ten runs of a hundred. A thousand single rows would load much more of the memory-mapped file.
     starts = np.linspace(0, max(len(dataset) - 100, 0), 10).astype(int)
     return dataset.select(sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))}))

@@ -1,16 +1,15 @@
-"""Pictures of every mode and in every state of decay."""
+"""Decoding of pictures: of every mode, and broken in every way."""
 
 import io
 import json
 import os
-import struct
 import zipfile
-import zlib
 
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from raw_png import raw_png
 
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.decoding import UnreadableImage, decode_image, is_greyscale, to_eight_bits
@@ -21,7 +20,7 @@ ALPHA = np.random.default_rng(2).integers(0, 256, (12, 8, 1), dtype=np.uint8)
 
 
 def stored(image, form="PNG", **options):
-    """An image as `datasets` gives it, undecoded."""
+    """Return an image as `datasets` gives it, undecoded."""
     file = io.BytesIO()
     image.save(file, form, **options)
     return {"bytes": file.getvalue(), "path": None}
@@ -80,26 +79,26 @@ def test_any_mode_becomes_eight_bits(image, mode, expected):
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_lab_and_hsv(mode):
-    """Pillow converts these by way of RGB only."""
+    """Pillow converts these modes only through RGB."""
     for image in (Image.fromarray(COLOUR, "RGB").convert("HSV"), Image.new("LAB", (8, 12))):
         assert to_eight_bits(image, mode).mode == mode
 
 
 @pytest.mark.parametrize("numbers", [[[-1.0, 0.5]], [[0.0, 300.0]], [[float("nan"), 0.5]]])
-def test_numbers_whose_range_cannot_be_told_are_refused(numbers):
+def test_numbers_of_an_unknown_range_are_refused(numbers):
     with pytest.raises(ValueError, match="expected numbers from 0 to"):
         to_eight_bits(Image.fromarray(np.array(numbers, dtype=np.float32)), "L")
 
 
 def test_pictures_are_turned_upright():
-    """EXIF orientation 6: the camera was held upright, and the picture has to be turned right."""
+    """EXIF orientation 6: the picture has to be turned to the right by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image = stored(Image.fromarray(COLOUR), "PNG", exif=exif)
     np.testing.assert_array_equal(decoded(image, "RGB"), np.rot90(COLOUR, -1)[:, 2:-2])
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_the_first_frame_of_an_animation_is_taken():
     frames = [Image.fromarray(COLOUR[:8]), Image.new("RGB", (8, 8), "red")]
     image = stored(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     np.testing.assert_array_equal(decoded(image, "RGB"), COLOUR[:8])
@@ -112,17 +111,7 @@ def test_headers_tell_greyscale():
     assert not is_greyscale(stored(RGBA))
 
 
-# ---- Decay ---------------------------------------------------------------------------------------------------------
-
-
-def bomb():
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+# ---- Broken pictures -----------------------------------------------------------------------------------------------
 
 
 JPEG, PNG = (stored(Image.fromarray(COLOUR.repeat(5, 0).repeat(5, 1)), form)["bytes"] for form in ("JPEG", "PNG"))
@@ -133,30 +122,30 @@ BROKEN = {
     "cut PNG": PNG[: len(PNG) // 2],
     "cut header": PNG[:20],
     "garbled PNG": PNG[:60] + bytes(len(PNG) - 120) + PNG[-60:],
-    "bomb": bomb(),
+    "bomb": raw_png(40_000, 40_000, 8, 0, b"0"),  # a few bytes
     "nan": stored(Image.fromarray(np.full((12, 8), np.nan, dtype=np.float32)), "TIFF")["bytes"],
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_pictures_are_told_apart_from_others(name):
+def test_broken_pictures_are_unreadable(name):
     with pytest.raises(UnreadableImage) as error:
         decoded({"bytes": BROKEN[name], "path": None}, "RGB")
     assert str(error.value)
-    assert "0x" not in str(error.value)  # no address in memory: the list of such images is the same each time
+    assert "0x" not in str(error.value)  # no address in memory, so that every run gives the same reason
 
 
-def test_no_image_at_all(tmp_path):
+def test_missing_images(tmp_path):
     for image in (None, {"bytes": None, "path": None}, {"bytes": None, "path": str(tmp_path / "gone.png")}):
         with pytest.raises(UnreadableImage):
             decoded(image, "L")
 
 
 def test_paths_of_datasets(tmp_path):
-    """A member of a ZIP file, and an address, as `datasets` gives them; memory:// stands for hf://."""
+    """Read from ZIP files and addresses, written as `datasets` writes them; memory:// stands for hf://."""
     picture = stored(Image.fromarray(COLOUR[:8]))["bytes"]
     fsspec.filesystem("memory").pipe("/a.png", picture)
-    for i in (0, 1):  # the archive changes
+    for i in (0, 1):  # the second archive replaces the first
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr("deep/ä :.png", picture)
             archive.writestr(f"{i}.png", picture)
@@ -168,7 +157,7 @@ def test_paths_of_datasets(tmp_path):
             decoded({"bytes": None, "path": path}, "RGB")
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_pipes_and_folders_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe.png", "folder.png"):
@@ -182,7 +171,7 @@ NAMES = ["plain", "two words", "🦔 hedgehog", "line\nbreak", "[1-3]*?", "100%"
 
 
 def good_pictures():
-    """One of each mode and format, as bytes with a suffix."""
+    """Return a picture of each mode and format, as bytes with a suffix."""
     colour = Image.fromarray(COLOUR)
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -208,7 +197,7 @@ def good_pictures():
 
 
 def hostile_folder(folder, count=300):
-    """Write a folder of which every fifth picture is broken. Returns the names of those."""
+    """Write a folder in which every fifth picture is broken. Return the paths of these."""
     good, broken = good_pictures(), list(BROKEN.values())
     bad = set()
     for i in range(count):
@@ -220,7 +209,7 @@ def hostile_folder(folder, count=300):
     return bad
 
 
-def test_a_folder_of_hostile_files_trains_and_tells_what_it_left_out(tmp_path, train, capsys):
+def test_a_folder_of_hostile_files_trains_and_lists_what_is_left_out(tmp_path, train, capsys):
     bad = hostile_folder(tmp_path / "hostile")
     options = {"train_data_dir": tmp_path / "hostile", "resolution": 8}
     with pytest.raises(SystemExit, match=r"60 of 300 images cannot be read, and --max_unreadable 0.01 allows 3"):

@@ -29,7 +29,7 @@ def configure(tmp_path, *flags):
 
 
 def save_parquet(folder, labels, feature, count=12):
-    """Picture i is of the grey i, and of label i modulo 3."""
+    """Save a data set in which picture i has the grey i and the label i modulo 3."""
     folder.mkdir()
     columns = {
         "image": [PILImage.new("L", (8, 8), i) for i in range(count)],
@@ -80,7 +80,7 @@ def test_labels_of_folders_without_their_broken_pictures(tmp_path):
 
 
 def test_many_whole_numbers_and_rows_without_one(tmp_path):
-    """As texts they would be 0, 1, 10, 11, 2, ..."""
+    """Sorted as texts, the names would be 0, 1, 10, 11, 2, ..."""
     labels = [None, *range(12)]
     features = Features({"image": Image(), "label": Value("int16")})
     rows = {"image": [PILImage.new("L", (8, 8), i) for i in range(13)], "label": labels}
@@ -114,7 +114,7 @@ def test_true_and_false(tmp_path):
         (["Val", "test", "test"], Value("string"), "the folders Val, test are splits"),
     ],
 )
-def test_labels_that_are_none(tmp_path, labels, feature, message):
+def test_columns_without_labels(tmp_path, labels, feature, message):
     folder = save_parquet(tmp_path / "set", labels, feature)
     by_class = r".*\(pics/cat/1.png, pics/dog/1.png\)"
     with pytest.raises(ValueError, match=message + by_class):
@@ -204,7 +204,7 @@ def write_metadata(path, rows):
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_labels_of_metadata(tmp_path, capsys, suffix):
-    """Whole numbers, one of them missing, and a picture that is not named; in a sub-folder a file of its own."""
+    """One number is missing, and one picture is not listed. The sub-folder has a metadata file of its own."""
     folder = pictures(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "deep/e.png")
     rows = [{"file_name": "./b.png", "n": 10}, {"file_name": "a.png", "n": 9}, {"file_name": "c.png", "n": None}]
     write_metadata(folder / f"metadata.{suffix}", rows)
@@ -234,7 +234,7 @@ def test_labels_of_metadata(tmp_path, capsys, suffix):
         ("metadata.csv", "file_name,label\na.png,\n", "no image has a label"),
     ],
 )
-def test_broken_metadata_is_named_if_labels_are_wanted(tmp_path, name, text, message):
+def test_broken_metadata_is_named(tmp_path, name, text, message):
     folder = pictures(tmp_path / "in", "a.png")
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message) as error:
@@ -259,7 +259,7 @@ def test_a_data_set_without_labels(tmp_path):
         load_dataset(configure(tmp_path, "--dataset_name", folder, "--label_column", "kind"))
 
 
-def test_labels_belong_to_their_images_and_are_left_out_at_times():
+def test_labels_belong_to_their_images_and_some_are_dropped():
     pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
     labels = [-1, *(i % 3 for i in range(1, 100))]  # the first image has none
     settings = 5000, 0, True, torch.device("cpu")
@@ -316,8 +316,8 @@ def test_names_need_one_label_more():
         DDPMUNetModel(num_class_embeds=3, class_names=("a", "b", "c"))
 
 
-def test_without_guidance_it_is_the_plain_conditional_model(pipeline):
-    """Bit for bit: the loop written out, with one forward pass a step."""
+def test_no_guidance_gives_the_plain_conditional_model(pipeline):
+    """Compare bit for bit with the loop written out, of one forward pass a step."""
     images = draw(pipeline, class_labels=["dog", "eel"], guidance_scale=1.0)
     generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler
     x = torch.randn(2, 1, 8, 8, generator=generator)
@@ -329,7 +329,7 @@ def test_without_guidance_it_is_the_plain_conditional_model(pipeline):
 
 @pytest.mark.parametrize("scale", [0.0, 2.5])
 def test_guidance_is_the_line_through_both_predictions(pipeline, scale):
-    """In float64, with a forward pass for each."""
+    """Compare in float64 with two forward passes a step."""
     pipeline.to(torch.float64)
     images = draw(pipeline, class_labels="dog", batch_size=3, guidance_scale=scale)
     generator, scheduler = torch.Generator().manual_seed(0), pipeline.scheduler

@@ -1,20 +1,19 @@
-"""Loading, decoding and planning of the training data."""
+"""Finding the training images, bringing them to size, and keeping them decoded."""
 
 import os
 import platform
 import re
-import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+from raw_png import raw_png
 
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.cache import load_images
@@ -28,7 +27,7 @@ def configure(tmp_path, *flags):
 
 
 def load(config):
-    """All images, `(N, H, W, C)`, and those left out."""
+    """Return all images, `(N, H, W, C)`, and the list of those left out."""
     dataset = load_dataset(config)
     images = load_images(dataset, common_mode(dataset), config)
     return np.stack(list(images)), images.unreadable
@@ -55,7 +54,7 @@ def test_embedded_digits(tmp_path):
 def test_decoded_images_are_kept_for_the_next_run(tmp_path, monkeypatch):
     config = configure(tmp_path)
     first, _ = load(config)
-    monkeypatch.setattr("ddpm_hf.images.decoding.fit_image", None)  # decoding again would fail
+    monkeypatch.setattr("ddpm_hf.images.decoding.fit_image", None)  # decoding them again would fail
     np.testing.assert_array_equal(load(config)[0], first)
     monkeypatch.undo()
     padded, _ = load(configure(tmp_path, "--resolution", "32", "--image_fit", "pad"))
@@ -114,7 +113,7 @@ def test_for_random_crops_the_long_side_stays():
 
 
 def test_celeba_crop():
-    """Of 178 x 218 pixels, the 140 in the middle; other pictures are no CelebA."""
+    """Cut out the 140 x 140 pixels in the middle of 178 x 218, and refuse other sizes."""
     picture = np.random.default_rng(0).integers(0, 256, (218, 178, 3), dtype=np.uint8)
     np.testing.assert_array_equal(fit(picture, 140, "--celeba_crop"), picture[39:179, 19:159])
     assert parse_command_line(["--preset", "celeba-64"])[0].celeba_crop
@@ -142,7 +141,7 @@ def test_bad_folders(tmp_path, prepare, message):
         load(configure(tmp_path, "--train_data_dir", str(tmp_path / "in")))
 
 
-# ---- What is in a folder -------------------------------------------------------------------------------------------
+# ---- Folders of pictures -------------------------------------------------------------------------------------------
 
 
 def names(dataset, folder):
@@ -174,7 +173,7 @@ def test_other_files_are_named(tmp_path, capsys):
 
 
 def test_heic_is_read_where_pillow_heif_is(tmp_path, monkeypatch):
-    """The module is a stand-in; its format is a PNG by another name."""
+    """A stand-in for the module makes .heic another name of PNG."""
 
     class PillowHeif:
         @staticmethod
@@ -234,7 +233,7 @@ def test_splits_of_a_folder(tmp_path, capsys, flags, count, said):
     assert re.search(said, out) if said else not out
 
 
-def test_splits_that_are_not_there(tmp_path):
+def test_missing_splits(tmp_path):
     save_pictures(tmp_path / "in" / "train")
     with pytest.raises(ValueError, match=r"--dataset_split test: .* holds the folders train"):
         load_dataset(from_folder(tmp_path, "--dataset_split", "test"))
@@ -254,7 +253,7 @@ def test_metadata_drops_no_pictures(tmp_path, text):
 
 
 def test_a_folder_of_pictures_as_a_data_set(tmp_path, capsys):
-    """It is read by the rules of `datasets`; that is said."""
+    """`datasets` reads the folder by its own rules, and a note says so."""
     (save_pictures(tmp_path / "in") / "metadata.csv").write_text("file_name,text\n0.png,a\n")
     name = ("--dataset_name", str(tmp_path / "in"))
     assert len(load_dataset(configure(tmp_path, *name))) == 1
@@ -285,7 +284,7 @@ def test_metadata_with_several_pictures_a_row(tmp_path):
     ],
 )
 def test_white_is_one_for_the_data_set(tmp_path, capsys, kind, largest, white):
-    """The second picture is dark; by itself it would be scaled otherwise."""
+    """The second picture is dark. Alone it would be scaled by another white."""
     (tmp_path / "in").mkdir()
     for i, number in enumerate((largest, largest / 4)):
         PILImage.fromarray(np.full((8, 8), number).astype(kind)).save(tmp_path / "in" / f"{i}.tif")
@@ -305,16 +304,11 @@ def test_a_brighter_picture_than_those_looked_at_is_refused(tmp_path, monkeypatc
     assert "expected numbers from 0 to 4095, found 4096 to 4096" in line["reason"]
 
 
-def test_dark_colours_of_sixteen_bits_are_said(tmp_path, capsys):
-    """Pillow cannot write such a picture, so this one is put together: 12 bits, all set."""
-    header, (width, height) = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), (8, 8)
-    rows = zlib.compress((b"\0" + struct.pack(">H", 4095) * 3 * width) * height)
-    parts = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
-    chunks = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    ]
+def test_dark_colours_of_sixteen_bits_are_noted(tmp_path, capsys):
+    """The picture has 16 bits a colour, of which the lower 12 are set. Pillow cannot write it."""
+    row = b"\0" + (4095).to_bytes(2, "big") * 3 * 8
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    (tmp_path / "in" / "a.png").write_bytes(raw_png(8, 8, 16, 2, row * 8))
     load(from_folder(tmp_path))
     assert "The pictures of 16 bits a colour are nearly black" in capsys.readouterr().out
 
@@ -369,7 +363,10 @@ def test_a_spoilt_cache_is_named_and_made_again(tmp_path, capsys, name, how):
     again = open_cache(config)
     said = capsys.readouterr().out
     assert "The cache of decoded images is spoilt: " in said
-    assert name in said or (name, how) == ("manifest.json", "changed")  # a hash in it, and so it is another file's
+    assert name in said or (name, how) == (
+        "manifest.json",
+        "changed",
+    )  # the hash of another file
     np.testing.assert_array_equal(np.stack(list(first if name != "pixels.bin" else again)), np.stack(list(again)))
     assert again.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(again.unreadable) == 1
@@ -390,7 +387,7 @@ def test_a_read_that_is_cut_short_is_noticed(tmp_path):
 
 def test_everything_is_on_the_disk_before_the_cache_is_there(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("ddpm_hf.images.cache.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("ddpm_hf.manifest.sync", lambda path: synced.append(path.name))
     monkeypatch.setattr("ddpm_hf.files.sync", lambda path: synced.append(path.name))
     save_pictures(tmp_path / "in")
     folder = open_cache(from_folder(tmp_path)).folder
@@ -449,7 +446,7 @@ def test_a_faster_run_and_a_killed_one(tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted([folder.name, live.name])
 
 
-def test_a_picture_beside_folders_of_splits_is_said(tmp_path, capsys):
+def test_a_picture_beside_folders_of_splits_is_noted(tmp_path, capsys):
     for name in ("train", "test"):
         save_pictures(tmp_path / "in" / name, 2)
     flags = ("--train_data_dir", str(tmp_path / "in"), "--resolution", "8")

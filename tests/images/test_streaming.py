@@ -1,4 +1,4 @@
-"""Data sets that are read as they come: the same guarantees as for those that are decoded once."""
+"""Data sets that are streamed give the same guarantees as those that are decoded once."""
 
 import io
 import math
@@ -25,7 +25,7 @@ COUNT, FILES = 60, 4
 
 @pytest.fixture
 def parquet(tmp_path):
-    """A folder of four parquet files of 15 pictures; picture i is of the grey i."""
+    """Return a folder of four parquet files of 15 pictures each. Picture i has the grey i."""
     (tmp_path / "set").mkdir()
     for file in range(FILES):
         pictures = [PILImage.new("L", (8, 8), i) for i in range(file, COUNT, FILES)]
@@ -49,7 +49,7 @@ def greys(images, positions):
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 20, 100])
 def test_every_image_comes_once_in_an_epoch(parquet, buffer_size):
-    """Epochs are whole where blocks end with them."""
+    """Count up to a place where an epoch and a block end together."""
     epochs = math.lcm(COUNT, buffer_size) // COUNT
     seen = greys(stream(parquet, buffer_size), range(COUNT * epochs))
     assert sorted(seen) == sorted(list(range(COUNT)) * epochs)
@@ -71,7 +71,7 @@ def test_a_stream_goes_on_from_where_it_was(parquet, stop):
     assert greys(stream(parquet, state=first.state()), range(stop, 130)) == whole[stop:]
 
 
-def test_what_cannot_be_read_is_left_out(parquet):
+def test_unreadable_images_are_left_out(parquet):
     broken = [{"bytes": b"broken", "path": "b.png"}, None]
     Dataset.from_dict({"image": broken}, Features({"image": Image()})).to_parquet(parquet / "train-broken.parquet")
     images = stream(parquet, 60, max_unreadable=0.1)
@@ -114,7 +114,7 @@ def test_a_stream_has_no_known_length(flags, capsys):
 
 
 class SlowRows(IterableDataset):
-    """Stands for a data set of which all but the first four rows take half a second each."""
+    """A stand-in for a data set. Each row but the first four takes half a second."""
 
     features, num_shards = Features({"image": Image(decode=False)}), 1
 
@@ -141,7 +141,7 @@ PILImage.new("L", (8, 8)).save(PNG, "PNG")
 
 
 def slow_stream():
-    """A stream that reads ahead for twenty seconds."""
+    """Return a stream that reads ahead for twenty seconds."""
     flags = ["--dataset_name", "x", "--streaming", "--streaming_buffer_size", "4", "--resolution", "8"]
     images = StreamedImages(SlowRows(), "L", parse_command_line([*flags, "--max_train_steps", "1"])[0])
     images.size = 40
@@ -161,7 +161,7 @@ def test_closing_ends_the_reading_ahead():
 
 @pytest.mark.slow
 def test_the_end_of_the_process_ends_the_reading_ahead():
-    """Without a word: the images live in a global variable to the last."""
+    """A global variable holds the images to the end, and nothing is printed."""
     code = "import time; from test_streaming import *; images = slow_stream(); print(time.monotonic(), flush=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
