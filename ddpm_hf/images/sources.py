@@ -56,15 +56,13 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
 def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     if not folder.is_dir():
         raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
-    assert config.output_dir  # TrainingConfig fills it
-    output_dir = Path(config.output_dir)
     # If both are one folder, the output folder has to change, and the check of that folder says so.
-    if is_run(folder) and folder.resolve() != output_dir.resolve():
+    if is_run(folder) and folder.resolve() != config.folder.resolve():
         raise ValueError(
             f"--train_data_dir {folder} is the folder of a run, and its samples are no training data; name the "
             "folder of the pictures alone."
         )
-    found = list_pictures(folder, output_dir)
+    found = list_pictures(folder, config.folder)
     if not found.places:
         kinds = found.describe_kinds()
         raise ValueError(f"--train_data_dir {folder}: expected pictures, such as .jpg or .png; found {kinds}.")
