@@ -7,7 +7,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ddpm_hf.files import replace_text
-from ddpm_hf.hub.card import CARD, merge_cards, pictures_in, read_card, read_options, render_card
+from ddpm_hf.hub.card import pictures_in, render_card
+from ddpm_hf.hub.card_inputs import read_options
+from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
 from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX

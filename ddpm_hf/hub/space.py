@@ -13,7 +13,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from ddpm_hf.files import replace_text
-from ddpm_hf.hub.card import CARD, write_card
+from ddpm_hf.hub.card import write_card
+from ddpm_hf.hub.card_merging import CARD
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
 from ddpm_hf.hub.push import PUSHED, default_repo_id

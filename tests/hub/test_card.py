@@ -148,7 +148,7 @@ def test_edits_by_hand_stay(run):
     card = edited((run / "README.md").read_text())
     (run / "README.md").write_text(card.replace("| seed | 0 |", "| seed | my lucky one |"))
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
-    write_card(run, "alice/digits")
+    write_card(run)
     card = (run / "README.md").read_text()
     data = ModelCard(card).data
     assert (data.co2_eq_emissions, data.tags[0], data.tags[-1]) == (3, "ddpm", "mine")
@@ -157,7 +157,7 @@ def test_edits_by_hand_stay(run):
     assert "## Limits" not in card
     assert "lucky" not in card  # between the marks
     assert "| fid | 12.35 |" in card
-    write_card(run, "alice/digits")
+    write_card(run)
     assert (run / "README.md").read_text() == card
 
 
