@@ -375,7 +375,7 @@ def test_weights_that_are_no_numbers_are_named(stock, tmp_path, number):
     weights["final.bias"][0] = number
     weights["image_proj.bias"][0] = number
     save_file(weights, tmp_path / "unet.safetensors")
-    with pytest.raises(ValueError, match=r"1 of the \d+ numbers of .*, as are numbers of other tensors \(1\)\."):
+    with pytest.raises(ValueError, match=r"1 of the \d+ numbers of .*, and so are numbers of other tensors \(1\)\."):
         load_pipeline(tmp_path / "unet.safetensors")
 
 

@@ -88,8 +88,8 @@ def describe_dataset(config: dict) -> DatasetDescription:
             "pictures that are not recorded", "Which pictures the model was trained on is not recorded."
         )
     if path := config.get("train_data_dir"):
-        name = f"a folder of pictures, `{bare(Path(path).name)}`"
-        return DatasetDescription(name, f"{name[0].upper()}{name[1:]}.")
+        folder = f"folder of pictures, `{bare(Path(path).name)}`"
+        return DatasetDescription(f"a {folder}", f"A {folder}.")
     name = config.get("dataset_name")
     if not name:
         return _mnist("the first 10,000")
@@ -98,7 +98,8 @@ def describe_dataset(config: dict) -> DatasetDescription:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists():
         link = f"[`{name}`](https://huggingface.co/datasets/{name})"
         return DatasetDescription(f"the data set {link}", f"The data set {link} on the Hub.", hub_id=name)
-    return DatasetDescription(f"a data set, `{bare(Path(name).name)}`", f"A local data set, `{bare(Path(name).name)}`.")
+    local = f"data set, `{bare(Path(name).name)}`"
+    return DatasetDescription(f"a {local}", f"A local {local}.")
 
 
 def describe_preprocessing(config: dict) -> str:
