@@ -21,8 +21,8 @@ from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel, check_config
 from ddpm_hf.weights import check_finite, check_keys, read_state_dict
 
-# What a scheduler's file holds: the arguments of ours, which are those of diffusers' schedulers too. The scheduler checks
-# the numbers in `trained_betas`; other schedulers have no `variance_type`.
+# What the file of a scheduler holds: the arguments of ours, which are stock's too. The scheduler itself checks the
+# numbers in `trained_betas`. `variance_type` may be null in the file of another scheduler.
 SCHEDULER_FORM = {
     "_class_name": str,
     **get_type_hints(DDPMLinearScheduler.__init__),

@@ -131,7 +131,7 @@ def test_classes_of_a_model_without(run):
         (MemoryError(), OUT_OF_MEMORY),
         (torch.OutOfMemoryError("x"), OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), OUT_OF_MEMORY),
-        (OSError(f"at https://me:word@x.org\nwith Bearer {TOKEN}"), "at https://***@x.org with Bearer hf_***"),
+        (OSError(f"at https://me:word@x.org\nwith Bearer {TOKEN}"), "at https://***@x.org with Bearer hf_***."),
     ],
 )  # fmt: skip
 def test_what_ends_a_subcommand(error, code, monkeypatch):

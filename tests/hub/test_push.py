@@ -192,7 +192,7 @@ def test_a_space_is_written_before_it_cannot_be_pushed(hub, run, capsys):
     cli.main(["push", str(run), "--space", "--no_upload"])
     assert (run / "space" / "app.py").exists()
     assert hub.requests == []
-    with pytest.raises(SystemExit, match="--no_upload: a model has nothing to write first; pass --space too"):
+    with pytest.raises(SystemExit, match="--no_upload is for --space; pass --space too"):
         cli.main(["push", str(run), "--no_upload"])
 
 
