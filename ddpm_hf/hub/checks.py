@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ddpm_hf.forms import misfit
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal, status_of
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal, status_of
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import hide_tokens, holds_token, refuse_token
 from ddpm_hf.weights import check_finite, read_state_dict
@@ -51,7 +51,7 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
         me = persist(api.whoami)
         if problem := misfit(me, {"name": str}, name="the answer"):
             raise OSError(f"the Hub at {api.endpoint} cannot be asked whose the token is: {problem}.")
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         if status_of(error) in (401, 403):
             raise ValueError(
                 f"--hub_token: the Hub does not accept this token, or it has expired (status {status_of(error)})."
@@ -62,7 +62,7 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
     _check_owner(me, repo_id)
     try:
         persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         if isinstance(error, RepositoryNotFoundError) and status_of(error) != 403:
             return repo_id  # it will be made
         if status_of(error) == 401:

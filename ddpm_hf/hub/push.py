@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ddpm_hf.files import replace_text
@@ -11,7 +11,7 @@ from ddpm_hf.hub.card import pictures_in, render_card
 from ddpm_hf.hub.card_inputs import read_options
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX
 
 # These files of a run are pushed, and the pictures that the card shows; nothing else.
@@ -66,7 +66,7 @@ def push_run(
         # Each try makes its own list: an operation remembers what the Hub answered, and a commit whose answer was
         # lost may still have been made.
         persist(lambda: api.create_commit(repo_id, _files(folder, card), commit_message=commit_message))
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {folder} to {repo_id}: {refusal(error)}") from error
     replace_text(folder / CARD_AS_PUSHED, card)
     return f"{api.endpoint}/{repo_id}"

@@ -19,10 +19,9 @@ TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds; the wait doubles each time, unless the Hub names one
 SILENCE = 120.0  # seconds without a byte until a connection is given up
 
-# Beside all of 5xx: a timeout, two conflicts with a commit of someone else, too many requests.
-PASSING_STATUS = (408, 409, 412, 429)
-PASSING_ERRORS = (
-    *(httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError),
+PASSING_STATUS = (408, 409, 412, 429)  # a timeout, two conflicts with another commit, too many requests; also all 5xx
+REQUEST_ERRORS = (
+    *(HfHubHTTPError, httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError),
     json.JSONDecodeError,  # huggingface_hub parses the check of a card before it looks at the status
     RuntimeError,  # hf_xet raises it when an upload breaks off
 )
@@ -47,17 +46,18 @@ def persist(request: Callable[[], Answer]) -> Answer:
     Raises:
         Exception: The request's own error, if it is final or the last try failed too.
     """
-    for attempt in range(1, TRIES + 1):
+    attempt = 1
+    while True:
         try:
             get_session().timeout = SILENCE  # by default, the client waits for ever
             return request()
-        except (HfHubHTTPError, *PASSING_ERRORS) as error:
+        except REQUEST_ERRORS as error:
             if attempt == TRIES or not _passes(error):
                 raise
             seconds = min(_requested_wait(error) or FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
             tqdm.write(f"The Hub: {one_line(error)}. Trying again in {seconds:.0f} s ({attempt} of {TRIES}).")
         time.sleep(seconds)
-    raise AssertionError("the last try returns or raises")
+        attempt += 1
 
 
 def status_of(error: Exception) -> int | None:

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
-from huggingface_hub.errors import HfHubHTTPError
 
 from ddpm_hf.files import replace_text
 from ddpm_hf.hub.card import write_card
@@ -18,7 +17,7 @@ from ddpm_hf.hub.card_merging import CARD
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
 from ddpm_hf.hub.push import PUSHED, default_repo_id
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 
 SPACE = "space"  # in the folder of a run
 MARK = "Written by `ddpm-hf push --space`"  # only a Space with this in its README.md is replaced
@@ -126,7 +125,7 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
                 commit_message="Upload the demo",
             )
         )
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
     return f"{api.endpoint}/spaces/{repo_id}"
 
