@@ -59,7 +59,7 @@ def read_unet_config(folder: Path) -> dict:
 
 
 def read_options(folder: Path) -> dict:
-    """Read the options of the run in a folder, without those that train_ddpm.py would refuse. No run has none."""
+    """Read the options of a run, without those that train_ddpm.py would refuse. Other folders have no options."""
     values = read_side_file(folder / OPTIONS, {})
     if not values.keys() & {"preset", "train_batch_size", "ddpm_num_steps"}:  # it may be a network's config.json
         return {}
@@ -84,7 +84,7 @@ def read_facts(folder: Path) -> dict:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Read the lines that a run has logged, without values that are no finite numbers."""
+    """Read the lines that a run has logged, without values that are not finite numbers."""
     lines = read_json_lines(folder / METRICS, {"step": int})
     return [{key: value for key, value in line.items() if is_of(value, float)} for line in lines]
 
@@ -93,16 +93,16 @@ def read_evaluation(folder: Path) -> list[dict]:
     """Read the numbers of evaluation.json one by one, each with what a reader needs to compare it, without paths."""
     measured = []
     for metric, entry in read_side_file(folder / EVALUATION, {}).items():
-        form: Form = {"value": float} if isinstance(entry, dict) and not entry.keys() & set(PRDC) else {}
-        optional = {
-            key: str | None for key in ("dataset", "split", "extractor") if isinstance(entry, dict) and key in entry
-        }
-        if problem := misfit(entry, {**form, **optional}, name=f"`{plain(metric)}`"):
+        keys = entry.keys() if isinstance(entry, dict) else set()
+        several = [key for key in PRDC if key in keys]  # precision, recall, density and coverage share an entry
+        form: Form = {} if several else {"value": float}
+        form |= {key: str | None for key in ("dataset", "split", "extractor") if key in keys}
+        if problem := misfit(entry, form, name=f"`{plain(metric)}`"):
             tqdm.write(f"{EVALUATION}: {plain(problem)}; the card leaves `{plain(metric)}` out.")
             continue
         args = {key: _without_path(key, entry[key]) for key in DEPENDS_ON if is_of(entry.get(key), str | float | bool)}
         common = {"dataset": entry.get("dataset"), "split": bare(entry.get("split") or "train"), "args": args}
-        numbers = {metric: entry.get("value")} if form else {key: entry[key] for key in PRDC if key in entry}
+        numbers = {key: entry[key] for key in several} or {metric: entry["value"]}
         measured += [
             {"type": bare(name), "value": value, **common} for name, value in numbers.items() if is_of(value, float)
         ]

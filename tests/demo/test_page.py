@@ -290,7 +290,7 @@ def test_without_gradio(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", str(run)])
-    assert stop.value.code == 'ddpm-hf: error: the demo needs Gradio: pip install "ddpm-hf[demo]"'
+    assert stop.value.code == 'ddpm-hf: error: the demo needs Gradio: pip install "ddpm-hf[demo]".'
 
 
 @pytest.mark.slow
