@@ -149,7 +149,7 @@ def _add_sample(subcommands):
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
     is_grid = num_images is None
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
-        raise ValueError("samples.png was not written by this command; name another picture with --output.")
+        raise ValueError("samples.png was not written by this command; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
     _check_numbers(
         num_images=(num_images, 1),
