@@ -40,7 +40,7 @@ README = """---
 # {name}
 
 The demo of a DDPM: sample, denoise, interpolate and inpaint. `model/` is the model, and `ddpm_hf/` the source of the
-package that made it, under Apache-2.0. {mark}, which replaces all files each time.
+package that made it, under Apache-2.0. {mark}, which writes these files again each time.
 """
 OF_MODEL = tuple(pattern for pattern in PUSHED if pattern != CARD)
 WRITTEN = (  # files of the Space that are replaced and pushed
