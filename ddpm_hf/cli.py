@@ -1,4 +1,4 @@
-"""The command `ddpm-hf`: what one does with a model that is already there."""
+"""The command `ddpm-hf`: use a trained model. Each subcommand has a function for its flags and one that runs it."""
 
 import dataclasses
 import math
@@ -26,27 +26,26 @@ from ddpm_hf.precision import choose_mixed_precision
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
-from ddpm_hf.tokens import hide_tokens
+from ddpm_hf.terminal import one_line
 
-OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less"
-REPLACED = ("_class_name", "unet", "scheduler")  # in the index of a DDPM
+PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
 
 
 class CommandParser(Parser):
-    """A parser of one subcommand, or of all."""
+    """A parser of one subcommand, or of the whole command."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:  # said here, since the parser above knows none of this one's flags
+        if unknown:  # the parser above does not know the flags of this one, so it would suggest none
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
 
 def program():
-    """The command: as [`main`], and Ctrl-C ends it with the exit code 130."""
+    """Run [`main`]; Ctrl-C ends the process with exit code 130."""
     try:
         main()
     except KeyboardInterrupt:
@@ -54,12 +53,12 @@ def program():
 
 
 def main(argv: list[str] | None = None):
-    """Run a subcommand; what is wrong with its arguments ends the process with one line on standard error.
+    """Run a subcommand. An error of the user's ends the process with one line on standard error.
 
-    The exit code is 2 for a flag that cannot be read, and 1 for all else.
+    The exit code is 2 for a flag that cannot be read, and 1 for all other errors.
 
     Args:
-        argv (`list[str]`, *optional*): The arguments; by default the process's.
+        argv (`list[str]`, *optional*): The arguments; the default is the process's.
     """
     parser = CommandParser(prog="ddpm-hf")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -73,47 +72,32 @@ def main(argv: list[str] | None = None):
     try:
         run(**arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"ddpm-hf: error: {hide_tokens(' '.join(str(error).split()))}")
-    except (MemoryError, torch.OutOfMemoryError):
-        sys.exit(f"ddpm-hf: error: {OUT_OF_MEMORY}.")
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        sys.exit(f"ddpm-hf: error: {one_line(error)}.")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        sys.exit(f"ddpm-hf: error: {OUT_OF_MEMORY}.")
-    # As train_ddpm.py does: threads of the group that are left to the interpreter's end can abort the process there.
+        sys.exit("ddpm-hf: error: the memory does not suffice; a smaller --batch_size needs less.")
+    # The threads of a process group can abort the process at the interpreter's end, so end them before.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _add_sample(subcommands):
-    parser = subcommands.add_parser(
-        "sample",
-        help="draw images",
-        description="Draw a grid of images, or a folder of any number; the same command goes on with a folder. "
-        "Under `torchrun -m ddpm_hf.cli sample` processes share a folder's work.",
-    )
-    parser.add_argument("source", help="folder of a run or a pipeline, or Hub id")
-    parser.add_argument("--output", type=Path, help="picture of the grid, or folder; default: samples.png, or samples")
-    parser.add_argument("--num_images", type=int, help="fill a folder with so many images, instead of drawing a grid")
-    parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once; those of the grid")
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps; default: all T")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another than the saved one")
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
-    parser.add_argument(
-        "--class_labels",
-        nargs="+",
-        help="numbers or names of classes, in turns; default: all, if there are any",
-    )
-    parser.add_argument(
-        "--guidance_scale", type=float, help=f"towards the classes; 1: none; default: {GUIDANCE_SCALE:g}"
-    )
-    _add_mixed_precision(parser)
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+# ---- Flags and checks that several subcommands share ---------------------------------------------------------------
+
+
+def _add_model(parser):
+    parser.add_argument("source", metavar="RUN_OR_REPO", help="folder of a run or a pipeline, or Hub id")
     parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.set_defaults(run=_sample)
 
 
-def _add_mixed_precision(parser):
+def _add_drawing(parser):
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the samples; default: all T")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="draws the samples in place of the saved one")
     parser.add_argument(
         "--mixed_precision",
         type=choose_mixed_precision,
@@ -123,10 +107,49 @@ def _add_mixed_precision(parser):
     )
 
 
+def _check_numbers(**numbers):
+    """Raise a ValueError for a number that is smaller than its minimum or not finite. The user may leave each out."""
+    for name, (number, minimum) in numbers.items():
+        if number is not None and not (number >= minimum and math.isfinite(number)):
+            raise ValueError(f"--{name} {number}: expected at least {minimum}.")
+
+
+def _check_folder(path: Path, name: str = "--output"):
+    """Raise a ValueError unless files can be written into a folder, which is made if it is missing."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{name} {path}: {existing} is a file; expected a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} {path}: {existing} may not be written to; name another.")
+
+
+# ---- ddpm-hf sample ------------------------------------------------------------------------------------------------
+
+
+def _add_sample(subcommands):
+    parser = subcommands.add_parser(
+        "sample",
+        help="draw images",
+        description="Draw a grid of images, or fill a folder with any number; the same command continues a folder. "
+        "Under `torchrun -m ddpm_hf.cli sample` processes share a folder's work.",
+    )
+    _add_model(parser)
+    parser.add_argument("--output", type=Path, help="picture of the grid, or folder; default: samples.png, or samples")
+    parser.add_argument("--num_images", type=int, help="fill a folder with so many images, instead of drawing a grid")
+    parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once, or images of the grid")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
+    parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
+    parser.add_argument(
+        "--guidance_scale", type=float, help=f"towards the classes; 1: no guidance; default: {GUIDANCE_SCALE:g}"
+    )
+    _add_drawing(parser)
+    parser.set_defaults(run=_sample)
+
+
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
     is_grid = num_images is None
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
-        raise ValueError("samples.png is a picture of somebody else's; name another with --output.")
+        raise ValueError("samples.png was not written by this command; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
     _check_numbers(
         num_images=(num_images, 1),
@@ -137,29 +160,22 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     )
     _check_picture(output) if is_grid else _check_folder(output)
     if is_grid and not this_process().is_main_process:
-        return  # a grid is one picture, which one process draws
+        return  # one process draws the grid
     pipeline = open_model(source, checkpoint, scheduler, revision)
     if class_labels and not pipeline.unet.config.get("num_class_embeds"):
         given = f"--class_labels {' '.join(class_labels)}"
         raise ValueError(f"{given} do not fit an unconditional model, as that of {source} is; leave them out.")
-    how = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
+    drawing = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
     if is_grid:
-        save_grid(pipeline, output, how)
+        save_grid(pipeline, output, drawing)
     else:
-        fill_folder(pipeline, output, num_images, how, checkpoint or source)
+        fill_folder(pipeline, output, num_images, drawing, checkpoint or source)
     if this_process().is_main_process:
-        print(f"{output} holds {num_images or how.batch_size} images.")
-
-
-def _check_numbers(**numbers):
-    """Raise a ValueError for a number that is given and is less than its least, or not finite."""
-    for name, (number, least) in numbers.items():
-        if number is not None and not (number >= least and math.isfinite(number)):
-            raise ValueError(f"--{name} {number}: expected at least {least}.")
+        print(f"{output} holds {num_images or drawing.batch_size} images.")
 
 
 def _check_picture(path: Path):
-    """Raise a ValueError unless a picture can be written there."""
+    """Raise a ValueError unless a picture can be written to this path."""
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; expected the name of a picture, such as {path}/samples.png.")
     Image.init()
@@ -168,33 +184,30 @@ def _check_picture(path: Path):
     _check_folder(path.parent)
 
 
-def _check_folder(path: Path, name: str = "--output"):
-    """Raise a ValueError unless files can be written into the folder, which may still be to be made."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise ValueError(f"{name} {path}: {there} is a file; expected a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{name} {path}: {there} may not be written to; name another.")
+# ---- ddpm-hf evaluate ----------------------------------------------------------------------------------------------
 
 
 def _add_evaluate(subcommands):
     parser = subcommands.add_parser(
         "evaluate",
         help="measure a model",
-        description="Bits per dimension; FID, KID, precision and recall of samples. The same command goes on with the "
+        description="Bits per dimension; FID, KID, precision and recall of samples. The same command continues the "
         "samples. Under `torchrun -m ddpm_hf.cli evaluate` processes share the work.",
     )
     defaults = Measurement(metrics=())
-    parser.add_argument("source", help="folder of a run or a pipeline, or Hub id")
+    _add_model(parser)
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="what to measure")
-    parser.add_argument("--num_images", type=int, default=defaults.num_images, help="samples; images for bpd, at most")
-    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images at once")
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the samples; default: all T")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another than the saved one to draw samples with")
     parser.add_argument(
-        "--bpd_timesteps", type=int, default=defaults.bpd_timesteps, help="for each image; T or more: the exact sum"
+        "--num_images", type=int, default=defaults.num_images, help="samples, and at most as many images for bpd"
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of samples, noise and choices")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images at once")
+    parser.add_argument(
+        "--bpd_timesteps",
+        type=int,
+        default=defaults.bpd_timesteps,
+        help="timesteps for each image; T or more: the exact sum",
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="for the samples, the noise and the choices")
     parser.add_argument(
         "--features", default=defaults.features, help="inception; file of TorchScript or torch.export; module:callable"
     )
@@ -202,13 +215,11 @@ def _add_evaluate(subcommands):
         "--guidance_scale",
         type=float,
         default=defaults.guidance_scale,
-        help="of a class-conditional model's samples, which are of all classes in turns; default: 1, none",
+        help="for a class-conditional model, whose samples are of all classes in turns; default: 1, no guidance",
     )
-    _add_mixed_precision(parser)
+    _add_drawing(parser)
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
-    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     group = parser.add_argument_group("Images to compare with", "By default those of the run, or the embedded digits.")
     for option in options_for_evaluate("source", "reading", "flag"):
         add_flag(group, option, *(["--dataset"] if option.name == "dataset_name" else []))
@@ -233,6 +244,9 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **o
     evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output)
 
 
+# ---- ddpm-hf convert -----------------------------------------------------------------------------------------------
+
+
 def _add_convert(subcommands):
     parser = subcommands.add_parser(
         "convert",
@@ -242,7 +256,7 @@ def _add_convert(subcommands):
     parser.add_argument("source", help="folder or Hub id of a pipeline, or a file of the annotated tutorial's weights")
     parser.add_argument("output_dir", type=Path, help="folder to save the pipeline in, made if missing")
     parser.add_argument(
-        "--overwrite_output_dir", action="store_true", help="replace the pipeline that is there; other files stay"
+        "--overwrite_output_dir", action="store_true", help="replace the pipeline in the folder; other files stay"
     )
     parser.add_argument(
         "--to",
@@ -250,7 +264,7 @@ def _add_convert(subcommands):
         default="ddpm_hf",
         help="ddpm_hf: DDPMUNetModel and DDPMLinearScheduler; diffusers: UNet2DModel and DDPMScheduler",
     )
-    parser.add_argument("--sample_size", type=int, default=32, help="pixels a side, for a file, which does not tell")
+    parser.add_argument("--sample_size", type=int, default=32, help="pixels a side, for a file of weights")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.set_defaults(run=_convert)
 
@@ -266,10 +280,10 @@ def _convert(
 
 
 def _check_target(source: Path, target: Path, overwrite: bool):
-    """Raise a ValueError unless a pipeline can be saved there, and nothing but a pipeline is replaced by it."""
+    """Raise a ValueError unless a pipeline can be saved in a folder, and replaces no other files than a pipeline."""
     _check_folder(target, "OUTPUT_DIR")
     if source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"{target} is, or holds, the source; name another folder for what it is converted to.")
+        raise ValueError(f"{target} is, or holds, the source; name another folder.")
     if not target.exists() or all(path.name.startswith(".") for path in target.iterdir()):
         return
     if not overwrite:
@@ -277,10 +291,13 @@ def _check_target(source: Path, target: Path, overwrite: bool):
             f"{target} holds files; name an empty folder, or pass --overwrite_output_dir to replace its pipeline."
         )
     if not (target / INDEX).is_file():
-        raise ValueError(f"{target} holds files and no pipeline ({INDEX}) to be replaced; name an empty folder.")
+        raise ValueError(f"{target} holds files and no pipeline ({INDEX}) to replace; name an empty folder.")
     index = read_json(target / INDEX, {"unet": list, "scheduler": list}, "Name an empty folder.")
-    if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in REPLACED]:
+    if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in PARTS_OF_DDPM]:
         raise ValueError(f"{target} is a pipeline with {', '.join(more)}, which is no DDPM; name an empty folder.")
+
+
+# ---- ddpm-hf push --------------------------------------------------------------------------------------------------
 
 
 def _add_push(subcommands):
@@ -290,20 +307,20 @@ def _add_push(subcommands):
         description="Upload the pipeline of a run with its model card, in one commit; or its demo, as a Space.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of train_ddpm.py or of ddpm-hf convert")
-    parser.add_argument("--hub_model_id", help="repository; by default that of the run, else named like the folder")
-    parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private, if it is made")
-    parser.add_argument("--hub_token", help="a token that can write; by default that of HF_TOKEN or `hf auth login`")
+    parser.add_argument("--hub_model_id", help="repository; default: that of the run, or the name of the folder")
+    parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository private")
+    parser.add_argument("--hub_token", help="a token that can write; default: that of HF_TOKEN or `hf auth login`")
     parser.add_argument("--space", action="store_true", help="write the demo into RUN/space, and upload that instead")
-    parser.add_argument("--no_upload", action="store_true", help="of a Space: only write the folder")
+    parser.add_argument("--no_upload", action="store_true", help="only write the folder of the Space")
     parser.set_defaults(run=_push)
 
 
 def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
     if no_upload and not space:
-        raise ValueError("--no_upload: a model has nothing to write first; pass --space too.")
+        raise ValueError("--no_upload is for --space; pass --space too, or leave it out.")
     repo_id = hub_model_id or default_repo_id(folder)
     if not no_upload:
-        check_name(repo_id, hub_token)  # before it is written into the card
+        check_name(repo_id, hub_token)  # before anything is written
     if space:
         written = write_space(folder)
         print(
@@ -314,15 +331,16 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")
 
 
+# ---- ddpm-hf demo --------------------------------------------------------------------------------------------------
+
+
 def _add_demo(subcommands):
     parser = subcommands.add_parser(
         "demo",
         help="try a model in the browser",
         description="Serve a page to sample, denoise, interpolate and inpaint with a model, until Ctrl-C.",
     )
-    parser.add_argument("source", metavar="RUN_OR_REPO", help="folder of a run or a pipeline, or Hub id")
-    parser.add_argument("--checkpoint", help="of a run: the name of a checkpoint, such as step-000500, or latest")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    _add_model(parser)
     parser.add_argument("--server_name", help="address to listen at, such as 0.0.0.0; default: this machine alone")
     parser.add_argument("--server_port", type=int, help="default: the first that is free from 7860 on")
     parser.add_argument("--open_browser", action="store_true", help="show the page at once")

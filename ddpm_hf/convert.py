@@ -1,8 +1,8 @@
-"""Models in and out of this package: diffusers' `UNet2DModel`, both ways, and the annotated tutorial's `UNet`.
+"""Convert models: to and from diffusers' `UNet2DModel`, and from the annotated tutorial's `UNet`.
 
-The layouts hold the same numbers under other names, with two differences: here one matrix makes queries, keys and
-values, and one matrix projects the time embedding for all residual blocks. Converting concatenates and splits, and
-never computes, so a round trip is bit-equal.
+The layouts hold the same numbers under other names, with two differences. Here one matrix makes the queries, keys and
+values, and one matrix projects the time embedding for all residual blocks. Converting only concatenates and splits, so
+a round trip is bit-equal.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from ddpm_hf.weights import StateDict, check_keys
 
 PARAMETERS = ("weight", "bias")
 
-# Keys of a UNet2DModel's configuration that DDPMUNetModel does not have, and the only value that it can stand for.
+# Keys of a UNet2DModel's configuration that DDPMUNetModel does not have, with the only value that can be converted.
 FIXED_KEYS = {
     "act_fn": "silu",
     "center_input_sample": False,
@@ -31,15 +31,15 @@ FIXED_KEYS = {
     "time_embedding_type": "positional",
 }
 
-# Keys of a DDPMUNetModel's configuration that UNet2DModel does not have, and the only value that it can stand for.
+# Keys of a DDPMUNetModel's configuration that UNet2DModel does not have, with the only value that can be converted.
 PAPER_LINEAGE = {"narrow_up_blocks": False, "attention_norm": True, "norm_out_num_groups": None}
 
 
 def config_from_unet2d(config: dict) -> dict:
-    """The configuration of the [`DDPMUNetModel`] that equals a `UNet2DModel`.
+    """Return the configuration of the [`DDPMUNetModel`] that equals a `UNet2DModel`.
 
     Args:
-        config (`dict`): The configuration of a `UNet2DModel`; missing keys are at their defaults.
+        config (`dict`): The configuration of a `UNet2DModel`. Missing keys have their defaults.
 
     Returns:
         `dict`: The arguments of [`DDPMUNetModel`].
@@ -87,16 +87,17 @@ def from_unet2d(unet2d: UNet2DModel) -> DDPMUNetModel:
 
 
 def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
-    """Convert to diffusers' U-Net: the inverse of [`from_unet2d`].
+    """Convert a network to diffusers' U-Net: the inverse of [`from_unet2d`].
 
     Args:
-        unet ([`DDPMUNetModel`]): The network to convert, of the paper lineage; it is not changed.
+        unet ([`DDPMUNetModel`]): The network to convert. It is of the paper lineage, and it is not changed.
 
     Returns:
         [`~diffusers.UNet2DModel`]: The same function of the same numbers.
 
     Raises:
-        ValueError: If the network has a part that diffusers' has not (the annotated lineage); the message names it.
+        ValueError: If the network has a part that diffusers' does not have (the annotated lineage); the message names
+            it.
     """
     only_ours = ("zero_init", "class_names")
     config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key not in only_ours}
@@ -129,9 +130,9 @@ def from_annotated(theirs: StateDict, sample_size: int | None = 32) -> DDPMUNetM
     """Convert the annotated tutorial's `UNet`.
 
     Args:
-        theirs (`dict[str, torch.Tensor]`): Its state dict; the configuration is read off the names and shapes, but for
-            the dropout and the sample size, which leave no trace in them.
-        sample_size (`int`, *optional*): Height and width of the images, in pixels; the tutorial's are 32.
+        theirs (`dict[str, torch.Tensor]`): Its state dict. The names and shapes tell the configuration, except for the
+            dropout and the sample size.
+        sample_size (`int`, *optional*): Height and width of the images, in pixels. The tutorial uses 32.
 
     Returns:
         [`DDPMUNetModel`]: The same function of the same numbers.
@@ -160,11 +161,11 @@ def from_annotated(theirs: StateDict, sample_size: int | None = 32) -> DDPMUNetM
 
 
 def _annotated_config(theirs: StateDict) -> dict:
-    """The arguments of [`DDPMUNetModel`] that the names and shapes of the tutorial's state dict tell."""
+    """Return the arguments of [`DDPMUNetModel`] that the names and shapes of the tutorial's state dict tell."""
     if "image_proj.weight" not in theirs:
         raise ValueError(
             f"The state dict starts with {sorted(theirs)[:3]} and has no `image_proj.weight`, so it is not one of the "
-            "annotated tutorial's UNet. Weights of a diffusers UNet2DModel are converted with the folder they are in."
+            "annotated tutorial's UNet. To convert the weights of a diffusers UNet2DModel, pass their folder."
         )
 
     def blocks(side, part=""):
@@ -174,7 +175,7 @@ def _annotated_config(theirs: StateDict) -> dict:
         return ["Attn" if i * per_level in blocks(side, "attn") else "" for i in range(levels)]
 
     def width(block):
-        """Its layers agree on it, so one that is misshapen is outvoted."""
+        """Return the width that most layers of a block have, so that one misshapen layer does not count."""
         layers = rf"{block}\.res\.(conv1|conv2|norm2|time_emb)\."
         found = [len(value) for key, value in theirs.items() if re.match(layers, key) and value.ndim]
         if not found:
@@ -197,7 +198,7 @@ def _annotated_config(theirs: StateDict) -> dict:
     }
 
 
-# Parts of our keys and the tutorial's names of them; those of a level's blocks come from `_annotated_name`.
+# Parts of our keys, and what the tutorial calls them. `_annotated_name` makes the names of a level's blocks.
 _ANNOTATED_NAMES = {
     "conv_in": "image_proj",
     "time_embedding.linear_": "time_emb.lin",
@@ -214,10 +215,10 @@ _ANNOTATED_NAMES = {
 
 
 def _annotated_name(key: str, layers: int) -> str:
-    """The tutorial's name of our key. A side's blocks and resamplings are counted in one row."""
+    """Return the tutorial's name of our key. It numbers the blocks and resamplings of a side in one row."""
     if place := re.match(r"(down|up)_blocks\.(\d+)\.(?:(resnets|attentions)\.(\d+)|resample(?:\.conv)?)", key):
         side, i, kind, j = place.groups()
-        blocks = layers + (side == "up")  # of a level, without its resampling
+        blocks = layers + (side == "up")  # the blocks of a level, without its resampling
         part = {"resnets": "res", "attentions": "attn", None: "conv"}[kind]
         key = f"{side}.{int(i) * (blocks + 1) + int(j or blocks)}.{part}{key[place.end() :]}"
     for ours, theirs in _ANNOTATED_NAMES.items():
@@ -226,18 +227,18 @@ def _annotated_name(key: str, layers: int) -> str:
 
 
 def _resnets(unet: DDPMUNetModel) -> list[str]:
-    """Names of the residual blocks, in the order of the forward pass."""
+    """Return the names of the residual blocks, in the order of the forward pass."""
     return [name for name, module in unet.named_modules() if isinstance(module, ResidualBlock)]
 
 
 def to_stock_pipeline(pipeline: DDPMPipelineCustom) -> DDPMPipeline:
-    """The same model in diffusers' own classes, to be loaded where this package and remote code are not wanted.
+    """Return the same model in diffusers' own classes, which need neither this package nor remote code.
 
     Args:
-        pipeline ([`DDPMPipelineCustom`]): Its U-Net has to be of the paper lineage.
+        pipeline ([`DDPMPipelineCustom`]): A pipeline whose U-Net is of the paper lineage.
 
     Returns:
-        [`~diffusers.DDPMPipeline`]: Of a `UNet2DModel` and a `DDPMScheduler`.
+        [`~diffusers.DDPMPipeline`]: A pipeline of a `UNet2DModel` and a `DDPMScheduler`.
 
     Raises:
         ValueError: If diffusers has no equal of the U-Net; the message says why.

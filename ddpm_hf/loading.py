@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import get_type_hints
 
 import httpx2
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
@@ -20,27 +21,12 @@ from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel, check_config
 from ddpm_hf.weights import check_finite, check_keys, read_state_dict
 
-# What the files of a pipeline hold. Missing keys of a configuration stand for their defaults. Those of a U-Net are
-# checked by the U-Net.
-INDEX_FORM = {"_class_name": str | list}
-UNET_FORM = {"_class_name": str}
+# What the file of a scheduler holds: the arguments of ours, which are stock's too. The scheduler itself checks the
+# numbers in `trained_betas`. `variance_type` may be null in the file of another scheduler.
 SCHEDULER_FORM = {
     "_class_name": str,
-    "num_train_timesteps": int,
-    "beta_start": float,
-    "beta_end": float,
-    "beta_schedule": str,
-    "trained_betas": list | None,
-    "variance_type": str | None,
-    "clip_sample": bool,
-    "prediction_type": str,
-    "thresholding": bool,
-    "dynamic_thresholding_ratio": float,
-    "clip_sample_range": float,
-    "sample_max_value": float,
-    "timestep_spacing": str,
-    "steps_offset": int,
-    "rescale_betas_zero_snr": bool,
+    **get_type_hints(DDPMLinearScheduler.__init__),
+    **{"trained_betas": list | None, "variance_type": str | None},
 }
 ADVICE = "Take the file from where the model came from, or save the pipeline again."
 
@@ -52,17 +38,17 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
         source (`str` or `Path`): The folder or the Hub id, `owner/name`, of a pipeline of a `UNet2DModel` or a
             [`DDPMUNetModel`] and a scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated
             tutorial's `UNet`.
-        sample_size (`int`): Height and width of the images, for a file, which does not tell.
-        hub_options: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`, for an id.
+        sample_size (`int`): Height and width of the images, in pixels. It is used for a file, which does not state it.
+        hub_options: For a Hub id: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`.
 
     Returns:
-        [`DDPMPipelineCustom`]: Of a [`DDPMUNetModel`], and of a [`DDPMLinearScheduler`] in the place of a
+        [`DDPMPipelineCustom`]: A pipeline of a [`DDPMUNetModel`] and a scheduler. A [`DDPMLinearScheduler`] replaces a
         `DDPMScheduler`; other schedulers are kept.
 
     Raises:
-        ValueError: If there is no such source, it is something else, a file of it is broken, or it does not hold
-            exactly the weights that it should, all of them finite.
-        OSError: If it cannot be read.
+        ValueError: If there is no such source or it is no DDPM, if a file is broken, or if weights are missing, unknown
+            or not finite.
+        OSError: If the source cannot be read.
     """
     if Path(source).is_file():
         unet = from_annotated(read_state_dict(source), sample_size)
@@ -72,7 +58,7 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
     folder = Path(source)
     if folder.is_dir():
         if hub_options.get("revision"):
-            raise ValueError(f"--revision {hub_options['revision']} is for the Hub, and {source} is a folder.")
+            raise ValueError(f"--revision {hub_options['revision']} is for a Hub id, and {source} is a folder.")
         _check_index(folder)
     else:
         check_id(str(source), **hub_options)
@@ -85,7 +71,7 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
             "DDPMUNetModel) and a scheduler, and of nothing else."
         )
     if not folder.is_dir():
-        folder = Path(DDPMPipelineCustom.download(source, **hub_options))
+        folder = Path(DDPMPipelineCustom.download(str(source), **hub_options))
     # The oldest repositories have the files of both parts at their root.
     unet_folder, scheduler_folder = (
         folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
@@ -100,7 +86,7 @@ def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> D
     check_finite(unet, str(source))
     try:
         return DDPMPipelineCustom.from_pretrained(folder, unet=unet.eval(), **given)
-    except NotImplementedError as error:  # diffusers' word for the name of a schedule that a scheduler does not know
+    except NotImplementedError as error:  # diffusers raises it for an unknown `beta_schedule`
         raise ValueError(f"{scheduler_file} cannot be used: {error}. {ADVICE}") from error
 
 
@@ -110,13 +96,13 @@ def _check_index(folder: Path):
         checkpoints = list_checkpoints(folder / CHECKPOINTS)
         hint = " It holds checkpoints of a run: add --checkpoint latest." if checkpoints else ""
         raise ValueError(f"{folder} holds no {INDEX}, so it is not the folder of a pipeline.{hint}")
-    read_json(folder / INDEX, INDEX_FORM, ADVICE)
+    read_json(folder / INDEX, {"_class_name": str | list}, ADVICE)
 
 
 def check_id(source: str, revision=None, token=None, cache_dir=None, local_files_only=False, **_):
-    """Raise a ValueError for what cannot be a Hub id, or if the Hub is asked in vain and there is no copy of it.
+    """Raise a ValueError for a text that is no Hub id, or if neither the Hub nor a copy in the cache can be reached.
 
-    huggingface_hub asks for half a minute, so this asks beforehand, once.
+    huggingface_hub tries to reach the Hub for half a minute. This tries once.
     """
     try:
         validate_repo_id(source)
@@ -130,7 +116,7 @@ def check_id(source: str, revision=None, token=None, cache_dir=None, local_files
     try:
         get_hf_file_metadata(hf_hub_url(source, INDEX, revision=revision), token=token)
     except HfHubHTTPError:
-        pass  # the Hub answers, so it can be asked, and what is wrong is said then
+        pass  # the Hub can be reached, and its answer becomes an error when the files are loaded
     except (httpx2.TransportError, OSError) as error:
         raise ValueError(
             f"{source}: there is no such folder, and the Hub, which may have a model of that name, cannot be reached "
@@ -139,7 +125,7 @@ def check_id(source: str, revision=None, token=None, cache_dir=None, local_files
 
 
 def _read_config(path: Path, form: Form) -> dict:
-    """Read a part's configuration, and check those of its keys that it has."""
+    """Read the configuration of a U-Net or scheduler, and check the types of the keys that it has."""
     config = read_json(path, {}, ADVICE)
     if problem := misfit(config, {key: kind for key, kind in form.items() if key in config}):
         raise ValueError(f"{path} is broken: {problem}. {ADVICE}")
@@ -147,8 +133,8 @@ def _read_config(path: Path, form: Form) -> dict:
 
 
 def _check_unet_config(path: Path, kind: str):
-    """Raise a ValueError that names the file, if no network can be made of it."""
-    config = _read_config(path, UNET_FORM)
+    """Raise a ValueError, which names the file, if no network can be made from it."""
+    config = _read_config(path, {"_class_name": str})
     try:
         if kind == "UNet2DModel":
             config = config_from_unet2d(config)
@@ -159,10 +145,12 @@ def _check_unet_config(path: Path, kind: str):
 
 
 def _read_scheduler(path: Path, kind: str) -> dict:
-    """The scheduler that replaces the saved one, as an argument of `from_pretrained`; none for those of other kinds.
+    """Return the scheduler that replaces the saved one, as an argument of `from_pretrained`.
+
+    A scheduler of another kind than `DDPMScheduler` is not replaced, so there is no argument.
 
     Raises:
-        ValueError: If no scheduler can be made of the file, which the message names.
+        ValueError: If no scheduler can be made from the file, which the message names.
     """
     config = _read_config(path, SCHEDULER_FORM)
     if kind not in ("DDPMScheduler", "DDPMLinearScheduler"):
@@ -174,12 +162,12 @@ def _read_scheduler(path: Path, kind: str) -> dict:
         if not scheduler.config.clip_sample_range > 0:
             raise ValueError(f"`clip_sample_range` is {scheduler.config.clip_sample_range}; expected more than 0.")
         return {"scheduler": scheduler}
-    except (ValueError, RuntimeError) as error:  # RuntimeError: numbers that no tensor holds
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a number is too large for a tensor
         raise ValueError(f"{path} cannot be used: {error} {ADVICE}") from error
 
 
 def _load_every_weight(kind: type[ModelMixin], folder: Path) -> ModelMixin:
-    """Load a network, and raise a ValueError where diffusers would start some weights at random."""
+    """Load a network, and raise a ValueError where diffusers would leave some weights at random."""
     for index in folder.glob("*.index.json"):  # of weights in several files
         read_json(index, {"weight_map": dict, "metadata": dict}, ADVICE)
     unet, info = kind.from_pretrained(

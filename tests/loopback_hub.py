@@ -1,7 +1,7 @@
 """A Hub on the loopback interface: repositories in memory, with commits, LFS, tokens, organisations and faults.
 
-It speaks the part of the Hub's protocol that huggingface_hub 2 uses to create, upload, list and download. Clients have
-to be started with `LoopbackHub.environment`, since they read the Hub's address when they are imported.
+It speaks the part of the Hub's protocol that huggingface_hub 2 uses to create, upload, list and download. Start clients
+with `LoopbackHub.environment`, since they read the Hub's address when they are imported.
 """
 
 import base64
@@ -41,7 +41,7 @@ class File:
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to, and what it may do: "read", "write", or "fineGrained" to write to the `scopes`."""
+    """The owner of a token, and what it may do: "read", "write", or "fineGrained" to write to the `scopes`."""
 
     name: str
     role: str = "write"
@@ -50,7 +50,7 @@ class User:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match, instead of an answer."""
+    """What the next `times` requests that match get instead of an answer."""
 
     request: str  # a pattern of "POST /api/repos/create" and the like
     status: int | None  # None: the connection is reset
@@ -83,7 +83,7 @@ def owner_of(name: str) -> str:
 
 
 class HubError(Exception):
-    """An answer other than 200, with the code that huggingface_hub tells errors apart by."""
+    """An answer other than 200, with the code by which huggingface_hub tells errors apart."""
 
     def __init__(self, status: int, code: str = ""):
         super().__init__(status, code)
@@ -91,12 +91,12 @@ class HubError(Exception):
 
 
 class LoopbackHub:
-    """Use as a context manager.
+    """A Hub that runs within a `with` block.
 
     Args:
-        users (`dict[str, str | User]`): Token -> user. One may write to the repositories under the own name.
-        organisations (`dict[str, dict[str, str]]`): Organisation -> user name -> "read", "contributor" (may write to no
-            repository that is there), "write" or "admin".
+        users (`dict[str, str | User]`): Token -> user. A user may write to repositories under that name.
+        organisations (`dict[str, dict[str, str]]`): Organisation -> user name -> "read", "contributor" (may make
+            repositories, and write to no other), "write" or "admin".
     """
 
     def __init__(self, users: dict[str, str | User], organisations: dict[str, dict[str, str]] | None = None):
@@ -123,12 +123,12 @@ class LoopbackHub:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def environment(self, cache: Path, token: str | None = None) -> dict[str, str]:
-        """The variables of a client with a cache of its own, logged in if there is a token."""
+        """Return the environment variables of a client with its own cache, which is logged in if there is a token."""
         variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache)}
         return variables | ({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
     def fail(self, request: str, status: int | None, times: int = 1, **headers: str):
-        """Let the next requests that match fail: with a status and headers, or with a reset of the connection."""
+        """Make the next requests that match fail, with a status and headers or with a reset of the connection."""
         self.faults.append(Fault(request, status, times, {k.replace("_", "-"): v for k, v in headers.items()}))
 
     def next_fault(self, request: str) -> Fault | None:
@@ -151,7 +151,7 @@ class LoopbackHub:
         raise HubError(404, "NoSuchRoute")
 
     def role(self, user: User | None, name: str) -> str | None:
-        """What a user may do in the repositories of an owner; nothing in particular without a role."""
+        """Return the role of a user for the repositories of an owner, or None."""
         owner = owner_of(name)
         if user is None or user.name == owner:
             return user and "admin"
@@ -315,7 +315,7 @@ ROUTES = [
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # it waits for what the client does not send, 40 ms an answer
+    disable_nagle_algorithm = True  # it would delay each answer by 40 ms
     hub: LoopbackHub
 
     def respond(self):
@@ -355,4 +355,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = respond
 
     def log_message(self, *arguments):
-        """Say nothing; the hub keeps the requests."""
+        """Print nothing. The hub records the requests."""

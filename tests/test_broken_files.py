@@ -1,4 +1,4 @@
-"""Files of a run that are broken, of another type than expected, or somebody else's: named, and in nobody's way."""
+"""Files that are broken or written by others are named in one line, and stop nothing that can do without them."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ def test_checkpoints(train, tmp_path):
         with pytest.raises(ValueError, match=r"step-000004/(manifest.json|emb.safetensors)"):
             verify_checkpoint(path)
     again = train("again", checkpointing_steps=2, max_train_steps=2)
-    shutil.copytree(path, again / "checkpoints" / path.name)  # with the last of the spoilt manifests
+    shutil.copytree(path, again / "checkpoints" / path.name)  # it has the last of the spoilt manifests
     train("again", checkpointing_steps=2)
     assert equal(again, whole)
 

@@ -1,4 +1,4 @@
-"""`ddpm-hf`: errors are one line, are found before a model is loaded, and say no token; nothing is overwritten."""
+"""`ddpm-hf` finds errors before it loads a model, says each in one line without tokens, and overwrites nothing."""
 
 import os
 import shutil
@@ -32,13 +32,13 @@ def run(made_run, tmp_path):
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    """Whatever is wrong is found before a model is loaded."""
+    """Fail if a model is loaded."""
     for name in ("open_model", "load_pipeline", "evaluate"):
         monkeypatch.setattr(cli, name, lambda *arguments, **options: pytest.fail("it was loaded"))
 
 
 def error_of(*arguments):
-    """What `ddpm-hf` ends with: the one line, or the code."""
+    """Return what `ddpm-hf` ends with: the line of an error, or the exit code."""
     with pytest.raises(SystemExit) as stop:
         cli.main([str(argument) for argument in arguments])
     return stop.value.code
@@ -131,7 +131,7 @@ def test_classes_of_a_model_without(run):
         (MemoryError(), OUT_OF_MEMORY),
         (torch.OutOfMemoryError("x"), OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), OUT_OF_MEMORY),
-        (OSError(f"at https://me:word@x.org\nwith Bearer {TOKEN}"), "at https://***@x.org with Bearer hf_***"),
+        (OSError(f"at https://me:word@x.org\nwith Bearer {TOKEN}"), "at https://***@x.org with Bearer hf_***."),
     ],
 )  # fmt: skip
 def test_what_ends_a_subcommand(error, code, monkeypatch):

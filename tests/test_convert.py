@@ -1,4 +1,4 @@
-"""Models of every origin in, and out to diffusers' own classes: equal outputs, bit-equal round trips."""
+"""Models of every origin are converted, and back to diffusers' own classes: equal outputs, bit-equal round trips."""
 
 import json
 
@@ -22,7 +22,7 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def published_unet(levels, widths, attention_level):
-    """config.json as google/ddpm-* publish it; diffusers 0.0.4 wrote it, so newer keys are missing."""
+    """Return config.json as google/ddpm-* publish it. diffusers 0.0.4 wrote it, so newer keys are missing."""
     down, up = ["DownBlock2D"] * levels, ["UpBlock2D"] * levels
     down[attention_level] = "AttnDownBlock2D"
     up[levels - 1 - attention_level] = "AttnUpBlock2D"
@@ -50,7 +50,7 @@ def published_unet(levels, widths, attention_level):
 
 
 CIFAR10 = published_unet(4, [128, 256, 256, 256], 1)
-# One network for celebahq, church, bedroom, cat, and their ema ones.
+# One network for celebahq, church, bedroom and cat, with and without EMA.
 LARGE = published_unet(6, [128, 128, 256, 256, 512, 512], 4)
 PUBLISHED_SCHEDULER = {
     "_class_name": "DDPMScheduler",
@@ -66,7 +66,7 @@ PUBLISHED_SCHEDULER = {
 
 
 def old_attention_keys(weights):
-    """The names that attention weights had when those models were published."""
+    """Return the names that attention weights had when those models were published."""
     for theirs, old in (
         (".to_q.", ".query."),
         (".to_k.", ".key."),
@@ -78,7 +78,7 @@ def old_attention_keys(weights):
 
 
 def write_published(folder, config, suffix):
-    """A repository as google/ddpm-* are: the U-Net's files at the root. Returns the network."""
+    """Write a repository like google/ddpm-*, with the U-Net's files at the root. Return the network."""
     torch.manual_seed(0)
     unet = UNet2DModel(**{key: value for key, value in config.items() if key[0] != "_"}).eval()
     index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
@@ -148,7 +148,7 @@ def test_annotated_file(tmp_path, suffix):
 
 @pytest.fixture
 def stock(tmp_path):
-    """A saved stock pipeline, in a folder `stock`."""
+    """Save a stock pipeline in a folder `stock`."""
     unet = UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -239,7 +239,7 @@ def test_stock_keys_that_do_not_fit(stock, tmp_path, change, message):
 
 
 class Spy:
-    """Unpickling it would write a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -274,7 +274,7 @@ def test_truncated_weights_in_a_folder_are_named(stock, tmp_path):
 
 @pytest.fixture
 def ours(tmp_path):
-    """A saved pipeline of this package, in a folder `ours`."""
+    """Save a pipeline of this package in a folder `ours`."""
     unet = DDPMUNetModel(
         sample_size=8, block_out_channels=(8,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"],
         layers_per_block=1, norm_num_groups=4, add_attention=False,
@@ -375,16 +375,16 @@ def test_weights_that_are_no_numbers_are_named(stock, tmp_path, number):
     weights["final.bias"][0] = number
     weights["image_proj.bias"][0] = number
     save_file(weights, tmp_path / "unet.safetensors")
-    with pytest.raises(ValueError, match=r"1 of the \d+ numbers of .*, as are numbers of other tensors \(1\)\."):
+    with pytest.raises(ValueError, match=r"1 of the \d+ numbers of .*, and so are numbers of other tensors \(1\)\."):
         load_pipeline(tmp_path / "unet.safetensors")
 
 
-# ---- Sources that are not there -------------------------------------------------------------------------------------
+# ---- Sources that do not exist --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the Hub is asked for; it cannot be reached."""
+    """Make the Hub unreachable. Record what it is asked for."""
     requests = []
 
     def refuse(url, **options):

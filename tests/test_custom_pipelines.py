@@ -1,4 +1,4 @@
-"""The single-file pipelines, against denoisers with a known answer, without training."""
+"""The custom pipelines against denoisers with a known answer, without training."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def reverse_step(a, b, ddim=False):
 
 
 def reverse_process(timesteps, mean, std, x_mean, ddim=False):
-    """Take x_t = N(sqrt(a) x_mean, 1 - a) back in closed form, for data N(mean, std^2).
+    """Reverse the process from x_t = N(sqrt(a) x_mean, 1 - a) in closed form, for data N(mean, std^2).
 
     Returns the mean and the standard deviation of x_0, and its derivative by x_t.
     """
@@ -236,7 +236,7 @@ def repaint(ascending, x_0, jump_length, num_resamples, mean, std, rho, ddim=Fal
 @pytest.mark.parametrize(("jump_length", "num_resamples"), [(1, 1), (1, 10), (5, 4)])
 @pytest.mark.parametrize("kind", [DDPMLinearScheduler, DDPMScheduler, DDIMScheduler])
 def test_painted_pixels_follow_the_known_ones(kind, jump_length, num_resamples):
-    """One of two correlated pixels is known."""
+    """One of two correlated pixels is known, and the closed form tells the other."""
     rho, std, x_0 = PairedDenoiser.rho, 0.25, centred(168)
     pipeline = make(DDPMInpaintingPipeline, PairedDenoiser(0.0, std, sample_size=32), kind(clip_sample=False))
     call = {"image": flat(168, (32, 32)), "mask": half_mask((32, 32)), "num_inference_steps": 50, "batch_size": 4}
@@ -328,7 +328,7 @@ def test_transparent_masks_and_empty_ones(monkeypatch):
 
 @pytest.fixture
 def unets():
-    """Random networks, one of ours and one of diffusers."""
+    """Return random networks, one of ours and one of diffusers."""
     blocks = {
         "sample_size": 8,
         "in_channels": 1,

@@ -23,7 +23,7 @@ def test_outputs_are_stripped():
 
 @pytest.mark.slow
 def test_every_cell_runs(small, tmp_path, monkeypatch):
-    # A kernel of this interpreter, whatever others are installed.
+    # The kernel is this interpreter, whichever others are installed.
     kernel = tmp_path / "jupyter" / "kernels" / "this"
     kernel.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -46,7 +46,7 @@ def test_every_cell_runs(small, tmp_path, monkeypatch):
         pushed = hub.repositories["alice/digits"].commits[-1][1]
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    wanted = ("image/png", "image/gif")  # pictures of PIL are there as JPEG too
+    wanted = ("image/png", "image/gif")  # IPython adds a JPEG of each picture
     kinds = [kind for output in outputs for kind in output.get("data", {}) if kind in wanted]
     assert kinds == ["image/png", "image/png", "image/png", "image/gif", "image/png"]
     assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "README.md"} <= pushed.keys()

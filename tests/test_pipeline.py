@@ -53,7 +53,7 @@ def make_pipeline():
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_exact_denoiser_gives_the_data_back(variance_type):
-    """Gaussian data N(0.3, 0.2^2), all 1000 steps: the samples have its mean and standard deviation."""
+    """All 1000 steps on Gaussian data N(0.3, 0.2^2) give samples of its mean and standard deviation."""
     scheduler = DDPMLinearScheduler(variance_type=variance_type, clip_sample=False)
     pipeline = quiet(DDPMPipelineCustom(GaussianDenoiser(0.3, 0.2), scheduler))
     images = pipeline(64, torch.Generator().manual_seed(0), output_type="pt").images * 2 - 1
@@ -64,7 +64,7 @@ def test_exact_denoiser_gives_the_data_back(variance_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
 def test_every_scheduler_gives_the_data_back(name, prediction_type):
-    """50 steps with schedulers that scale their input, start elsewhere, take two steps in one, or use fractional t."""
+    """Schedulers may scale their input, start at another sigma, take two steps in one, or use fractional t."""
     ours = DDPMLinearScheduler(clip_sample=False, prediction_type=prediction_type)
     scheduler = getattr(diffusers, name).from_config(ours.config)
     unet = GaussianDenoiser(0.3, 0.2, prediction_type=prediction_type)
@@ -75,7 +75,7 @@ def test_every_scheduler_gives_the_data_back(name, prediction_type):
 
 @pytest.mark.parametrize("name", [kind.name for kind in KarrasDiffusionSchedulers])
 def test_every_scheduler_is_saved_and_loaded(make_pipeline, tmp_path, name):
-    """It also keeps the keys of our scheduler's configuration: the pictures are bit-equal."""
+    """The configuration of our scheduler also survives, so the pictures are bit-equal."""
     pipeline = make_pipeline(T=1000)
     kind = getattr(diffusers, name)
     pipeline.save_pretrained(tmp_path / "ours")

@@ -1,7 +1,6 @@
 """What the tabs of the demo compute: functions of numbers and pictures, without an interface.
 
-Every call has a scheduler of its own, so that calls may run side by side. `track` wraps the loop over the steps, as
-tqdm does.
+Each call makes its own scheduler, so calls may run side by side. `track` wraps the loop over the steps, as tqdm does.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,12 +20,12 @@ from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
 from ddpm_hf.sampling import SCHEDULERS, generators_of
 
 Track = Callable[[Iterable], Iterable]
-LARGE = 280  # pixels a side that a person sees well; smaller pictures are shown enlarged
-MOST_FRAMES = 101  # of a trajectory that are kept
+LARGE = 280  # pixels a side; smaller pictures are shown enlarged to about this size
+MOST_FRAMES = 101  # most frames that are kept of one trajectory
 
 
 class Studio:
-    """A model, and what one can do with it.
+    """A model, and what a person can do with it.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on its device.
@@ -62,12 +61,12 @@ class Studio:
         """Draw what `ddpm-hf sample` draws with this seed.
 
         Args:
-            num_images (`int`): How many.
+            num_images (`int`): Number of images.
             seed (`int`): Image i is a function of this and i.
             scheduler (`str`): A key of `SCHEDULERS`.
-            steps (`int`): Denoising steps.
-            class_name (`str`, *optional*): One of `class_names`; by default any.
-            guidance_scale (`float`): How strongly the class is insisted on.
+            steps (`int`): Number of denoising steps.
+            class_name (`str`, *optional*): One of `class_names`. The default is any class.
+            guidance_scale (`float`): How strongly the images follow the class.
             track (callable): Wraps the loop over the steps.
 
         Returns:
@@ -78,7 +77,7 @@ class Studio:
         return pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
 
     def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
-        """The way of sample 0 of this seed out of the noise: pairs of x_t and the x_0 predicted from it."""
+        """Return how sample 0 of a seed appears from noise: pairs of x_t and the x_0 predicted from it."""
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         num_frames = min(steps + 1, MOST_FRAMES)
         output = pipeline(num_frames=num_frames, generator=self._generators(seed), num_inference_steps=steps)
@@ -94,7 +93,7 @@ class Studio:
         steps: int,
         track: Track = tqdm,
     ) -> list[Image.Image]:
-        """Frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
+        """Return frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
         pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
         (generator,) = self._generators(seed)
         pictures = [self.fit(picture)[0] for picture in (one, another)]
@@ -112,13 +111,15 @@ class Studio:
         steps: int,
         track: Track = tqdm,
     ) -> list[Image.Image]:
-        """The picture with other pixels where the mask is white, both of any size; see [`DDPMInpaintingPipeline`].
+        """Return the picture with new pixels where the mask is white; see [`DDPMInpaintingPipeline`].
+
+        The picture and the mask may have any size.
 
         Raises:
-            ValueError: If the mask is white nowhere, at the model's resolution.
+            ValueError: If no pixel of the mask is white at the model's resolution.
         """
         picture, mask = self.fit(picture)[0], ImageOps.fit(mask, self.size, Image.Resampling.BOX)
-        if mask.getextrema()[1] < 128:
+        if np.asarray(mask).max() < 128:
             raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
         pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
         generators = self._generators(seed, num_images)
@@ -127,9 +128,9 @@ class Studio:
         ).images
 
     def fit(self, picture: Image.Image) -> tuple[Image.Image, str]:
-        """The picture in the model's size and mode, and a sentence on what that took from it, if anything.
+        """Return a picture in the model's size and mode, and a sentence on what it lost, if anything.
 
-        An enlarged picture becomes what it was, pixel by pixel.
+        A picture that [`enlarge`] made gets its old pixels back.
         """
         width, height = self.size
         whole = to_eight_bits(picture, "RGB")
@@ -140,7 +141,7 @@ class Studio:
             notes.append("cut to its centre")
         if cut or fitted.resize(whole.size, Image.Resampling.NEAREST) != whole:
             notes.append(f"resized from {whole.width} x {whole.height} to {width} x {height} pixels")
-        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
             notes.append("put on white where it is transparent")
         colours = np.array(fitted)  # (H, W, 3)
         if self.channels == 1 and (colours != colours[..., :1]).any():
@@ -159,6 +160,6 @@ class Studio:
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
-    """A small picture with each pixel as a square of many."""
+    """Return a picture with each pixel as a square of pixels, if it is small."""
     factor = max(1, LARGE // max(picture.size))
     return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)

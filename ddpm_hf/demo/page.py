@@ -1,6 +1,6 @@
-"""The demo of a model: a page of four tabs in the browser, made with Gradio. What they compute is in `Studio`.
+"""The demo of a model: a page of four tabs in the browser, made with Gradio. [`Studio`] computes what they show.
 
-It runs where nothing but this machine can be reached: no fonts or scripts of other servers, no analytics.
+The page also works without the internet: it uses no fonts or scripts of other servers, and no analytics.
 """
 
 import functools
@@ -19,11 +19,11 @@ from ddpm_hf.demo.model import Studio, enlarge
 from ddpm_hf.sampling import SCHEDULERS, open_model
 
 ANY_CLASS = "any"
-MOST_PIXELS = 25_000_000  # of a picture that is read, whose size its first bytes tell
-MOST_LAYERS = 8  # that are drawn over a picture
-MOST_BYTES = "20mb"  # of a file
-DAY = 24 * 60 * 60  # seconds, after which pictures that were shown are deleted from the disk
-ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # the model has the machine to itself
+MOST_PIXELS = 25_000_000  # most pixels of a picture; its first bytes tell how many there are
+MOST_LAYERS = 8  # most layers that are drawn over a picture
+MOST_BYTES = "20mb"  # largest file that is uploaded
+DAY = 24 * 60 * 60  # seconds; older pictures are deleted from the disk
+ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # one call of the model at a time
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
 .app {max-width: 1000px !important}
@@ -45,10 +45,10 @@ def run_demo(
 
     Args:
         source, checkpoint, revision: See [`open_model`].
-        server_name (`str`, *optional*): Address to listen at; by default GRADIO_SERVER_NAME, or this machine alone.
-        server_port (`int`, *optional*): By default GRADIO_SERVER_PORT, or the first that is free from 7860 on.
+        server_name (`str`, *optional*): Address to listen at. The default is GRADIO_SERVER_NAME, or this machine alone.
+        server_port (`int`, *optional*): The default is GRADIO_SERVER_PORT, or the first free port from 7860 on.
         open_browser (`bool`): Whether to show the page at once.
-        title (`str`, *optional*): Heading of the page; by default the name of the folder or repository.
+        title (`str`, *optional*): Heading of the page. The default is the name of the folder or repository.
 
     Raises:
         ValueError: See [`open_model`], or if the model's samples are no pictures.
@@ -63,7 +63,7 @@ def run_demo(
         inbrowser=open_browser,
         share=False,
         max_file_size=MOST_BYTES,
-        show_error=True,  # also Gradio's own, of files that are no pictures
+        show_error=True,  # also errors that Gradio raises itself, about files that are no pictures
         ssr_mode=False,
         footer_links=[],
         theme=THEME,
@@ -72,16 +72,16 @@ def run_demo(
 
 
 def limit_pictures():
-    """Let PIL refuse pictures of too many pixels when it opens them, before it makes room for the pixels.
+    """Make PIL refuse pictures of too many pixels when it opens them, before it allocates the pixels.
 
-    So it is for all of this process, by whichever way a picture comes.
+    This holds for all pictures that the process opens.
     """
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # it warns above this, and refuses above twice this
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # PIL warns above this, and refuses above twice this
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def make_page(studio: Studio, title: str) -> gr.Blocks:
-    """The page, to be launched."""
+    """Return the page, ready to launch."""
     width, height = studio.size
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
         gr.Markdown(f"# {title}\nA denoising diffusion model of pictures of {width} x {height} pixels.")
@@ -126,7 +126,7 @@ def _add_denoise(studio: Studio):
             steps, seed = _steps(studio, 100), _seed()
             button = gr.Button("Denoise", variant="primary")
         with gr.Column(scale=2):
-            place = gr.Slider(0, 1, 0, step=1, label="Way out of the noise", interactive=True)
+            position = gr.Slider(0, 1, 0, step=1, label="From noise to sample", interactive=True)
             with gr.Row():
                 buttons = ["fullscreen", "download"]
                 x_t = gr.Image(label="x_t", format="png", interactive=False, buttons=buttons)
@@ -134,15 +134,17 @@ def _add_denoise(studio: Studio):
 
     @_friendly
     def denoise(steps, seed, progress=gr.Progress()):
-        way = studio.denoise(seed, steps, progress.tqdm)
-        last = len(way) - 1
-        return way, gr.Slider(maximum=last, value=last), *show(way, last)
+        pairs = studio.denoise(seed, steps, progress.tqdm)
+        last = len(pairs) - 1
+        return pairs, gr.Slider(maximum=last, value=last), *show(pairs, last)
 
-    def show(way, place):
-        return [enlarge(picture) for picture in way[place]] if way else (None, None)
+    def show(pairs, position):
+        return [enlarge(picture) for picture in pairs[position]] if pairs else (None, None)
 
-    button.click(denoise, [steps, seed], [frames, place, x_t, x_0], api_name="denoise", **ONE_AT_A_TIME)
-    place.input(show, [frames, place], [x_t, x_0], show_progress="hidden", trigger_mode="always_last", api_name=False)
+    button.click(denoise, [steps, seed], [frames, position, x_t, x_0], api_name="denoise", **ONE_AT_A_TIME)
+    position.input(
+        show, [frames, position], [x_t, x_0], show_progress="hidden", trigger_mode="always_last", api_name=False
+    )
 
 
 def _add_interpolate(studio: Studio):
@@ -190,7 +192,7 @@ def _add_inpaint(studio: Studio):
         with gr.Column(scale=2):
             editor = _limited(
                 gr.ImageEditor(
-                    label="Draw over what is to be painted anew",
+                    label="Draw over the part to repaint",
                     type="pil",
                     format="png",
                     sources=["upload"],
@@ -220,7 +222,7 @@ def _add_inpaint(studio: Studio):
 
 
 def mask_of(drawn: dict) -> Image.Image:
-    """What was drawn over the picture in an editor, white on black."""
+    """Return what a person drew over the picture in an editor, white on black."""
     mask = Image.new("L", drawn["background"].size)
     for layer in drawn["layers"]:
         mask.paste(255, mask=layer.getchannel("A"))
@@ -242,7 +244,7 @@ def _notes(studio: Studio, **pictures: Image.Image) -> str:
 
 
 def _limited(component: gr.Image | gr.ImageEditor) -> gr.Image | gr.ImageEditor:
-    """The component, with what is wrong with a file shown in the page; Gradio opens it before it calls our function."""
+    """Show errors about a file in the page. Gradio opens the file in the component, before it calls our function."""
     preprocess = component.preprocess
 
     @_friendly
@@ -257,7 +259,7 @@ def _limited(component: gr.Image | gr.ImageEditor) -> gr.Image | gr.ImageEditor:
 
 
 def _friendly(function: Callable) -> Callable:
-    """The function, with what it has to say about its input shown in the page."""
+    """Show the errors that a function raises about its input in the page."""
 
     @functools.wraps(function)
     def wrapped(*arguments):
@@ -268,7 +270,7 @@ def _friendly(function: Callable) -> Callable:
             raise gr.Error(
                 f"The picture is too large: expected at most {most} million pixels.", print_exception=False
             ) from error
-        except (ValueError, OSError, SyntaxError) as error:  # PIL's, of broken pictures
+        except (ValueError, OSError, SyntaxError) as error:  # PIL raises SyntaxError about broken pictures
             raise gr.Error(str(error), print_exception=False) from error
 
     return wrapped

@@ -4,21 +4,21 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
 
 from ddpm_hf.forms import misfit
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal, status_of
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal, status_of
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import hide_tokens, holds_token, refuse_token
+from ddpm_hf.weights import check_finite, read_state_dict
 
 
 def find_token(token: str | None = None) -> str:
-    """The token that was passed, or the one of the environment or of `hf auth login`.
+    """Return the token that was passed, or that of the environment or of `hf auth login`.
 
     Raises:
-        ValueError: If there is none, or it holds what no token does, such as a line break.
+        ValueError: If there is none, or it holds characters that no token has, such as a line break.
     """
     token = (token or get_token() or "").strip()
     if not token:
@@ -40,8 +40,8 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
         `str`: The repository with its owner.
 
     Raises:
-        ValueError: If the name is none, the token is missing, unknown or may not write, the owner is someone else, or
-            the name is taken by a repository that the token may not write to.
+        ValueError: If the name is not valid; if the token is missing, unknown or may not write; if the owner is someone
+            else; or if the repository exists and the token may not write to it.
         OSError: If the Hub cannot be asked.
     """
     token = find_token(token)
@@ -51,7 +51,7 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
         me = persist(api.whoami)
         if problem := misfit(me, {"name": str}, name="the answer"):
             raise OSError(f"the Hub at {api.endpoint} cannot be asked whose the token is: {problem}.")
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         if status_of(error) in (401, 403):
             raise ValueError(
                 f"--hub_token: the Hub does not accept this token, or it has expired (status {status_of(error)})."
@@ -62,7 +62,7 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
     _check_owner(me, repo_id)
     try:
         persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         if isinstance(error, RepositoryNotFoundError) and status_of(error) != 403:
             return repo_id  # it will be made
         if status_of(error) == 401:
@@ -77,10 +77,10 @@ def check_push(repo_id: str, token: str | None = None, repo_type: str = "model")
 
 
 def check_name(repo_id: str, token: str | None = None):
-    """Find out whether it can be the name of a repository, without asking the Hub.
+    """Find out whether this can be the name of a repository, without asking the Hub.
 
     Raises:
-        ValueError: If it is none, or holds a token.
+        ValueError: If it cannot, or it holds a token.
     """
     refuse_token("--hub_model_id", repo_id, token)
     try:
@@ -90,7 +90,12 @@ def check_name(repo_id: str, token: str | None = None):
 
 
 def _check_owner(me: dict, repo_id: str):
-    """Raise a ValueError unless the user `me`, as the Hub describes it, may write to repositories of that owner."""
+    """Raise a ValueError unless a user may write to a repository.
+
+    Args:
+        me (`dict`): The user and the token, as the Hub describes them.
+        repo_id (`str`): The repository, with its owner.
+    """
     user, owner = me["name"], repo_id.split("/")[0]
     roles = {user: "write", **{group["name"]: group.get("roleInOrg") for group in me.get("orgs", [])}}
     if owner not in roles:
@@ -111,36 +116,27 @@ def _check_owner(me: dict, repo_id: str):
 
 
 def check_weights(folder: Path):
-    """Find out whether the weights of a pipeline can be shared: they are there, whole, and finite.
+    """Find out whether the weights of a pipeline can be shared.
 
     Raises:
-        ValueError: If not; the message names the file.
+        ValueError: If they are missing, broken or not finite; the message names the file.
     """
     paths = sorted(folder.glob("unet/*.safetensors"))
     if not paths:
         raise ValueError(f"{folder}/unet holds no weights, *.safetensors; save the pipeline with save_pretrained.")
     for path in paths:
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                broken = [name for name in tensors.keys() if not tensors.get_tensor(name).isfinite().all()]  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is broken: {one_line(error)}; save the pipeline again.") from error
-        if broken:
-            raise ValueError(
-                f"{path} holds numbers that are not finite, in {len(broken)} tensors such as {broken[0]}: the training "
-                "diverged. Share the pipeline of an earlier checkpoint."
-            )
+        check_finite(read_state_dict(path), str(path))
 
 
 def check_files(folder: Path, patterns: tuple[str, ...], token: str | None = None):
     """Check the files of a folder that are to be published.
 
     Raises:
-        ValueError: If one is a link to elsewhere, or holds a token.
+        ValueError: If one is a link to a place outside of the folder, or holds a token.
     """
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{path} is a link to outside of {folder}; put the file itself there, or take it away.")
+            raise ValueError(f"{path} is a link to outside of {folder}; replace it by the file itself, or remove it.")
         if path.suffix != ".safetensors":
             check_secrets(str(path), path.read_text(encoding="utf-8", errors="replace"), token)
 

@@ -1,4 +1,4 @@
-"""What the model card says about the training data: where it comes from, its licence, what was done to it."""
+"""What the model card says about the training data: its origin, its licence and its preprocessing."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ _CELEBA_LICENCE = {
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """One data set.
+class DatasetDescription:
+    """A data set, as the card describes it.
 
     Args:
-        name (`str`): As a sentence names it.
+        name (`str`): The name within a sentence.
         origin (`str`): A sentence on where the pictures come from.
         licence (`str`): A sentence on the licence of the pictures.
         hub_id (`str`, *optional*): The data set on the Hub.
         model_licence (`dict`): The card's metadata on the licence of the model.
-        limits, citation (`str`): Added to these sections of the card.
+        limits, citation (`str`): What is added to these sections of the card.
     """
 
     name: str
@@ -35,8 +35,8 @@ class DataFacts:
     citation: str = ""
 
 
-def _mnist(count: str) -> DataFacts:
-    return DataFacts(
+def _mnist(count: str) -> DatasetDescription:
+    return DatasetDescription(
         name=f"{count} handwritten digits of MNIST",
         origin=f"{count[0].upper()}{count[1:]} pictures of the training set of MNIST, by Yann LeCun, Corinna Cortes "
         "and Christopher J. C. Burges ([`ylecun/mnist`](https://huggingface.co/datasets/ylecun/mnist)), derived from "
@@ -50,8 +50,8 @@ def _mnist(count: str) -> DataFacts:
     )
 
 
-def _celeba(hub_id: str) -> DataFacts:
-    return DataFacts(
+def _celeba(hub_id: str) -> DatasetDescription:
+    return DatasetDescription(
         name="faces of CelebA",
         origin=f"CelebA, pictures of the faces of celebrities ([`{hub_id}`](https://huggingface.co/datasets/{hub_id})).",
         licence="CelebA is for non-commercial research only, and so is this model.",
@@ -65,7 +65,7 @@ def _celeba(hub_id: str) -> DataFacts:
 
 _KNOWN = {
     "ylecun/mnist": _mnist("the 60,000"),
-    "uoft-cs/cifar10": DataFacts(
+    "uoft-cs/cifar10": DatasetDescription(
         name="the pictures of CIFAR-10",
         origin="CIFAR-10, pictures of ten kinds of animals and vehicles "
         "([`uoft-cs/cifar10`](https://huggingface.co/datasets/uoft-cs/cifar10)).",
@@ -77,17 +77,19 @@ _KNOWN = {
 }
 
 
-def facts_of(config: dict) -> DataFacts:
-    """The data set that the options of a run name. Of local folders only the last part of the path is told.
+def describe_dataset(config: dict) -> DatasetDescription:
+    """Describe the data set that the options of a run name. Of a local path, only the last part is told.
 
     Args:
         config (`dict`): The options, as config.json holds them; empty if they are not recorded.
     """
     if not config:
-        return DataFacts("pictures that are not recorded", "Which pictures the model was trained on is not recorded.")
-    if folder := config.get("train_data_dir"):
-        name = f"a folder of pictures, `{bare(Path(folder).name)}`"
-        return DataFacts(name, f"{name[0].upper()}{name[1:]}.")
+        return DatasetDescription(
+            "pictures that are not recorded", "Which pictures the model was trained on is not recorded."
+        )
+    if path := config.get("train_data_dir"):
+        folder = f"folder of pictures, `{bare(Path(path).name)}`"
+        return DatasetDescription(f"a {folder}", f"A {folder}.")
     name = config.get("dataset_name")
     if not name:
         return _mnist("the first 10,000")
@@ -95,12 +97,13 @@ def facts_of(config: dict) -> DataFacts:
         return _KNOWN[name]
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists():
         link = f"[`{name}`](https://huggingface.co/datasets/{name})"
-        return DataFacts(f"the data set {link}", f"The data set {link} on the Hub.", hub_id=name)
-    return DataFacts(f"a data set, `{bare(Path(name).name)}`", f"A local data set, `{bare(Path(name).name)}`.")
+        return DatasetDescription(f"the data set {link}", f"The data set {link} on the Hub.", hub_id=name)
+    local = f"data set, `{bare(Path(name).name)}`"
+    return DatasetDescription(f"a {local}", f"A local {local}.")
 
 
 def describe_preprocessing(config: dict) -> str:
-    """What was done to the pictures before training, as one sentence, as far as it is recorded."""
+    """Say in one sentence what was done to the pictures before training, as far as it is recorded."""
     resolution = config.get("resolution")
     if resolution is None or "image_fit" not in config:
         return "not recorded."

@@ -1,24 +1,26 @@
-"""Sharing a run on the Hub: one commit of the pipeline and its card, through every error that passes by itself."""
+"""Push a run to the Hub: one commit of the pipeline and its card, repeated while an error may pass by itself."""
 
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ddpm_hf.files import replace_text
-from ddpm_hf.hub.card import CARD, merge_cards, pictures_in, read_card, read_options, render_card
+from ddpm_hf.hub.card import pictures_in, render_card
+from ddpm_hf.hub.card_inputs import read_options
+from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX
 
-# What is pushed of a run, beside the pictures that the card shows; nothing else.
+# These files of a run are pushed, and the pictures that the card shows; nothing else.
 PUSHED = (
     *(CARD, INDEX, "pipeline_ddpm_custom.py"),
     *("unet/*.json", "unet/*.py", "unet/*.safetensors"),
     *("scheduler/*.json", "scheduler/*.py"),
 )
-CARD_AS_PUSHED = ".card-as-pushed.md"  # tells what was written by hand here from what was on the Hub
+CARD_AS_PUSHED = ".card-as-pushed.md"  # comparing with it tells edits in the folder from edits on the Hub
 CARD_SET_ASIDE = "README.local.md"
 
 
@@ -29,27 +31,27 @@ def push_run(
     private: bool = False,
     commit_message: str = "Upload the trained pipeline",
 ) -> str:
-    """Upload a run's pipeline, card and the pictures of the card in one commit; none if nothing has changed.
+    """Upload a run's pipeline, its card and the pictures of the card in one commit.
 
-    What was written into the card by hand is kept, here and on the Hub. Files that reached the Hub before a push broke
-    off are not sent again.
+    Edits of the card are kept, in the folder and on the Hub. If nothing has changed there is no commit. Files that
+    reached the Hub before a push broke off are not sent again.
 
     Args:
         folder (`str` or `Path`): The run, or any folder with a pipeline.
-        repo_id (`str`): See [`check_push`]; made if missing.
-        token (`str`, *optional*): See [`find_token`].
-        private (`bool`): Whether to make it private, if it is made.
+        repo_id (`str`): The repository, see [`check_push`]. It is made if it is missing.
+        token (`str`, *optional*): A token that can write, see [`find_token`].
+        private (`bool`): Whether a repository that is made becomes private.
         commit_message (`str`): Title of the commit.
 
     Returns:
         `str`: The address of the repository.
 
     Raises:
-        ValueError: If the folder holds no pipeline, or see [`check_push`].
-        OSError: If the Hub does not take it, after all tries.
+        ValueError: If the folder holds no pipeline that can be shared, or see [`check_push`].
+        OSError: If the Hub still refuses after all tries.
     """
     folder = Path(folder)
-    render_card(folder)  # says what is missing, before the Hub is asked
+    render_card(folder)  # raises an error if the pipeline is incomplete, before the Hub is asked
     check_weights(folder)
     token = find_token(token)
     check_files(folder, PUSHED, token)
@@ -61,16 +63,17 @@ def push_run(
         card = _card_to_push(folder, repo_id, persist(lambda: _card_on_hub(repo_id, token)))
         check_secrets(f"{folder / CARD}", card, token)
         replace_text(folder / CARD, card)
-        # New for every try: they remember what the Hub told them, and a commit may have come through unanswered.
+        # Each try makes its own list: an operation remembers what the Hub answered, and a commit whose answer was
+        # lost may still have been made.
         persist(lambda: api.create_commit(repo_id, _files(folder, card), commit_message=commit_message))
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {folder} to {repo_id}: {refusal(error)}") from error
     replace_text(folder / CARD_AS_PUSHED, card)
     return f"{api.endpoint}/{repo_id}"
 
 
 def default_repo_id(folder: str | Path) -> str:
-    """The `hub_model_id` of a run, or the name of its folder."""
+    """Return the `hub_model_id` of a run, or the name of its folder."""
     folder = Path(folder).resolve()
     return read_options(folder).get("hub_model_id") or folder.name
 
@@ -83,7 +86,7 @@ def _files(folder: Path, card: str) -> list[CommitOperationAdd]:
 
 
 def _card_on_hub(repo_id: str, token: str) -> str:
-    """The card as it is on the Hub, or nothing. Not from the cache, which may hold an older one."""
+    """Read the card on the Hub, or return an empty text. The cache is not asked, since it may hold an older card."""
     try:
         response = get_session().get(hf_hub_url(repo_id, CARD), headers=build_hf_headers(token=token))
         hf_raise_for_status(response)
@@ -93,13 +96,13 @@ def _card_on_hub(repo_id: str, token: str) -> str:
 
 
 def _card_to_push(folder: Path, repo_id: str, remote: str) -> str:
-    """The card with what was written into it by hand, here or on the Hub since the last push.
+    """Return the card with the edits that were made since the last push, in the folder or on the Hub.
 
-    If there is something new in both, the Hub's is pushed, and the one of the folder set aside, for a person to see to.
+    If both have edits, the card of the Hub wins, and that of the folder is set aside for a person to merge.
     """
     fresh = render_card(folder, repo_id)
-    here, last = (read_card(path) for path in (folder / CARD, folder / CARD_AS_PUSHED))
-    here, last, remote = (merge_cards(fresh, card) for card in (here, last, remote))
+    cards = (read_card(folder / CARD), read_card(folder / CARD_AS_PUSHED), remote)
+    here, last, remote = (merge_cards(fresh, card) for card in cards)
     if remote in (fresh, last, here):
         return here
     if here != last:

@@ -1,6 +1,6 @@
-"""The demo of a run as a Hugging Face Space: a folder with the model, this package's source and what both need.
+"""The demo of a run as a Hugging Face Space: a folder with the model, the source of this package, and what both need.
 
-The Space gets the versions that are installed here, since those are known to work together.
+The Space requires the versions that are installed here, since these are known to work together.
 """
 
 import re
@@ -10,20 +10,20 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
-from huggingface_hub.errors import HfHubHTTPError
 
 from ddpm_hf.files import replace_text
-from ddpm_hf.hub.card import CARD, write_card
+from ddpm_hf.hub.card import write_card
+from ddpm_hf.hub.card_merging import CARD
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
 from ddpm_hf.hub.push import PUSHED, default_repo_id
-from ddpm_hf.hub.retry import PASSING_ERRORS, persist, refusal
+from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 
 SPACE = "space"  # in the folder of a run
-MARK = "Written by `ddpm-hf push --space`"  # in the README.md of a Space that may be replaced
+MARK = "Written by `ddpm-hf push --space`"  # only a Space with this in its README.md is replaced
 PACKAGE = Path(__file__).parent.parent
 WINGS = ("images", "training", "evaluation", "hub", "demo", "pipelines")
-SOURCE = ("*.py", *(f"{wing}/*.py" for wing in WINGS), "hub/*.md")  # of the package: all but the embedded digits
+SOURCE = ("*.py", *(f"{wing}/*.py" for wing in WINGS), "hub/*.md")  # the package without the embedded digits
 APP = '''"""With the packages of requirements.txt: python app.py"""
 
 from pathlib import Path
@@ -40,10 +40,10 @@ README = """---
 # {name}
 
 The demo of a DDPM: sample, denoise, interpolate and inpaint. `model/` is the model, and `ddpm_hf/` the source of the
-package that made it, under Apache-2.0. {mark}, which writes all of it anew each time.
+package that made it, under Apache-2.0. {mark}, which writes these files again each time.
 """
 OF_MODEL = tuple(pattern for pattern in PUSHED if pattern != CARD)
-WRITTEN = (  # of the Space: what is replaced, and what is pushed
+WRITTEN = (  # files of the Space that are replaced and pushed
     *("app.py", "requirements.txt", CARD),
     *(f"model/{pattern}" for pattern in OF_MODEL),
     *(f"{PACKAGE.name}/{pattern}" for pattern in SOURCE),
@@ -51,7 +51,7 @@ WRITTEN = (  # of the Space: what is replaced, and what is pushed
 
 
 def write_space(folder: str | Path) -> Path:
-    """Write the Space of a run into its folder `space/`, in the place of an older one. Files of others there stay.
+    """Write the Space of a run into its folder `space/`. It replaces an older Space; other files there stay.
 
     Args:
         folder (`str` or `Path`): The run, or any folder with a pipeline.
@@ -60,13 +60,13 @@ def write_space(folder: str | Path) -> Path:
         `Path`: The Space.
 
     Raises:
-        ValueError: If the folder holds no pipeline, Gradio is not installed, or `space/` is no Space of this command.
-        OSError: If it cannot be written.
+        ValueError: If the folder holds no pipeline, Gradio is not installed, or another program wrote `space/`.
+        OSError: If the Space cannot be written.
     """
     folder = Path(folder).resolve()
     space, name = folder / SPACE, folder.name
     _check_replaceable(space)
-    write_card(folder)  # says what is missing
+    write_card(folder)  # raises an error if the pipeline is incomplete
     check_files(folder, OF_MODEL)
     requirements = _requirements()
     repo_id = default_repo_id(folder)
@@ -82,7 +82,7 @@ def write_space(folder: str | Path) -> Path:
     space.mkdir(exist_ok=True)
     replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
     for file in _written(space):
-        if file != space / CARD:  # so that a Space that is half written is known, too
+        if file != space / CARD:  # its mark tells that even a half-written Space may be replaced
             file.unlink()
     _copy(folder, OF_MODEL, space / "model")
     _copy(PACKAGE, SOURCE, space / PACKAGE.name)
@@ -92,10 +92,10 @@ def write_space(folder: str | Path) -> Path:
 
 
 def push_space(folder: str | Path, repo_id: str, token: str | None = None, private: bool = False) -> str:
-    """Upload the Space of a run in one commit; none if nothing has changed.
+    """Upload the Space of a run in one commit. If nothing has changed there is no commit.
 
     Args:
-        folder (`str` or `Path`): The run; [`write_space`] was there.
+        folder (`str` or `Path`): The run, whose Space [`write_space`] has written.
         repo_id, token, private: See [`push_run`].
 
     Returns:
@@ -103,7 +103,7 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
 
     Raises:
         ValueError: See [`check_push`].
-        OSError: If the Hub does not take it, after all tries.
+        OSError: If the Hub still refuses after all tries.
     """
     space, token = Path(folder, SPACE), find_token(token)
     check_weights(space / "model")
@@ -125,13 +125,13 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
                 commit_message="Upload the demo",
             )
         )
-    except (HfHubHTTPError, *PASSING_ERRORS) as error:
+    except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
     return f"{api.endpoint}/spaces/{repo_id}"
 
 
 def _check_replaceable(space: Path):
-    """Raise a ValueError if a folder is there that this module did not write."""
+    """Raise a ValueError if there is a folder that this module did not write."""
     if not space.exists() and not space.is_symlink():
         return
     if not space.is_dir() or any(path.is_symlink() for path in (space, *space.rglob("*"))):
@@ -147,15 +147,15 @@ def _check_replaceable(space: Path):
 
 
 def _written(space: Path) -> list[Path]:
-    """The files of a Space that this module writes."""
+    """List the files of a Space that this module has written."""
     return sorted({path for pattern in WRITTEN for path in space.glob(pattern) if path.is_file()})
 
 
 def _requirements() -> dict[str, str]:
-    """Package -> installed version, of all that this package needs for the demo."""
+    """Return the installed version of each package that the demo needs."""
     try:
-        needed = [line for line in requires("ddpm-hf") if "extra ==" not in line]
-        names = ["gradio", *(re.match(r"[\w.-]+", line)[0] for line in needed)]
+        needed = [line for line in requires("ddpm-hf") or [] if "extra ==" not in line]
+        names = ["gradio", *(re.split(r"[^\w.-]", line)[0] for line in needed)]
         return {name: version(name).split("+")[0] for name in names}  # torch calls itself 2.13.0+cpu
     except PackageNotFoundError as error:
         raise ValueError(f'a Space needs to know the version of {error.name}: pip install "ddpm-hf[demo]"') from error

@@ -1,4 +1,4 @@
-"""The demo: what its tabs compute, what its page says, and a person's way through it in a real browser."""
+"""The demo: what its tabs compute, what its page says, and a person who uses it in a real browser."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A model of 8 x 8 pixels and ten timesteps."""
+    """Make a model of 8 x 8 pixels and ten timesteps."""
     return make_run(tmp_path_factory.mktemp("made") / "digits")
 
 
@@ -136,7 +136,7 @@ def test_a_class_is_asked_for_if_it_is_chosen(model, monkeypatch, wish):
 
 @pytest.fixture
 def functions(model):
-    """What the buttons do, by name."""
+    """Return what the buttons do, by name."""
     pytest.importorskip("gradio")
     from ddpm_hf.demo.page import make_page
 
@@ -191,7 +191,7 @@ def components(page):
 
 @pytest.fixture
 def inputs(model, monkeypatch):
-    """The components that take pictures, by label, where PIL is as run_demo leaves it."""
+    """Return the components that take pictures, by label, with the limits that run_demo sets."""
     pytest.importorskip("gradio")
     from ddpm_hf.demo import page
 
@@ -200,11 +200,11 @@ def inputs(model, monkeypatch):
     return components(page.make_page(model, "digits"))
 
 
-EDITOR = "Draw over what is to be painted anew"
+EDITOR = "Draw over the part to repaint"
 
 
 def huge_picture(side):
-    """A small PNG of many pixels, all of them black."""
+    """Return a small PNG file of many black pixels."""
     rows = zlib.compressobj(9)
     content = b"".join([*(rows.compress(bytes(1 + (side + 7) // 8)) for _ in range(side)), rows.flush()])
 
@@ -290,7 +290,7 @@ def test_without_gradio(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", str(run)])
-    assert stop.value.code == 'ddpm-hf: error: the demo needs Gradio: pip install "ddpm-hf[demo]"'
+    assert stop.value.code == 'ddpm-hf: error: the demo needs Gradio: pip install "ddpm-hf[demo]".'
 
 
 @pytest.mark.slow
@@ -356,7 +356,7 @@ FLAGS = (
 
 
 class Visitor:
-    """A browser, and what a person does with it. Screenshots go to `folder`."""
+    """A browser, and what a person does in it. Screenshots go to `folder`."""
 
     def __init__(self, driver, server, folder):
         self.driver, self.server, self.folder = driver, server, folder
@@ -383,7 +383,7 @@ class Visitor:
         self.click("button.lg", button)
 
     def pictures(self, number):
-        """Those that are shown, once there are so many and all are loaded, as arrays."""
+        """Return the pictures on the page as arrays, once there are so many and all are loaded."""
 
         def loaded():
             images = self.visible("img")
@@ -421,7 +421,7 @@ def visitor(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_visit(visitor, model):
-    """Through all tabs; the pictures that appear are those of the model, enlarged. Nothing comes from elsewhere."""
+    """Use all tabs. They show the pictures of the model, enlarged. No request leaves this machine."""
     expected = [pixels(enlarge(image)) for image in model.sample(9, 0, "ddpm", 10)]
     visitor.press("Sample")
     assert equal(visitor.pictures(9), expected)
@@ -466,7 +466,7 @@ def test_a_visit(visitor, model):
 
 
 def draw_over(visitor):
-    """Strokes over the middle of the picture in the editor."""
+    """Draw strokes over the middle of the picture in the editor."""
     from selenium.webdriver import ActionChains
 
     visitor.wait(lambda: visitor.visible("button[aria-label='Brush Size']"), "a picture in the editor")

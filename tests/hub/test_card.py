@@ -1,4 +1,4 @@
-"""The model card: valid by huggingface_hub's own parser, true to the run, and kind to what was written by hand."""
+"""The model card: huggingface_hub can parse it, it tells what the run did, and it keeps what a person wrote."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 
 def edited(card):
-    """A card with edits of a person: a key, a tag, a section, a comment within the text, and no section on limits."""
+    """Return a card with the edits of a person: a key, a tag, two sections, and no section on limits."""
     card = card.replace("library_name:", "co2_eq_emissions: 3\nlibrary_name:").replace("- ddpm\n", "- ddpm\n- mine\n")
     card = re.sub(r"## Limits\n.*?(?=## Citation)", "## My section\n\nWith my words.\n\n", card, flags=re.DOTALL)
     return card.replace("## Training\n", "## How I trained it\n\nOn a rainy day.\n")
@@ -148,16 +148,16 @@ def test_edits_by_hand_stay(run):
     card = edited((run / "README.md").read_text())
     (run / "README.md").write_text(card.replace("| seed | 0 |", "| seed | my lucky one |"))
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
-    write_card(run, "alice/digits")
+    write_card(run)
     card = (run / "README.md").read_text()
     data = ModelCard(card).data
     assert (data.co2_eq_emissions, data.tags[0], data.tags[-1]) == (3, "ddpm", "mine")
     assert "## My section\n\nWith my words." in card
     assert "## How I trained it\n\nOn a rainy day." in card
     assert "## Limits" not in card
-    assert "lucky" not in card  # between the marks
+    assert "lucky" not in card  # it stood between the marks
     assert "| fid | 12.35 |" in card
-    write_card(run, "alice/digits")
+    write_card(run)
     assert (run / "README.md").read_text() == card
 
 
@@ -189,7 +189,7 @@ def test_pictures_of_elsewhere_are_not_shown(run):
 
 def test_denoising_strip_ends_with_the_samples(tmp_path):
     class Truth(DDPMUNetModel):
-        """Predicts the noise of one picture, x_0 = 0.5 everywhere, exactly."""
+        """The exact denoiser of one picture, x_0 = 0.5 everywhere."""
 
         def forward(self, sample, timestep, return_dict=True):
             alpha_bar = scheduler.alphas_cumprod[timestep]
@@ -225,7 +225,7 @@ def test_a_longer_run_does_not_show_what_older_weights_scored(train):
     assert (folder / "earlier-evaluation.json").exists()
 
 
-# ---- Files that are broken, or somebody else's -----------------------------------------------------------------------
+# ---- Files that are broken or written by others ----------------------------------------------------------------------
 
 EVIL = (
     "<script>alert(1)</script> <!-- ddpm_hf:end --> ` | [x](javascript:alert(1)) ![](https://x.org/a.png)\n# title\n"

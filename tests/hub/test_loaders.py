@@ -1,7 +1,7 @@
-"""One repository, every loader: what a saved or pushed pipeline gives in other processes, with and without the package.
+"""A saved or pushed pipeline loads in other processes, with and without the package, by every loader.
 
-The other processes talk to a Hub on the loopback interface. One that stands for a stranger without `ddpm_hf` cannot
-import it. All draw the same pictures as the pipeline that was pushed, to the last bit.
+The other processes talk to a Hub on the loopback interface. A process that stands for a user without `ddpm_hf` cannot
+import it. All processes draw the same pictures as the pipeline that was pushed, to the last bit.
 """
 
 import os
@@ -15,7 +15,7 @@ from loopback_hub import LoopbackHub
 
 TOKEN = "hf_of_alice"
 
-# Each process starts like this; `draw` saves the pictures that a pipeline draws, under a name.
+# Each process starts with this. `draw` saves the pictures that a pipeline draws, under a name.
 PREAMBLE = """
 import sys, warnings
 from pathlib import Path
@@ -60,7 +60,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def published(hub, tmp_path_factory):
-    """A folder with the pictures of the pipeline that was pushed, and with its saved folder."""
+    """Push a pipeline. Return a folder with its pictures and its saved folder."""
     here = tmp_path_factory.mktemp("published")
     code = """
     unet = DDPMUNetModel(
@@ -88,7 +88,7 @@ def first_commit(hub):
 
 @pytest.mark.slow
 def test_the_package_needs_no_trust(hub, published):
-    """Directories, ids, revisions, private ids, variants, types, parts, overrides; with remote code switched off."""
+    """Load directories, ids, revisions, private ids, variants, types, parts and overrides without remote code."""
     code = f"""
     load = DDPMPipelineCustom.from_pretrained
     pipeline = load("alice/digits")
@@ -98,7 +98,7 @@ def test_the_package_needs_no_trust(hub, published):
     draw(load(here / "saved"), "directory")
     draw(load("alice/digits", revision={first_commit(hub)!r}), "revision")
     try:
-        load("alice/secret")  # before it is in the cache, which is not asked for a token
+        load("alice/secret")  # before it is in the cache, which asks for no token
     except OSError as error:
         print("refused:", error)
     draw(load("alice/secret", token={TOKEN!r}), "private")
@@ -132,9 +132,9 @@ def test_the_package_needs_no_trust(hub, published):
 
 @pytest.mark.slow
 def test_strangers_need_diffusers_only(hub, published):
-    """Stock DiffusionPipeline where `ddpm_hf` cannot be imported; what it saves loads in both worlds again.
+    """Load where `ddpm_hf` cannot be imported, save, and load again with and without the package.
 
-    For a private repository they have to be logged in: diffusers does not pass `token=` on to where it fetches code.
+    A private repository needs a user who is logged in: diffusers fetches code without `token=`.
     """
     code = """
     def load(*args, **kwargs):
