@@ -15,6 +15,7 @@ from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
 from ddpm_hf.options import kinds_of
 from ddpm_hf.presets import PRESETS
+from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
 # Naming the first in a flag or a file overrides the second in what lies below, which would win otherwise.
@@ -58,7 +59,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
             refuse_token("--output_dir", options["output_dir"])
         config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(one_line(error))
     config.hub_token = token
     return config, dry_run
 

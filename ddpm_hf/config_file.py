@@ -15,6 +15,7 @@ from ddpm_hf.convert import config_from_unet2d
 from ddpm_hf.files import read_json
 from ddpm_hf.loading import check_id
 from ddpm_hf.options import kinds_of
+from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
@@ -58,7 +59,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected YAML; {' '.join(str(error).split())}") from error
+        raise ValueError(f"expected YAML; {one_line(error)}") from error
     if not isinstance(options, dict):
         raise ValueError("expected options, such as `learning_rate: 1e-4`, each in a line of its own")
     return options

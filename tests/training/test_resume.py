@@ -220,7 +220,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from ddpm_hf import checkpoint, files
+from ddpm_hf import checkpoint, files, manifest
 from ddpm_hf.images import opening
 from ddpm_hf.training import run_folder
 import train_ddpm
@@ -238,6 +238,7 @@ def kill_after(event):
         return wrapper
     for module, names in {{
         checkpoint: ["sync", "save_file"],
+        manifest: ["sync"],
         files: ["sync"],
         os: ["rename", "replace", "mkdir"],
         checkpoint.shutil: ["rmtree"],
