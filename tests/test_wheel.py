@@ -14,7 +14,7 @@ import ddpm_hf
 from ddpm_hf.images.sources import EMBEDDED_DIGITS
 assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
 assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
-from ddpm_hf.demo.model import Studio, DDPMInpaintingPipeline
+from ddpm_hf.demo.model import DemoModel, DDPMInpaintingPipeline
 assert DDPMInpaintingPipeline.__module__ == "ddpm_hf.pipelines.ddpm_inpainting"
 from ddpm_hf.hub.card import TEMPLATE
 assert TEMPLATE.exists()
@@ -25,7 +25,7 @@ unet = ddpm_hf.DDPMUNetModel(
 pipeline = ddpm_hf.DDPMPipelineCustom(unet, ddpm_hf.DDPMLinearScheduler(num_train_timesteps=3))
 pipeline.save_pretrained("pipeline")
 pipeline = ddpm_hf.DDPMPipelineCustom.from_pretrained("pipeline")
-print(len(pipeline(batch_size=2).images), "images,", len(Studio(pipeline).denoise(seed=0, steps=3)), "frames")
+print(len(pipeline(batch_size=2).images), "images,", len(DemoModel(pipeline).denoise(seed=0, steps=3)), "frames")
 """
 
 

@@ -24,7 +24,7 @@ LARGE = 280  # pixels a side; smaller pictures are shown enlarged to about this 
 MOST_FRAMES = 101  # most frames that are kept of one trajectory
 
 
-class Studio:
+class DemoModel:
     """A model, and what a person can do with it.
 
     Args:

@@ -1,4 +1,4 @@
-"""The demo of a model: a page of four tabs in the browser, made with Gradio. [`Studio`] computes what they show.
+"""The demo of a model: a page of four tabs in the browser, made with Gradio. [`DemoModel`] computes what they show.
 
 The page also works without the internet: it uses no fonts or scripts of other servers, and no analytics.
 """
@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from ddpm_hf.config import GUIDANCE_SCALE
-from ddpm_hf.demo.model import Studio, enlarge
+from ddpm_hf.demo.model import DemoModel, enlarge
 from ddpm_hf.sampling import SCHEDULERS, open_model
 
 ANY_CLASS = "any"
@@ -54,9 +54,9 @@ def run_demo(
         ValueError: See [`open_model`], or if the model's samples are no pictures.
         OSError: If the model cannot be read, or the port is taken.
     """
-    studio = Studio(open_model(source, checkpoint, None, revision))
+    model = DemoModel(open_model(source, checkpoint, None, revision))
     limit_pictures()
-    page = make_page(studio, title or Path(source).resolve().name)
+    page = make_page(model, title or Path(source).resolve().name)
     page.launch(
         server_name=server_name,
         server_port=server_port,
@@ -80,31 +80,31 @@ def limit_pictures():
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def make_page(studio: Studio, title: str) -> gr.Blocks:
+def make_page(model: DemoModel, title: str) -> gr.Blocks:
     """Return the page, ready to launch."""
-    width, height = studio.size
+    width, height = model.size
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
         gr.Markdown(f"# {title}\nA denoising diffusion model of pictures of {width} x {height} pixels.")
         with gr.Tab("Sample"):
-            _add_sample(studio)
+            _add_sample(model)
         with gr.Tab("Denoise"):
-            _add_denoise(studio)
+            _add_denoise(model)
         with gr.Tab("Interpolate"):
-            _add_interpolate(studio)
+            _add_interpolate(model)
         with gr.Tab("Inpaint"):
-            _add_inpaint(studio)
+            _add_inpaint(model)
     return page
 
 
-def _add_sample(studio: Studio):
-    names = studio.class_names
+def _add_sample(model: DemoModel):
+    names = model.class_names
     with gr.Row():
         with gr.Column(scale=1):
             num_images = gr.Slider(1, 16, 9, step=1, label="Pictures")
             class_name = gr.Dropdown([ANY_CLASS, *(names or [])], label="Class", visible=bool(names))
             guidance = gr.Slider(0, 10, GUIDANCE_SCALE, label="Guidance towards the class", visible=bool(names))
             scheduler = gr.Dropdown(list(SCHEDULERS), value="ddpm", label="Scheduler")
-            steps, seed = _steps(studio, 100), _seed()
+            steps, seed = _steps(model, 100), _seed()
             button = gr.Button("Sample", variant="primary")
         with gr.Column(scale=2):
             pictures = gr.Gallery(label="Samples", columns=3, format="png", object_fit="contain", height="auto")
@@ -112,18 +112,18 @@ def _add_sample(studio: Studio):
     @_friendly
     def sample(num_images, class_name, guidance, scheduler, steps, seed, progress=gr.Progress()):
         class_name = None if class_name == ANY_CLASS else class_name
-        images = studio.sample(num_images, seed, scheduler, steps, class_name, guidance, progress.tqdm)
+        images = model.sample(num_images, seed, scheduler, steps, class_name, guidance, progress.tqdm)
         return [enlarge(image) for image in images]
 
     inputs = [num_images, class_name, guidance, scheduler, steps, seed]
     button.click(sample, inputs, pictures, api_name="sample", **ONE_AT_A_TIME)
 
 
-def _add_denoise(studio: Studio):
+def _add_denoise(model: DemoModel):
     frames = gr.State([])
     with gr.Row():
         with gr.Column(scale=1):
-            steps, seed = _steps(studio, 100), _seed()
+            steps, seed = _steps(model, 100), _seed()
             button = gr.Button("Denoise", variant="primary")
         with gr.Column(scale=2):
             position = gr.Slider(0, 1, 0, step=1, label="From noise to sample", interactive=True)
@@ -134,7 +134,7 @@ def _add_denoise(studio: Studio):
 
     @_friendly
     def denoise(steps, seed, progress=gr.Progress()):
-        pairs = studio.denoise(seed, steps, progress.tqdm)
+        pairs = model.denoise(seed, steps, progress.tqdm)
         last = len(pairs) - 1
         return pairs, gr.Slider(maximum=last, value=last), *show(pairs, last)
 
@@ -147,13 +147,13 @@ def _add_denoise(studio: Studio):
     )
 
 
-def _add_interpolate(studio: Studio):
-    T = studio.num_train_timesteps
+def _add_interpolate(model: DemoModel):
+    T = model.num_train_timesteps
     with gr.Row():
         with gr.Column(scale=1):
             num_frames = gr.Slider(3, 20, 10, step=1, label="Frames")
             timestep = gr.Slider(0, T, T // 4, step=1, label="Noising steps", info="More leave the model more freedom.")
-            steps, seed = _steps(studio, 100), _seed()
+            steps, seed = _steps(model, 100), _seed()
             drawing = gr.Button("Draw two pictures")
             button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=2):
@@ -167,26 +167,26 @@ def _add_interpolate(studio: Studio):
 
     @_friendly
     def draw(steps, seed, progress=gr.Progress()):
-        return [enlarge(image) for image in studio.sample(2, seed, "ddpm", steps, track=progress.tqdm)]
+        return [enlarge(image) for image in model.sample(2, seed, "ddpm", steps, track=progress.tqdm)]
 
     @_friendly
     def interpolate(one, another, num_frames, timestep, steps, seed, progress=gr.Progress()):
         if one is None or another is None:
             raise ValueError("Two pictures are needed: upload them, or let the model draw them.")
-        images = studio.interpolate(one, another, num_frames, timestep, seed, steps, progress.tqdm)
-        return [enlarge(image) for image in images], _notes(studio, From=one, To=another)
+        images = model.interpolate(one, another, num_frames, timestep, seed, steps, progress.tqdm)
+        return [enlarge(image) for image in images], _notes(model, From=one, To=another)
 
     drawing.click(draw, [steps, seed], [one, another], api_name="draw_two", **ONE_AT_A_TIME)
     inputs = [one, another, num_frames, timestep, steps, seed]
     button.click(interpolate, inputs, [strip, note], api_name="interpolate", **ONE_AT_A_TIME)
 
 
-def _add_inpaint(studio: Studio):
+def _add_inpaint(model: DemoModel):
     with gr.Row():
         with gr.Column(scale=1):
             num_images = gr.Slider(1, 8, 4, step=1, label="Pictures")
             num_resamples = gr.Slider(1, 10, 5, step=1, label="Resamplings", info="More make the edges fit better.")
-            steps, seed = _steps(studio, 50), _seed()
+            steps, seed = _steps(model, 50), _seed()
             drawing = gr.Button("Draw one for me")
             button = gr.Button("Inpaint", variant="primary")
         with gr.Column(scale=2):
@@ -206,15 +206,15 @@ def _add_inpaint(studio: Studio):
 
     @_friendly
     def draw(steps, seed, progress=gr.Progress()):
-        return enlarge(studio.sample(1, seed, "ddpm", steps, track=progress.tqdm)[0])
+        return enlarge(model.sample(1, seed, "ddpm", steps, track=progress.tqdm)[0])
 
     @_friendly
     def inpaint(drawn, num_images, num_resamples, steps, seed, progress=gr.Progress()):
         if drawn is None or drawn["background"] is None:
             raise ValueError("A picture is needed: upload one, or let the model draw it.")
         picture = drawn["background"]
-        images = studio.inpaint(picture, mask_of(drawn), num_images, num_resamples, seed, steps, progress.tqdm)
-        return [enlarge(image) for image in images], _notes(studio, The_picture=picture)
+        images = model.inpaint(picture, mask_of(drawn), num_images, num_resamples, seed, steps, progress.tqdm)
+        return [enlarge(image) for image in images], _notes(model, The_picture=picture)
 
     drawing.click(draw, [steps, seed], editor, api_name="draw_one", **ONE_AT_A_TIME)
     inputs = [editor, num_images, num_resamples, steps, seed]
@@ -229,8 +229,8 @@ def mask_of(drawn: dict) -> Image.Image:
     return mask
 
 
-def _steps(studio: Studio, default: int) -> gr.Slider:
-    T = studio.num_train_timesteps
+def _steps(model: DemoModel, default: int) -> gr.Slider:
+    T = model.num_train_timesteps
     return gr.Slider(min(4, T), T, min(default, T), step=1, label="Steps")  # PNDM takes no fewer than 4
 
 
@@ -238,8 +238,8 @@ def _seed() -> gr.Number:
     return gr.Number(0, label="Seed", precision=0)
 
 
-def _notes(studio: Studio, **pictures: Image.Image) -> str:
-    notes = {name.replace("_", " "): studio.fit(picture)[1] for name, picture in pictures.items()}
+def _notes(model: DemoModel, **pictures: Image.Image) -> str:
+    notes = {name.replace("_", " "): model.fit(picture)[1] for name, picture in pictures.items()}
     return " ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
 

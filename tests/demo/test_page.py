@@ -21,7 +21,7 @@ from runs import make_run
 
 from ddpm_hf import cli
 from ddpm_hf.demo import model as model_module
-from ddpm_hf.demo.model import Studio, enlarge
+from ddpm_hf.demo.model import DemoModel, enlarge
 from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, open_model
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def model(run):
-    return Studio(open_model(str(run), None, None, None))
+    return DemoModel(open_model(str(run), None, None, None))
 
 
 @pytest.fixture
