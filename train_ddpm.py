@@ -45,7 +45,7 @@ from ddpm_hf.training.trackers import start_trackers, track_numbers, track_sampl
 
 
 def main():
-    """Train as the command line says: prepare the run, take its steps, give out what is due, share the model."""
+    """Train as the command line says: prepare the run, take its steps, write what is due, share the model."""
     config, dry_run = parse_command_line()
     with ExitStack() as at_the_end:
         with one_line_errors():
@@ -57,7 +57,7 @@ def main():
         state = RunState(run.unet, config, run.accelerator)
         if run.start.checkpoint:
             state.load(load_tensors(run.start.checkpoint), run.start.saved)
-            give_out(missing_outputs(run, state), run, state)
+            write_outputs(missing_outputs(run, state), run, state)
 
         signals, interrupted, began = note_signals(), False, time.perf_counter()
         log = LogBook(config, run.accelerator, run.folder, run.count, run.images_per_step, first_step=state.step)
@@ -67,13 +67,14 @@ def main():
             stop_if_diverged(config, state)
             log.note(state)
 
-            # Save what the same command needs to go on from here, before anything that takes time or may fail.
+            # If a checkpoint is due, it comes first: drawing and measuring take time and may fail. After an update that
+            # was not finite none is due, so that a run that diverges keeps its good ones.
             interrupted = on_any_process(bool(signals), run.accelerator)
             last = state.step == config.total_steps
             regular = state.step % config.checkpointing_steps == 0 and state.skipped_in_a_row == 0
             if last or interrupted or regular:
                 save_checkpoint(run, state)
-            give_out({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
+            write_outputs({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
 
         log.bar.close()
         finished = state.step == config.total_steps and not interrupted
@@ -141,12 +142,12 @@ class Run:
 
 
 def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run | None:
-    """Find whatever can be wrong with the options, the pictures or the folder, before any work is done.
+    """Prepare a run: check the options, open the images, find the checkpoint, and clear the folder last.
 
     Args:
         config ([`TrainingConfig`]): The options; what the machine and the pictures decide is added.
         dry_run (`bool`): Whether to print the options and the sizes, and no more.
-        at_the_end (`ExitStack`): It takes what has to be let go, however the run ends.
+        at_the_end (`ExitStack`): It collects what has to be closed when the run ends, for any reason.
 
     Returns:
         [`Run`], or None if nothing is to be trained.
@@ -186,7 +187,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if is_main:
         print("".join(f"{note}\n" for note in start.notes), end="", flush=True)
     if start.is_over and start.same_source:
-        return say_it_is_trained(config, start.step, is_main)
+        say_it_is_trained(config, start.step, is_main)
+        return None
     folder = RunFolder(config)
     if is_main:
         folder.check_space(unet.get_memory_footprint())
@@ -194,7 +196,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:
-        return say_it_is_trained(config, start.step, is_main)
+        say_it_is_trained(config, start.step, is_main)
+        return None
     if measurement:
         check_measurement(measurement, images.images)
     accelerator.wait_for_everyone()  # all have read the folder as it was
@@ -224,20 +227,20 @@ def save_checkpoint(run: Run, state: RunState):
 
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:
-    """Return what is to be given out after a step: `"save"`, `"draw"`, `"measure"`."""
+    """Return which outputs are due after a step: `"save"`, `"draw"`, `"measure"`."""
     last = step == config.total_steps
     often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
     return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
 
 
 def missing_outputs(run: Run, state: RunState) -> set[str]:
-    """Return what was due where the run was stopped, and was not given out, as the main process sees it."""
+    """Return the outputs that were due where the run stopped, and are missing. The main process decides."""
     is_last = state.step == run.config.total_steps
     missing = outputs_due(run.config, state.step) - run.folder.outputs_of(state.step, is_last)
     return broadcast_object_list([missing])[0]
 
 
-def give_out(due: set[str], run: Run, state: RunState, interrupted: bool = False):
+def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = False):
     """Save the pipeline, draw samples and measure, as far as they are due, all with the averaged weights."""
     if not due:
         return

@@ -91,8 +91,8 @@ def _remove_replaced(folder: Path, replaced: Path):
 # ---- Checkpoints of a run ------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
-    """Save a checkpoint: the folder `step-000500` with files of tensors, state.json, and the manifest.
+def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
+    """Write a checkpoint: the folder `step-000500` with files of tensors, state.json, and the manifest.
 
     Args:
         folder (`Path`): The run's checkpoints. It is made if it is missing.
@@ -188,12 +188,12 @@ def verify_checkpoint(path: Path):
 
 
 def load_tensors(path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Read the tensors of a checkpoint, as [`save_checkpoint`] got them."""
+    """Read the tensors of a checkpoint, as [`write_checkpoint`] got them."""
     return {file.stem: load_file(file) for file in path.glob("*.safetensors")}
 
 
 def load_state(path: Path) -> dict:
-    """Read the state of a checkpoint, as [`save_checkpoint`] got it.
+    """Read the state of a checkpoint, as [`write_checkpoint`] got it.
 
     Raises:
         ValueError: If its form is not `STATE_FORM`. The message names the file and the key.

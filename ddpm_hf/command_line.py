@@ -13,12 +13,12 @@ from typing import Any
 
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
-from ddpm_hf.options import kinds_of
+from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
-# Naming the first in a flag or a file overrides the second in what lies below, which would win otherwise.
+# If a layer has the first option, the second is dropped from lower layers. Otherwise the lower value would win.
 _OVERRIDES = {
     "num_epochs": "max_train_steps",
     "save_images_steps": "save_images_epochs",
@@ -41,7 +41,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     flags = vars(parser.parse_args(argv))
     path, wants_help, dry_run, token = (flags.pop(name) for name in ("config", "help", "dry_run", "hub_token"))
     try:
-        file = read_config_file(path, set(flags)) if path else {}
+        file = read_config_file(path, flags) if path else {}
         preset = flags.get("preset", file.get("preset", DEFAULT_PRESET))
         if preset != file.get("preset", preset):
             raise ValueError(f"--preset {preset} contradicts --config {path}, which says {file['preset']}.")
@@ -65,10 +65,10 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
 
 
 def _override(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of two layers in one, without those of the lower layer that the upper one makes void."""
-    void = {other for name, other in _OVERRIDES.items() if name in above}
+    """Merge two layers of options. Those of the lower layer that the upper one replaces or cancels are dropped."""
+    void = {other for name, other in _OVERRIDES.items() if above.get(name)}
     if any(above.get(name) not in (None, below.get(name)) for name in ("dataset_name", "train_data_dir")):
-        void |= {option.name for option in options_for_evaluate("source")}
+        void |= {"label_column"} | {option.name for option in options_for_evaluate("source")}
     return {name: value for name, value in below.items() if name not in void} | above
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_hf.forms import shown
-from ddpm_hf.options import Evaluate, expected_range, expected_type, kinds_of, option
+from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds_of, option
 from ddpm_hf.presets import PRESETS
 
 DEFAULT_PRESET = "mnist-mini"
@@ -83,8 +83,8 @@ class TrainingConfig:
     learning_rate: float = _optimisation(1e-4, "Highest learning rate.", minimum=0, card=True)
     lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _optimisation("cosine", "Course of the learning rate.", card=True)
     lr_warmup_steps: int = _optimisation(500, "Optimizer steps from 0 to the highest learning rate.", minimum=0, card=True)
-    adam_beta1: float = _optimisation(0.9, "beta1 of Adam.", minimum=0, maximum=1, card=True)
-    adam_beta2: float = _optimisation(0.999, "beta2 of Adam.", minimum=0, maximum=1, card=True)
+    adam_beta1: float = _optimisation(0.9, "beta1 of Adam, below 1.", minimum=0, maximum=0.999999, card=True)
+    adam_beta2: float = _optimisation(0.999, "beta2 of Adam, below 1.", minimum=0, maximum=0.999999, card=True)
     adam_weight_decay: float = _optimisation(0.0, "Weight decay.", minimum=0, card=True)
     adam_epsilon: float = _optimisation(1e-8, "epsilon of Adam.", minimum=0)
     max_grad_norm: float = _optimisation(1.0, "Gradients are scaled down to this norm; 0 leaves them.", minimum=0, card=True)
@@ -92,9 +92,9 @@ class TrainingConfig:
     gradient_checkpointing: bool = _optimisation(False, "Recompute activations in the backward pass: less memory, more time.", resume="rounding")
 
     use_ema: bool = _average(True, "Keep an exponential moving average of the weights, and sample and save with it.", card=True)
-    ema_inv_gamma: float = _average(1.0, "The decay at step s is 1 - (1 + s / inv_gamma) ** -power ...", minimum=1e-6)
-    ema_power: float = _average(0.75, "... with this power: 3/4 for runs up to a million steps, 2/3 beyond ...", minimum=0, card=True)
-    ema_max_decay: float = _average(0.9999, "... and at most this.", minimum=0, maximum=1, card=True)
+    ema_inv_gamma: float = _average(1.0, "g in the decay of the average at step s, 1 - (1 + s / g) ** -p.", minimum=1e-6)
+    ema_power: float = _average(0.75, "p in that decay: 3/4 for runs of up to a million steps, 2/3 for longer ones.", minimum=0, card=True)
+    ema_max_decay: float = _average(0.9999, "The largest decay of the average.", minimum=0, maximum=1, card=True)
 
     save_images_steps: int = _output(500, "Optimizer steps between two grids of samples.", minimum=1)
     save_images_epochs: int | None = _output(None, "The same in epochs; overrides save_images_steps.", minimum=1)
@@ -105,7 +105,7 @@ class TrainingConfig:
     logger: Literal["none", "tensorboard", "wandb", "all"] = _output("none", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
     logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
-    eval_batch_size: int = _output(16, "Samples in a grid.", minimum=1)
+    eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)
     ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid and to measure.", minimum=1)
     guidance_scale: float | None = _output(None, f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
     eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
@@ -182,7 +182,7 @@ class TrainingConfig:
         return self.max_train_steps
 
     def differences(self, saved: dict, same_pictures: bool = False) -> list[str]:
-        """Return the options that make this another run than a saved one, each as one line of text.
+        """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.
 
         Args:
             saved (`dict`): The options of that run.
@@ -211,7 +211,7 @@ class TrainingConfig:
 
 
 def options_for_evaluate(*uses: Evaluate) -> list[dataclasses.Field]:
-    """Return the options that `ddpm-hf evaluate` uses in one of these ways; see [`~ddpm_hf.options.option`]."""
+    """Return the options that `ddpm-hf evaluate` uses in one of these ways; see [`~ddpm_hf.option_fields.option`]."""
     return [field for field in dataclasses.fields(TrainingConfig) if field.metadata["evaluate"] in uses]
 
 

@@ -1,6 +1,5 @@
 """Options from files: `--config`, and the network of `--model_config_name_or_path`."""
 
-import dataclasses
 import difflib
 import inspect
 from contextlib import suppress
@@ -14,26 +13,28 @@ from ddpm_hf.config import TrainingConfig, option_misfit
 from ddpm_hf.convert import config_from_unet2d
 from ddpm_hf.files import read_json
 from ddpm_hf.loading import check_id
-from ddpm_hf.options import kinds_of
+from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
-FOR_ONE_COMMAND = ("overwrite_output_dir", "resume_from_checkpoint")  # whoever repeats a run does not mean these
+FOR_ONE_COMMAND = ("overwrite_output_dir", "resume_from_checkpoint")  # not to be repeated with the other options
 
 
-def read_config_file(path: Path, flags: set[str]) -> dict[str, Any]:
+def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
     """Read the options of a YAML file, or of the config.json of a run.
 
     Args:
         path (`Path`): The file. One that ends in .json is JSON; any other is YAML.
-        flags (`set[str]`): The options that the command line says itself.
+        flags (`dict`): The options that the command line says itself.
 
     Returns:
-        `dict`: The options that the file has.
+        `dict`: The options that the file has. `overwrite_output_dir` and `resume_from_checkpoint` are left out of those
+            of a run, since they were meant for its command.
 
     Raises:
-        ValueError: If the file cannot be read, or has an unknown option or one of a wrong type.
+        ValueError: If the file cannot be read, has an unknown option or one of a wrong type, or would make a run push to
+            the repository of another.
     """
     try:
         options = read_json(path, {}) if path.suffix == ".json" else _read_yaml(path)
@@ -45,14 +46,21 @@ def read_config_file(path: Path, flags: set[str]) -> dict[str, Any]:
             options["model"] = load_model_config(options["model_config_name_or_path"])
     except (ValueError, OSError) as error:
         raise ValueError(f"--config {path}: {error}") from error
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+    is_of_run = path.suffix == ".json"
     for name in FOR_ONE_COMMAND:
-        if options.get(name, defaults[name]) != defaults[name] and name not in flags:
+        if name in options and name not in flags and not is_of_run:
             raise ValueError(
                 f"--config {path} says `{name}: {options[name]}`, which is meant for one command; pass --{name}, or "
                 "take the line out of the file."
             )
-    return options
+    moved = flags.get("output_dir", options.get("output_dir")) != options.get("output_dir")
+    pushes = flags.get("push_to_hub", options.get("push_to_hub"))
+    if is_of_run and moved and pushes and options.get("hub_model_id") and "hub_model_id" not in flags:
+        raise ValueError(
+            f"--config {path} would push this run to {options['hub_model_id']}, the repository of another one; pass "
+            "--hub_model_id or --no_push_to_hub."
+        )
+    return {name: value for name, value in options.items() if not (is_of_run and name in FOR_ONE_COMMAND)}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -81,10 +89,11 @@ def _checked(name: Any, value: Any) -> Any:
 
 
 def load_model_config(name_or_path: str) -> dict[str, Any]:
-    """Load the arguments of a U-Net like a saved one's, but for the size and the channels, which the data decides.
+    """Load the arguments of a saved U-Net, except the size and the channels, which the data decides.
 
     Args:
-        name_or_path (`str`): JSON file, folder or Hub id of a [`DDPMUNetModel`], a `UNet2DModel` or a pipeline.
+        name_or_path (`str`): JSON file, folder or Hub id of a [`DDPMUNetModel`] or a `UNet2DModel`, or the folder of a
+            pipeline.
 
     Raises:
         ValueError: If it cannot be loaded or is no such network.
@@ -93,7 +102,7 @@ def load_model_config(name_or_path: str) -> dict[str, Any]:
     try:
         if not source.exists():
             check_id(name_or_path)
-        # Of the folder of a pipeline, the part.
+        # The network of a pipeline is in its folder unet/.
         config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
         if config.get("_class_name") == "UNet2DModel":
             config = config_from_unet2d(config)

@@ -104,7 +104,7 @@ def test_the_token_is_in_nothing_made_of_the_options():
         ("--learnin_rate 1", "--learnin_rate 1 (did you mean --learning_rate?)"),
         ("--learning_rate fast", "--learning_rate: invalid float value: 'fast'"),
         ("--learning_rate -1", "--learning_rate -1.0: expected at least 0"),
-        ("--adam_beta1 2", "--adam_beta1 2.0: expected 0 to 1"),
+        ("--adam_beta1 1", "--adam_beta1 1.0: expected 0 to 0.999999"),
         ("--train_batch_size 0", "--train_batch_size 0: expected at least 1"),
         ("--resolution 30", "--resolution 30: the U-Net halves its input 2 times, so the resolution has to be"),
         ("--dataset_name a --train_data_dir b", "pass one of them"),
@@ -167,6 +167,26 @@ def test_the_options_of_a_run_repeat_it(options, preset):
     assert configure(*options(config.to_json(), "config.json")) == config
 
 
+def test_the_options_of_a_run_do_not_repeat_its_command(options):
+    """Repeated, they would throw the run away again, or push another run to its repository."""
+    flags = (
+        "--overwrite_output_dir",
+        "--resume_from_checkpoint",
+        "step-000010",
+        "--push_to_hub",
+        "--hub_model_id",
+        "a/b",
+    )
+    file = options(configure(*flags, "--output_dir", "x").to_json(), "config.json")
+    config = configure(*file)
+    assert (config.overwrite_output_dir, config.resume_from_checkpoint) == (False, "latest")
+    assert (config.output_dir, config.hub_model_id) == ("x", "a/b")
+    assert configure(*file, "--output_dir", "y", "--hub_model_id", "a/c").hub_model_id == "a/c"
+    assert not configure(*file, "--output_dir", "y", "--no_push_to_hub").push_to_hub
+    with pytest.raises(SystemExit):
+        configure(*file, "--output_dir", "y")
+
+
 def test_what_depends_on_the_images_is_not_repeated(options):
     """The classes of a class-conditional run are those of the new images."""
     config = configure("--class_conditional")
@@ -185,6 +205,7 @@ def test_what_depends_on_the_images_is_not_repeated(options):
         ("max_train_steps: 7\nnum_epochs: 3", "", {"num_epochs": 3, "max_train_steps": 7}),
         ("save_images_epochs: 1", "--save_images_steps 5", {"save_images_epochs": None, "save_images_steps": 5}),
         ("overwrite_output_dir: true", "--no_overwrite_output_dir", {"overwrite_output_dir": False}),
+        ("model_config_name_or_path: null", "", {"model": PRESETS["mnist-mini"]["model"]}),
         ("mixed_precision: 'no'\ncache_dir: null", "", {"mixed_precision": "no", "cache_dir": None}),
     ],
 )  # fmt: skip

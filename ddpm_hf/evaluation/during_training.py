@@ -33,6 +33,7 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
             batch_size=config.eval_batch_size,
             num_inference_steps=config.ddpm_num_inference_steps,
             seed=config.seed,
+            guidance_scale=1.0 if config.guidance_scale is None else config.guidance_scale,
             features=config.eval_features,
         )
         if wanted.of_samples:

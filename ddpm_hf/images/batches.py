@@ -142,7 +142,7 @@ class Batches:
 
 
 def cut_square(image: np.ndarray, u: float, v: float) -> np.ndarray:
-    """Return the largest square of an image, the fraction u of its way down and v of its way right, both in [0, 1)."""
+    """Return the largest square of an image. What is left over lies above it by the share u, left of it by v."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = int(u * (height - side + 1)), int(v * (width - side + 1))

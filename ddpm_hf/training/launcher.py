@@ -47,7 +47,7 @@ def check_launcher(config: TrainingConfig) -> list[str]:
         raise ValueError(
             f"accelerate asks for the dynamo backend {backend}; choose none there, and pass --compile to train_ddpm.py."
         )
-    # On CPUs, `accelerate launch --num_processes 2` sets this up and starts one process.
+    # On CPUs, `accelerate launch --num_processes 2` sets MASTER_PORT but starts one process.
     is_alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ and not torch.accelerator.is_available()
     hint = "This is one process; for several on CPUs: accelerate launch --multi_gpu --num_processes N ..."
     told = {

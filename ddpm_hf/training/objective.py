@@ -21,7 +21,6 @@ class Objective:
     """
 
     def __init__(self, scheduler: DDPMLinearScheduler, config: TrainingConfig, device: torch.device):
-        self.scheduler = scheduler
         self.weights = loss_weights(scheduler, config).to(device)
         self.frequencies = timestep_weights(scheduler, config).to(device)
 

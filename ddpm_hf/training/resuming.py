@@ -108,6 +108,11 @@ def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images
     check_saved_options(saved["config"], checkpoint / STATE, ADVICE)
     # Pictures may have moved. Their pixels are compared once they are read.
     _refuse_other_options(checkpoint, saved["config"], config, same_pictures=bool(saved.get("pictures")))
+    if saved["step"] > config.total_steps and not _is_finished(config.folder):
+        raise ValueError(
+            f"--max_train_steps {config.total_steps}: {checkpoint} has taken {saved['step']} steps already; pass at "
+            "least that number, or name another --output_dir."
+        )
     notes = [*problems]
     if saved["step"] < config.total_steps:
         notes.append(f"Going on from {checkpoint}.")
@@ -157,7 +162,10 @@ def _note_on_the_model(folder: Path) -> tuple[str, ...]:
 
 
 def _had_checkpoints(folder: Path) -> bool | None:
-    """Whether the run of a folder ever had a checkpoint; None if that is unknown. If not, a new start loses nothing."""
+    """Return whether the run of a folder ever had a checkpoint; None if that is unknown.
+
+    If it never had one, starting again loses nothing.
+    """
     try:
         return read_json(folder / FACTS, {"has_checkpoints": bool})["has_checkpoints"]
     except ValueError:
@@ -165,7 +173,7 @@ def _had_checkpoints(folder: Path) -> bool | None:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether a run at its last step has saved its last pipeline. Older versions saved it before the checkpoint."""
+    """Return whether a run at its last step has saved its last pipeline, too. Older versions saved it first."""
     try:
         return read_json(folder / FACTS, {}).get("finished", True) and (folder / INDEX).exists()
     except ValueError:

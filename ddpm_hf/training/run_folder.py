@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import prune_checkpoints, save_checkpoint, save_pipeline
+from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoint
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
@@ -52,7 +52,8 @@ class RunFolder:
 
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
-        # A checkpoint is four models: weights, average, and two moments; the pipeline is one. Each and its successor.
+        # A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and
+        # the new copy both exist.
         free = shutil.disk_usage(self.path).free / 1e6
         needed = (2 + 4 * (self.config.checkpoints_total_limit + 1)) * model_bytes / 1e6
         if free < needed:
@@ -178,7 +179,7 @@ class RunFolder:
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
         """Save a checkpoint, and then delete those over the limit."""
         with going_on("save a checkpoint"):
-            save_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
+            write_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
             prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
             if not self.facts.get("has_checkpoints"):
                 self.facts["has_checkpoints"] = True

@@ -33,7 +33,7 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether each process holds only a shard of the weights."""
+    """Return whether each process holds only a shard of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -29,7 +29,7 @@ class RunState:
         ema ([`MovingAverage`], *optional*): The average of the weights, which samples are drawn with.
         meter ([`LossMeter`]): The losses since the last note.
         step (`int`): Optimizer steps taken.
-        micro_batches (`int`): Micro-batches used up, by all processes: the number of the next one.
+        micro_batches (`int`): Micro-batches used so far by all processes; also the number of the next one.
         skipped (`int`): Updates left out because the gradient was not finite.
         skipped_in_a_row (`int`): Those of them since the last finite one.
         grad_norm (`float`, *optional*): Norm of the last gradient; None if it was not finite.

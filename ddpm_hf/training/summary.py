@@ -25,10 +25,13 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
 def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
     """Say where everything is, and how to go on."""
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
+    once = {"--overwrite_output_dir": config.overwrite_output_dir}
+    once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
+    without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)
     early = (
         ""
         if step == config.total_steps
-        else f"Stopped at step {step:,} of {config.total_steps:,}; the same command goes on. "
+        else f"Stopped at step {step:,} of {config.total_steps:,}; the same command{without} goes on. "
     )
     return (
         f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "

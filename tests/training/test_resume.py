@@ -184,6 +184,15 @@ def test_checkpoints_hold_no_pickles(train):
 # ---- Updates that are not finite ------------------------------------------------------------------------------------
 
 
+def test_fewer_steps_than_taken_are_refused(train):
+    """The run is not finished, so ending there would leave it without a last pipeline."""
+    folder = train(max_train_steps=4, checkpointing_steps=2, lr_scheduler="constant")
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "finished": False}))
+    with pytest.raises(SystemExit, match=r"--max_train_steps 3: .*step-000004 has taken 4 steps already; pass at least"):
+        train(max_train_steps=3, checkpointing_steps=2, lr_scheduler="constant")
+
+
 def spoil(monkeypatch, steps):
     """Make the loss of these steps, counted from 1, not finite."""
     calls = []

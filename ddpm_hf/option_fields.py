@@ -11,8 +11,9 @@ from ddpm_hf.forms import in_words, is_of
 # "rounding": yes, the numbers differ by rounding only. "free": yes.
 Resume = Literal["same", "source", "rounding", "free"]
 
-# Whether `ddpm-hf evaluate` has the option, for the images that it compares with. "source": yes, and the run's value
-# says which images these are. "reading": yes, and the run's value says how they are read. "flag": yes, as a flag only.
+# Whether `ddpm-hf evaluate` has the option too, for the images that it compares with. "source": it names these images;
+# by default they are those of the run. "reading": it says how they are read; by default as in the run. "flag": yes, but
+# the value of the run is not used.
 Evaluate = Literal["no", "source", "reading", "flag"]
 
 
@@ -62,6 +63,6 @@ def expected_type(kind: Any, value: Any) -> str:
 def expected_range(field: dataclasses.Field, value: float | None) -> str:
     """Say in words what is expected, if the value of an option is out of its range; else return nothing."""
     low, high = field.metadata["minimum"], field.metadata["maximum"]
-    if value is None or low is None or (low <= value and (high is None or value <= high)):
+    if value is None or low is None or (low <= value and (high is None or value <= high)):  # a range has a minimum
         return ""
     return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
