@@ -33,8 +33,8 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
             of a run, since they were meant for its command.
 
     Raises:
-        ValueError: If the file cannot be read, has an unknown option or one of a wrong type, or would make a run push to
-            the repository of another.
+        ValueError: If the file cannot be read, has an unknown option or one of a wrong type, or would make a run push
+            to the repository of another.
     """
     try:
         options = read_json(path, {}) if path.suffix == ".json" else _read_yaml(path)
