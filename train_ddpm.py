@@ -21,6 +21,7 @@ from ddpm_hf.checkpoint import load_tensors
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.evaluation.during_training import check_measurement, evaluate_during_training, measurement_of
+from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
@@ -137,7 +138,7 @@ class Run:
     def __post_init__(self):
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
         self.objective = Objective(self.scheduler, config, device)
-        settings = (config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
+        settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
         self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout)
 
 
@@ -199,7 +200,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         say_it_is_trained(config, start.step, is_main)
         return None
     if measurement:
-        check_measurement(measurement, images.images)
+        check_measurement(measurement, CentralCuts(images.images, config.size))
     accelerator.wait_for_everyone()  # all have read the folder as it was
     if is_main:
         folder.begin(start.step)
@@ -261,7 +262,8 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):
-                arguments = (run.images.images, run.measurement, run.folder.path, state.step)
+                centres = CentralCuts(run.images.images, run.config.size)
+                arguments = (centres, run.measurement, run.folder.path, state.step)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.command_line import Parser, add_flag
-from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate
+from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate, parse_size
 from ddpm_hf.convert import to_stock_pipeline
 from ddpm_hf.evaluation.command import evaluate
 from ddpm_hf.evaluation.measure import METRICS, Measurement
@@ -264,17 +264,17 @@ def _add_convert(subcommands):
         default="ddpm_hf",
         help="ddpm_hf: DDPMUNetModel and DDPMLinearScheduler; diffusers: UNet2DModel and DDPMScheduler",
     )
-    parser.add_argument("--sample_size", type=int, default=32, help="pixels a side, for a file of weights")
+    parser.add_argument("--sample_size", default="32", help="pixels a side, or HEIGHTxWIDTH, for a file of weights")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.set_defaults(run=_convert)
 
 
 def _convert(
-    source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: int, revision: str | None
+    source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: str, revision: str | None
 ):
-    _check_numbers(sample_size=(sample_size, 1))
+    height, width = parse_size("--sample_size", sample_size)
     _check_target(Path(source), output_dir, overwrite_output_dir)
-    pipeline = load_pipeline(source, sample_size, revision=revision)
+    pipeline = load_pipeline(source, height if height == width else (height, width), revision=revision)
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
     print(f"Converted {source} to {to} in {output_dir}.")
 

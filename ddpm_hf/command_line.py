@@ -15,7 +15,7 @@ from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.presets import PRESETS
-from ddpm_hf.terminal import one_line
+from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
 # If a layer has the first option, the second is dropped from lower layers. Otherwise the lower value would win.
@@ -40,6 +40,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     parser = _make_parser({})
     flags = vars(parser.parse_args(argv))
     path, wants_help, dry_run, token = (flags.pop(name) for name in ("config", "help", "dry_run", "hub_token"))
+    unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
     try:
         file = read_config_file(path, flags) if path else {}
         preset = flags.get("preset", file.get("preset", DEFAULT_PRESET))
@@ -61,6 +62,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
     config.hub_token = token
+    say(f"{flag} changes nothing: {why}." for flag, why in unused.items())
     return config, dry_run
 
 
@@ -104,6 +106,11 @@ def _make_parser(defaults: dict[str, Any]) -> "Parser":
         metavar="STR",
         help="A token that can write; by default that of HF_TOKEN or `hf auth login`, which other users cannot see.",
     )
+    for flag in _WITHOUT_EFFECT:
+        names = (flag, flag.replace("_", "-"))
+        parser.add_argument(
+            *names, dest=flag, nargs="?", const="yes", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return parser
 
 
@@ -125,7 +132,8 @@ def add_flag(group, option: dataclasses.Field, *aliases: str, default: Any = Non
         group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
         return
     if isinstance(kind, types.UnionType):
-        kind = next(each for each in typing.get_args(kind) if each is not type(None))
+        kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+        kind = str if str in kinds else kinds[0]  # what else a text can be is checked with the options
     choices = PRESETS if option.name == "preset" else typing.get_args(kind)
     typed = {"type": str, "choices": choices} if choices else {"type": kind, "metavar": kind.__name__.upper()}
     group.add_argument(f"--{option.name}", *aliases, **flag, **typed)
@@ -144,13 +152,17 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
+# Flags of diffusers' train_unconditional.py that change nothing here, and why.
+_WITHOUT_EFFECT = {
+    "--dataloader_num_workers": "images are decoded once, before the training",
+    "--enable_xformers_memory_efficient_attention": "attention is always memory-efficient",
+    "--local_rank": "the launcher tells each process its number",
+}
+
 # Flags of other training scripts, and what to use here instead.
 _ELSEWHERE = {
-    "--local_rank": "leave it out: `accelerate launch` and `torchrun` tell each process its number by LOCAL_RANK",
     "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "
     "configuration of a saved network, without its weights",
-    "--enable_xformers_memory_efficient_attention": "leave it out: attention is always memory-efficient",
-    "--dataloader_num_workers": "leave it out: images are decoded once, before the training",
     "--report_to": "use --logger",
     "--image_size": "use --resolution",
     "--lr": "use --learning_rate",

@@ -55,7 +55,7 @@ class TrainingConfig:
     streaming: bool = _data(False, "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
     streaming_buffer_size: int = _data(10_000, "Images that are held in memory and shuffled, when streaming.", minimum=1)
     max_unreadable: float = _data(0.01, "Share of images that may be left out, because they cannot be read.", minimum=0, maximum=1, resume="free", evaluate="reading")
-    resolution: int = _data(28, "Height and width of the training images in pixels.", minimum=1)
+    resolution: int | str = _data(28, "Size of the training images in pixels: one number for squares, or HEIGHTxWIDTH, such as 64x96.", minimum=1)
     image_fit: Literal["crop", "pad"] = _data("crop", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.", evaluate="reading")
     center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
@@ -143,14 +143,24 @@ class TrainingConfig:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
         if self.ddpm_num_inference_steps > self.ddpm_num_steps:
             self.ddpm_num_inference_steps = self.ddpm_num_steps
+        self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
+        self._check_halvings()
+
+    def _check_halvings(self):
+        """Raise a ValueError if the U-Net cannot halve the height and the width as often as it has to."""
         halvings = len(self.model.get("block_out_channels", ())) - 1
-        if halvings > 0 and self.resolution % 2**halvings:
-            below = self.resolution // 2**halvings * 2**halvings
-            fits = " or ".join(str(r) for r in (below, below + 2**halvings) if r)
-            raise ValueError(
-                f"--resolution {self.resolution}: the U-Net halves its input {halvings} times, so the resolution has to be "
-                f"a multiple of {2**halvings}, such as {fits}."
-            )
+        factor = 2 ** max(halvings, 0)
+        if not any(side % factor for side in self.size):
+            return
+        below = [side // factor * factor for side in self.size]
+        above = [math.ceil(side / factor) * factor for side in self.size]
+        fits = " or ".join(str(_name_of_size(*sides)) for sides in (below, above) if all(sides))
+        what = "the resolution has" if isinstance(self.resolution, int) else "height and width have"
+        multiple = f"a multiple of {factor}" if isinstance(self.resolution, int) else f"multiples of {factor}"
+        raise ValueError(
+            f"--resolution {self.resolution}: the U-Net halves its input {halvings} times, so {what} to be {multiple}, "
+            f"such as {fits}."
+        )
 
     def _name_of_the_data(self) -> str:
         """Return what the output folder is named after: the preset, unless other pictures are trained on."""
@@ -168,6 +178,11 @@ class TrainingConfig:
             self.save_images_steps = math.ceil(self.save_images_epochs * steps_per_epoch)
         if self.save_model_epochs is not None:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images, in pixels."""
+        return parse_size("--resolution", self.resolution)
 
     @property
     def folder(self) -> Path:
@@ -210,6 +225,26 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+_SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
+
+
+def parse_size(flag: str, text: int | str) -> tuple[int, int]:
+    """Return the height and the width that a flag names: 64, or "64x96" for a height of 64 and a width of 96.
+
+    Raises:
+        ValueError: If it names no size.
+    """
+    match = _SIZE.fullmatch(str(text))
+    if not match:
+        raise ValueError(f"{flag} {text}: expected a number of pixels, such as 64, or HEIGHTxWIDTH, such as 64x96.")
+    height, width = match.groups()
+    return int(height), int(width or height)
+
+
+def _name_of_size(height: int, width: int) -> int | str:
+    return height if height == width else f"{height}x{width}"
+
+
 def options_for_evaluate(*uses: Evaluate) -> list[dataclasses.Field]:
     """Return the options that `ddpm-hf evaluate` uses in one of these ways; see [`~ddpm_hf.option_fields.option`]."""
     return [field for field in dataclasses.fields(TrainingConfig) if field.metadata["evaluate"] in uses]
@@ -243,4 +278,6 @@ def check_saved_options(options: dict, where: Path, advice: str):
 def option_misfit(name: str, value: Any) -> str:
     """Say how a value of JSON differs from what an option can be; return nothing if it does not."""
     expected = expected_type(kinds_of(TrainingConfig)[name], value)
+    if name == "resolution" and not expected and not _SIZE.fullmatch(str(value)):
+        expected = "a number of pixels, or HEIGHTxWIDTH"
     return expected and f"`{name}` is {shown(value)}; expected {expected}"

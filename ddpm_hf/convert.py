@@ -126,13 +126,14 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
     return unet2d
 
 
-def from_annotated(theirs: StateDict, sample_size: int | None = 32) -> DDPMUNetModel:
+def from_annotated(theirs: StateDict, sample_size: int | tuple[int, int] | None = 32) -> DDPMUNetModel:
     """Convert the annotated tutorial's `UNet`.
 
     Args:
         theirs (`dict[str, torch.Tensor]`): Its state dict. The names and shapes tell the configuration, except for the
             dropout and the sample size.
-        sample_size (`int`, *optional*): Height and width of the images, in pixels. The tutorial uses 32.
+        sample_size (`int` or `tuple[int, int]`, *optional*): Height and width of the images, in pixels. The tutorial
+            uses 32.
 
     Returns:
         [`DDPMUNetModel`]: The same function of the same numbers.

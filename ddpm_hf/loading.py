@@ -31,14 +31,14 @@ SCHEDULER_FORM = {
 ADVICE = "Take the file from where the model came from, or save the pipeline again."
 
 
-def load_pipeline(source: str | Path, sample_size: int = 32, **hub_options) -> DDPMPipelineCustom:
+def load_pipeline(source: str | Path, sample_size: int | tuple[int, int] = 32, **hub_options) -> DDPMPipelineCustom:
     """Load a DDPM of any origin into this package's classes.
 
     Args:
         source (`str` or `Path`): The folder or the Hub id, `owner/name`, of a pipeline of a `UNet2DModel` or a
             [`DDPMUNetModel`] and a scheduler; or a file, `.safetensors` or `.pt`, with the state dict of the annotated
             tutorial's `UNet`.
-        sample_size (`int`): Height and width of the images, in pixels. It is used for a file, which does not state it.
+        sample_size (`int` or `tuple[int, int]`): Height and width of the images, in pixels, for a file of weights.
         hub_options: For a Hub id: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only`.
 
     Returns:

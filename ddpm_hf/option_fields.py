@@ -60,9 +60,10 @@ def expected_type(kind: Any, value: Any) -> str:
     return "" if is_of(value, kind) else in_words(kind)
 
 
-def expected_range(field: dataclasses.Field, value: float | None) -> str:
+def expected_range(field: dataclasses.Field, value: Any) -> str:
     """Say in words what is expected, if the value of an option is out of its range; else return nothing."""
     low, high = field.metadata["minimum"], field.metadata["maximum"]
-    if value is None or low is None or (low <= value and (high is None or value <= high)):  # a range has a minimum
+    # A range has a minimum, and may have a maximum. Texts and None are not compared.
+    if not isinstance(value, int | float) or low is None or (low <= value and (high is None or value <= high)):
         return ""
     return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"

@@ -90,7 +90,7 @@ def test_flags_that_cannot_be_read_end_with_code_2(arguments, message, capsys):
         (["evaluate", "x", "--seed", "-1"], "--seed -1: expected at least 0."),
         (["evaluate", "x", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
         (["evaluate", "x", "--output", "folder"], "--output folder is a folder; expected the name of a file"),
-        (["convert", "x", "new", "--sample_size", "0"], "--sample_size 0: expected at least 1."),
+        (["convert", "x", "new", "--sample_size", "0"], "--sample_size 0: expected a number of pixels, such as 64, or"),
         (["convert", "x", "file"], "OUTPUT_DIR file: file is a file; expected a folder."),
         (["convert", "x", "folder"], "folder holds files; name an empty folder, or pass --overwrite_output_dir"),
         (["convert", "x", "folder", "--overwrite_output_dir"], "folder holds files and no pipeline (model_index.json)"),

@@ -69,6 +69,14 @@ def test_steps_and_epochs():
     assert config.max_train_steps == 7
 
 
+@pytest.mark.parametrize(
+    ("text", "resolution", "size"), [("64", 64, (64, 64)), ("64x64", 64, (64, 64)), ("4x8", "4x8", (4, 8))]
+)
+def test_sizes(text, resolution, size):
+    config, _ = parse_command_line(["--resolution", text])
+    assert (config.resolution, config.size) == (resolution, size)
+
+
 def test_help_names_every_flag_of_train_unconditional(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_command_line(["--help"])
@@ -107,6 +115,9 @@ def test_the_token_is_in_nothing_made_of_the_options():
         ("--adam_beta1 1", "--adam_beta1 1.0: expected 0 to 0.999999"),
         ("--train_batch_size 0", "--train_batch_size 0: expected at least 1"),
         ("--resolution 30", "--resolution 30: the U-Net halves its input 2 times, so the resolution has to be"),
+        ("--resolution 30x41", "height and width have to be multiples of 4, such as 28x40 or 32x44"),
+        ("--resolution 64x", "--resolution 64x: expected a number of pixels, such as 64, or HEIGHTxWIDTH"),
+        ("--resolution 0x64", "--resolution 0x64: expected a number of pixels"),
         ("--dataset_name a --train_data_dir b", "pass one of them"),
         ("--model_config_name_or_path /no/such/file", "--model_config_name_or_path /no/such/file"),
     ],
@@ -262,12 +273,37 @@ def test_help_shows_the_defaults_of_the_preset(options, capsys):
 
 # ---- What other scripts and the launcher ask for --------------------------------------------------------------------
 
+# The commands of diffusers' pages on unconditional training, after `accelerate launch train_unconditional.py`.
+STOCK_COMMANDS = [
+    "--dataset_name=huggan/flowers-102-categories --output_dir=flowers --mixed_precision=fp16 --push_to_hub",
+    """--dataset_name=huggan/flowers-102-categories --resolution=64 --center_crop --random_flip
+       --output_dir=ddpm-ema-flowers-64 --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 --use_ema
+       --learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no --push_to_hub""",
+    """--dataset_name=huggan/pokemon --resolution=64 --center_crop --random_flip --output_dir=ddpm-ema-pokemon-64
+       --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 --use_ema --learning_rate=1e-4
+       --lr_warmup_steps=500 --mixed_precision=no --push_to_hub""",
+    """--dataset_name=huggan/pokemon --resolution=64 --center_crop --random_flip --output_dir=ddpm-ema-pokemon-64
+       --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 --use_ema --learning_rate=1e-4
+       --lr_warmup_steps=500 --mixed_precision=fp16 --logger=wandb""",
+    "--train_data_dir=pictures --resolution=64 --dataloader_num_workers=4 --local_rank=0 --ddpm_num_steps=1000",
+    "--dataset_name=a/b --enable_xformers_memory_efficient_attention --checkpointing_steps=500 --logging_dir=logs",
+]
+
+
+@pytest.mark.parametrize("command", STOCK_COMMANDS)
+def test_commands_of_diffusers_are_taken(command):
+    parse_command_line(command.split())
+
+
+@pytest.mark.parametrize("flag", ["--dataloader_num_workers 4", "--local_rank 0", "--local-rank=1"])
+def test_flags_without_effect_are_named(flag, capsys):
+    parse_command_line(flag.split())
+    assert "changes nothing: " in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--local_rank 0", "--local_rank 0 (leave it out: `accelerate launch` and `torchrun` tell"),
-        ("--local-rank=0", "--local-rank=0 (leave it out"),
         (
             "--pretrained_model_name_or_path x",
             "(training starts from random weights; --model_config_name_or_path",

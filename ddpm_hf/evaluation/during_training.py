@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.evaluation.features import load_extractor
+from ddpm_hf.evaluation.image_sets import ReferenceSet
 from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
 from ddpm_hf.files import read_json_lines, write_json_lines
-from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process, together
 from ddpm_hf.run_files import EVALUATIONS
@@ -41,7 +41,7 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
     return wanted
 
 
-def check_measurement(wanted: Measurement, images: ImageCache):
+def check_measurement(wanted: Measurement, images: ReferenceSet):
     """Raise a ValueError if a run cannot measure this, before its first step. See [`check_measurable`]."""
     with _names_of_options():
         check_measurable(wanted, images)
@@ -57,7 +57,7 @@ def _names_of_options() -> Iterator[None]:
 
 
 def evaluate_during_training(
-    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, folder: Path, step: int
+    pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement, folder: Path, step: int
 ) -> dict[str, float]:
     """Measure a model during training, and add the numbers to evaluations.jsonl. All processes have to call this.
 
@@ -66,7 +66,7 @@ def evaluate_during_training(
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, with averaged weights if the run has them.
-        images ([`ImageCache`]): The images to compare with.
+        images ([`ReferenceSet`]): The images to compare with.
         wanted ([`Measurement`]): What to measure.
         folder (`Path`): The folder of the run. It holds the samples until they are measured.
         step (`int`): Number of optimizer steps so far.

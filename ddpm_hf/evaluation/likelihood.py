@@ -15,7 +15,7 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ddpm_hf.evaluation.image_sets import ImageSet, square
+from ddpm_hf.evaluation.image_sets import ImageSet
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
@@ -220,7 +220,7 @@ def variational_bound(
     progress = tqdm(total=N * K, desc="Bits per dimension", unit="term", disable=not show_progress)
     for start in range(0, N * K, batch_size):
         n, k = np.divmod(np.arange(start, min(start + batch_size, N * K)), K)  # rows and columns of the terms
-        chosen = {i: torch.from_numpy(square(images, indices[i]).copy()) for i in set(n.tolist())}
+        chosen = {i: torch.from_numpy(images[indices[i]].copy()) for i in set(n.tolist())}
         pixels = torch.stack([chosen[i] for i in n.tolist()]).permute(0, 3, 1, 2)  # (B, C, H, W) uint8
         t = torch.from_numpy(timesteps[n, k])
         eps = torch.stack([_noise(seed, indices[i], int(s), x.shape) for i, s, x in zip(n.tolist(), t, pixels)])

@@ -18,10 +18,9 @@ import torch
 from ddpm_hf import __version__
 from ddpm_hf.evaluation.distances import check_enough, frechet_distance, kernel_distance, precision_recall
 from ddpm_hf.evaluation.features import extract, features_file, keep_features, load_extractor, read_features
-from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, as_batch
+from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, ReferenceSet, as_batch
 from ddpm_hf.evaluation.likelihood import Bound, variational_bound
 from ddpm_hf.images.batches import seed_of
-from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint
@@ -90,13 +89,13 @@ def flat(results: dict[str, dict]) -> dict[str, float]:
 
 
 def measure(
-    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, record: dict
+    pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement, samples: Path, record: dict
 ) -> dict[str, dict]:
     """Measure a model. All processes have to call this together.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on this process's device.
-        images ([`ImageCache`]): The reference set, at the model's resolution.
+        images ([`ReferenceSet`]): The reference set, at the model's resolution.
         wanted ([`Measurement`]): What to measure.
         samples (`Path`): Folder of the samples. Samples that it holds are not drawn again.
         record (`dict`): More settings that the numbers depend on.
@@ -135,7 +134,7 @@ def measure(
     return results if state.is_main_process else {}
 
 
-def check_measurable(wanted: Measurement, images: ImageCache):
+def check_measurable(wanted: Measurement, images: ReferenceSet):
     """Raise a ValueError if there are too few images, or if the extractor fails on a batch of them."""
     state = this_process()
     if min(wanted.num_images, len(images)) < state.num_processes:
@@ -146,7 +145,7 @@ def check_measurable(wanted: Measurement, images: ImageCache):
         check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
 
 
-def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement) -> dict:
+def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement) -> dict:
     state = this_process()
     # The bound is that of the model's own reverse process over all T timesteps, whatever scheduler draws the samples.
     scheduler = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
@@ -168,7 +167,7 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ImageCache, wanted
 
 
 def _features(
-    pipeline: DDPMPipelineCustom, images: ImageCache, wanted: Measurement, samples: Path, model: str
+    pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement, samples: Path, model: str
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return features of the reference set `(N, D)` and of the samples `(M, D)`, and their settings."""
     state = this_process()

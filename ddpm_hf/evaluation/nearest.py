@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.evaluation.image_sets import ImageSet, square
+from ddpm_hf.evaluation.image_sets import ImageSet
 
 GAP = 4  # pixels between a sample and its neighbours
 
@@ -23,7 +23,7 @@ def nearest_images(samples: ImageSet, images: ImageSet, k: int) -> tuple[np.ndar
     flat = np.stack([samples[i].ravel() for i in range(len(samples))]).astype(np.float32)  # (S, D)
     squared = np.empty((len(flat), len(images)), dtype=np.float32)
     for i in range(len(images)):
-        squared[:, i] = ((flat - square(images, i).ravel()) ** 2).mean(1)
+        squared[:, i] = ((flat - images[i].ravel()) ** 2).mean(1)
     order = squared.argsort(axis=1, kind="stable")[:, :k]
     return order, np.sqrt(np.take_along_axis(squared, order, axis=1))
 
@@ -35,6 +35,6 @@ def nearest_picture(samples: ImageSet, images: ImageSet, k: int) -> Image.Image:
     for i, neighbours in enumerate(order):
         sample = samples[i]
         gap = np.full((len(sample), GAP, sample.shape[2]), 255, dtype=np.uint8)
-        rows.append(np.concatenate([sample, gap, *(square(images, j) for j in neighbours)], axis=1))
+        rows.append(np.concatenate([sample, gap, *(images[j] for j in neighbours)], axis=1))
     pixels = np.concatenate(rows)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -42,14 +42,13 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
         OSError: If the cache cannot be written.
     """
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
-    if not isinstance(size, int) or channels not in (1, 3):
-        raise ValueError(
-            f"the model draws images of {size} pixels and {channels} channels; expected squares, and 1 or 3."
-        )
+    if size is None or channels not in (1, 3):
+        raise ValueError(f"the model has the size {size} and {channels} channels; expected pixels, and 1 or 3.")
+    resolution = size if isinstance(size, int) else "{}x{}".format(*size)
     is_other = any(chosen.get(key, run.get(key)) != run.get(key) for key in ("dataset_name", "train_data_dir"))
     reading = {option.name for option in options_for_evaluate("reading")}
     kept = {key: value for key, value in run.items() if not is_other or key in reading}
-    config = TrainingConfig(**{**kept, **chosen, "resolution": size})
+    config = TrainingConfig(**{**kept, **chosen, "resolution": resolution})
     dataset = load_dataset(config)
     mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"
     if mode != expected:
@@ -60,7 +59,7 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
         "dataset_config": config.dataset_config_name,
         "split": config.dataset_split,
         "preprocessing": {
-            "resolution": size,
+            "resolution": config.resolution,
             "channels": channels,
             "image_fit": config.image_fit,
             "celeba_crop": config.celeba_crop,

@@ -110,11 +110,16 @@ def describe_preprocessing(config: dict) -> str:
     steps = []
     if config.get("celeba_crop"):
         steps.append("the 140-pixel centre crop of the aligned pictures of 178x218")
+    size = f"{resolution}x{resolution}" if isinstance(resolution, int) else f"{resolution} (height x width)"
+    is_centred = config.get("center_crop", True)
     if config["image_fit"] == "pad":
-        steps.append(f"centred on black, {resolution}x{resolution}, without resizing")
-    else:
-        cut = "its centre" if config.get("center_crop", True) else "another random square each time"
+        steps.append(f"centred on black, {size}, without resizing")
+    elif isinstance(resolution, int):
+        cut = "its centre" if is_centred else "another random square each time"
         steps.append(f"short side resized to {resolution} pixels (bicubic, antialiased), the long one cut to {cut}")
+    else:
+        cut = "its centre" if is_centred else "another random part each time"
+        steps.append(f"shrunk until one side fits {size} pixels (bicubic, antialiased), the other cut to {cut}")
     if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
     return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."

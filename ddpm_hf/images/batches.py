@@ -93,6 +93,7 @@ class Batches:
 
     Args:
         images ([`ImageRow`]): The row of images.
+        size (`tuple[int, int]`): Height and width to which every image is cut.
         batch_size (`int`): Images in a micro-batch.
         seed (`int`): The run's seed.
         random_flip (`bool`): Whether images are mirrored left to right with probability 1/2.
@@ -102,6 +103,7 @@ class Batches:
     """
 
     images: ImageRow
+    size: tuple[int, int]
     batch_size: int
     seed: int
     random_flip: bool
@@ -121,8 +123,8 @@ class Batches:
         """
         images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
         where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
-        squares = np.stack([cut_square(image, *u) for image, u in zip(images, where)])
-        pixels = torch.from_numpy(squares).to(self.device)  # (B, H, W, C) uint8
+        cuts = np.stack([cut(image, self.size, *u) for image, u in zip(images, where)])
+        pixels = torch.from_numpy(cuts).to(self.device)  # (B, H, W, C) uint8
         x_0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, C, H, W)
         if self.random_flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
@@ -141,9 +143,8 @@ class Batches:
         return torch.where(left_out | (known < 0), self.num_classes, known)
 
 
-def cut_square(image: np.ndarray, u: float, v: float) -> np.ndarray:
-    """Return the largest square of an image. What is left over lies above it by the share u, left of it by v."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = int(u * (height - side + 1)), int(v * (width - side + 1))
-    return image[top : top + side, left : left + side]
+def cut(image: np.ndarray, size: tuple[int, int], u: float, v: float) -> np.ndarray:
+    """Cut an image to a height and a width. What is left over lies above by the share u, and left by v, in [0, 1)."""
+    (height, width), (rows, columns) = size, image.shape[:2]
+    top, left = int(u * (rows - height + 1)), int(v * (columns - width + 1))
+    return image[top : top + height, left : left + width]

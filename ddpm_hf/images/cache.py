@@ -1,6 +1,7 @@
 """The training images, decoded once into one file of pixels. Every step reads from it, and every later run."""
 
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -187,7 +188,7 @@ def _is_alive(process: int) -> bool:
 
 def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White, folder: Path):
     """Write the files of a cache, but the manifest."""
-    needed = len(dataset) * config.resolution**2 * len(mode)
+    needed = len(dataset) * math.prod(config.size) * len(mode)
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(f"{needed / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB are free")
     index, start, labels, unreadable = array("q"), 0, array("q"), []

@@ -202,19 +202,20 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
 
     Args:
         image (`PIL.Image.Image`): Of mode L or RGB.
-        config ([`TrainingConfig`]): `image_fit="crop"` shrinks the short side to `resolution`, antialiased.
-            `center_crop` also cuts the long side; otherwise every batch crops it at random. `image_fit="pad"` centres
-            the image on black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
+        config ([`TrainingConfig`]): `image_fit="crop"` shrinks the image until one side is that of
+            `resolution`, antialiased. `center_crop` also cuts the side that is too long; otherwise every batch crops it
+            at random. `image_fit="pad"` centres the image on black. `celeba_crop` first cuts out the 140 x 140 pixels
+            around the face.
 
     Returns:
-        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8. The smaller of height and width is
-            `resolution`.
+        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8. Height or width is that of `resolution`, and
+            neither is less.
 
     Raises:
         ValueError: If the image is smaller than the resolution (`"crop"`) or larger (`"pad"`), or has another size than
             the pictures of CelebA (`celeba_crop`).
     """
-    resolution = config.resolution
+    height, width = config.size
     if config.celeba_crop:
         if image.size != CELEBA_SIZE:
             raise ValueError(
@@ -224,21 +225,30 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
         left, top = ((side - CELEBA_SQUARE) // 2 for side in CELEBA_SIZE)
         image = image.crop((left, top, left + CELEBA_SQUARE, top + CELEBA_SQUARE))
     if config.image_fit == "pad":
-        if max(image.size) > resolution:
+        if image.height > height or image.width > width:
             raise ValueError(
-                f"{image.width}x{image.height} pixels do not fit into {resolution}; pass --image_fit crop."
+                f"{_pixels_of(image, config)} do not fit into --resolution {config.resolution}; pass --image_fit crop."
             )
-        canvas = Image.new(image.mode, (resolution, resolution))
-        canvas.paste(image, ((resolution - image.width) // 2, (resolution - image.height) // 2))
+        canvas = Image.new(image.mode, (width, height))
+        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         return np.asarray(canvas)
-    if min(image.size) < resolution:
+    if image.height < height or image.width < width:
         raise ValueError(
-            f"{image.width}x{image.height} pixels are fewer than --resolution {resolution}; lower the resolution, pass "
+            f"{_pixels_of(image, config)} are fewer than --resolution {config.resolution}; lower the resolution, pass "
             "--image_fit pad, or remove the image."
         )
-    width, height = (round(side * resolution / min(image.size)) for side in image.size)
-    size = (resolution, resolution) if config.center_crop else (width, height)
-    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
+    if not config.center_crop and image.width * height > image.height * width:  # the width is cut later
+        width = round(image.width * height / image.height)
+    elif not config.center_crop:
+        height = round(image.height * width / image.width)
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+
+
+def _pixels_of(image: Image.Image, config: TrainingConfig) -> str:
+    """Name the size of an image: width first, as usual, or as in the option where that names both."""
+    if isinstance(config.resolution, int):
+        return f"{image.width}x{image.height} pixels"
+    return f"{image.height}x{image.width} pixels (height x width)"
 
 
 def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig, where: str):

@@ -9,8 +9,9 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DDPMLinearScheduler]:
     """Make the network, with initial weights from the seed, and the scheduler that the options describe."""
+    size = config.size if isinstance(config.resolution, str) else config.resolution
     torch.manual_seed(config.seed)
-    unet = DDPMUNetModel(**config.model, sample_size=config.resolution, in_channels=channels, out_channels=channels)
+    unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=channels)
     scheduler = DDPMLinearScheduler(
         num_train_timesteps=config.ddpm_num_steps,
         beta_schedule=config.ddpm_beta_schedule,

@@ -292,7 +292,7 @@ def test_broken_side_files_are_said_and_left_out(run, name, content, capsys):
         ("config.json", {"hub_model_id": 'x"); f("'}, "Repo id must use alphanumeric"),
         ("config.json", {"hub_model_id": "hf_secret"}, "hf_***: this looks like a token"),
         ("config.json", {"train_data_dir": ["a"]}, '`train_data_dir` is ["a"]; expected a text or null'),
-        ("config.json", {"resolution": "big"}, '`resolution` is "big"; expected a whole number'),
+        ("config.json", {"resolution": "big"}, '`resolution` is "big"; expected a number of pixels, or HEIGHTxWIDTH'),
         ("config.json", {"image_fit": 3}, "`image_fit` is 3; expected one of crop, pad"),
         ("config.json", {"ddpm_num_inference_steps": 2.5}, "`ddpm_num_inference_steps` is 2.5"),
         ("run.json", {"parameters": "many"}, '`parameters` is "many"; expected a whole number'),

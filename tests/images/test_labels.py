@@ -262,7 +262,7 @@ def test_a_data_set_without_labels(tmp_path):
 def test_labels_belong_to_their_images_and_some_are_dropped():
     pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
     labels = [-1, *(i % 3 for i in range(1, 100))]  # the first image has none
-    settings = 5000, 0, True, torch.device("cpu")
+    settings = (1, 1), 5000, 0, True, torch.device("cpu")
     conditional = Batches(ShuffledImages(pixels, 0, labels), *settings, num_classes=3, cond_dropout=0.2)
     plain = Batches(ShuffledImages(pixels, 0, labels), *settings)
     random, other = conditional.generator(0), plain.generator(0)

@@ -30,7 +30,9 @@ def make_run(small, monkeypatch):
         plugin = GradientAccumulationPlugin(num_steps=accumulation)
         accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
         unet, scheduler = make_model(config, channels=1)
-        batches = Batches(ShuffledImages(pixels, config.seed), batch_size, config.seed, True, accelerator.device)
+        batches = Batches(
+            ShuffledImages(pixels, config.seed), (8, 8), batch_size, config.seed, True, accelerator.device
+        )
         objective = Objective(scheduler, config, accelerator.device)
         run = SimpleNamespace(
             config=config, accelerator=accelerator, scheduler=scheduler, batches=batches, objective=objective
