@@ -16,7 +16,6 @@ from ddpm_hf.presets import PRESETS
 DEFAULT_PRESET = "mnist-mini"
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
-
 _run = partial(option, "Run")
 _data = partial(option, "Data")
 _model = partial(option, "Model")
@@ -121,14 +120,25 @@ class TrainingConfig:
     def __post_init__(self):
         # The token is no option, so config.json, checkpoints, trackers and --dry_run do not show it.
         self.hub_token: str | None = None
+        self._check_each()
+        self.model = dict(self.model)  # the preset's own stays as it is
+        self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
+        self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
+        self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
+        self._check_together()
+        self._check_halvings()
+
+    def _check_each(self):
+        """Raise a ValueError if an option has a wrong type, is out of its range, or is none of its choices."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if expected := expected_type(kinds_of(TrainingConfig)[field.name], value) or expected_range(field, value):
                 raise ValueError(f"--{field.name} {value}: expected {expected}.")
         if self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset}: expected one of {', '.join(PRESETS)}.")
-        self.model = dict(self.model)  # the preset's own stays as it is
-        self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
+
+    def _check_together(self):
+        """Raise a ValueError if two options do not fit together."""
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
         for name in ("label_column", "guidance_scale"):
@@ -141,10 +151,6 @@ class TrainingConfig:
             )
         if self.streaming and self.eval_steps:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
-        if self.ddpm_num_inference_steps > self.ddpm_num_steps:
-            self.ddpm_num_inference_steps = self.ddpm_num_steps
-        self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
-        self._check_halvings()
 
     def _check_halvings(self):
         """Raise a ValueError if the U-Net cannot halve the height and the width as often as it has to."""
