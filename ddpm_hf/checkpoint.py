@@ -101,9 +101,11 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
         state (`dict`): Everything else, in types that JSON has.
 
     Raises:
-        OSError: If writing fails. The other checkpoints are then untouched.
+        OSError: If writing fails, or something else has the name of the checkpoint. Everything is then untouched.
     """
     unfinished, finished = folder / f".unfinished-step-{step:06d}", folder / f"step-{step:06d}"
+    if os.path.lexists(finished) and not (was_saved_here(finished) or _is_half_deleted(finished)):
+        raise OSError(f"{finished} is no checkpoint that a run has written; move it away")
     try:
         with whole_folder(finished, unfinished, replace=True):
             for name, named in tensors.items():
@@ -112,6 +114,12 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
             write_json(unfinished / MANIFEST, describe_files(unfinished))
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot save the checkpoint {finished}: {error}") from error
+
+
+def _is_half_deleted(folder: Path) -> bool:
+    """Return whether a folder is what a crash left of a checkpoint that was being deleted."""
+    parts = {STATE, MANIFEST, *(f"{name}.safetensors" for name in ("model", "optimizer", "ema"))}
+    return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= parts
 
 
 def prune_checkpoints(folder: Path, total_limit: int, newest: int):

@@ -312,6 +312,28 @@ def test_a_refused_folder_gets_no_file_of_ours(train, tmp_path):
         train("x", output_dir=tmp_path / "run" / "thesis.tex")
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_left_alone(train, tmp_path, capsys):
+    """The run says so, goes on, and writes its next checkpoint."""
+    mine = tmp_path / "run" / "checkpoints" / "step-000002"
+    train(max_train_steps=1, lr_scheduler="constant")
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    folder = train(max_train_steps=3, checkpointing_steps=2, lr_scheduler="constant")
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert f"{mine} is no checkpoint that a run has written; move it away. Training goes on." in capsys.readouterr().out
+    assert (folder / "checkpoints" / "step-000003" / "manifest.json").exists()
+
+
+def test_what_a_crash_left_of_a_checkpoint_is_replaced(train, tmp_path):
+    """It was being deleted, and its manifest was the first to go."""
+    half = tmp_path / "run" / "checkpoints" / "step-000002"
+    train(max_train_steps=1, lr_scheduler="constant")
+    half.mkdir()
+    (half / "optimizer.safetensors").write_text("")
+    train(max_train_steps=3, checkpointing_steps=2, lr_scheduler="constant")
+    assert (half / "manifest.json").exists()
+
+
 def test_folders_named_like_checkpoints_are_left_alone(train, tmp_path):
     """One that is no checkpoint, and a link, neither of which a run wrote."""
     folder = train(max_train_steps=1, lr_scheduler="constant")
