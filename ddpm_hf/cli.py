@@ -26,7 +26,7 @@ from ddpm_hf.precision import choose_mixed_precision
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import INDEX
 from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
-from ddpm_hf.terminal import one_line
+from ddpm_hf.terminal import one_line_errors
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
 
@@ -70,9 +70,8 @@ def main(argv: list[str] | None = None):
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
-        run(**arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"ddpm-hf: error: {one_line(error)}.")
+        with one_line_errors("ddpm-hf"):
+            run(**arguments)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

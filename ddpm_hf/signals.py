@@ -4,8 +4,11 @@ import signal
 
 from tqdm.auto import tqdm
 
-# Ctrl-C and the warnings of clusters, as far as the platform has them: Windows has no SIGUSR1.
-ASKING_TO_END = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+def signals_to_end() -> list[signal.Signals]:
+    """Return Ctrl-C and the warnings of clusters, as far as the platform has them: Windows has no SIGUSR1."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def note_signals() -> list[int]:
@@ -17,7 +20,6 @@ def note_signals() -> list[int]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends the run at once
         tqdm.write(f"{signal.Signals(number).name}: saving after this step ...")
 
-    for name in ASKING_TO_END:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), note)
+    for each in signals_to_end():
+        signal.signal(each, note)
     return received

@@ -33,9 +33,9 @@ def say(sentences: Iterable[str]):
 
 
 @contextmanager
-def one_line_errors():
+def one_line_errors(program: str = "train_ddpm.py"):
     """End the process with one line instead of a traceback if an option or the disk is at fault."""
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"train_ddpm.py: error: {one_line(error)}.")
+        sys.exit(f"{program}: error: {one_line(error)}.")

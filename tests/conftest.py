@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 import train_ddpm
 from ddpm_hf import DDPMUNetModel
-from ddpm_hf.signals import ASKING_TO_END
+from ddpm_hf.signals import signals_to_end
 
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
@@ -66,8 +66,7 @@ def train(small, tmp_path, monkeypatch):
 
     def run(name="run", *switches, **options):
         monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *small(name, *switches, **options)])
-        numbers = [getattr(signal, name) for name in ASKING_TO_END if hasattr(signal, name)]
-        handlers = {number: signal.getsignal(number) for number in numbers}
+        handlers = {number: signal.getsignal(number) for number in signals_to_end()}
         try:
             train_ddpm.main()
         finally:
