@@ -18,7 +18,9 @@ from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
-FOR_ONE_COMMAND = ("overwrite_output_dir", "resume_from_checkpoint")  # not to be repeated with the other options
+
+# Options that are not to be repeated with the others of a file, and their defaults.
+FOR_ONE_COMMAND = {"overwrite_output_dir": False, "resume_from_checkpoint": "latest"}
 
 
 def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +38,9 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
         ValueError: If the file cannot be read, has an unknown option or one of a wrong type, or would make a run push
             to the repository of another.
     """
+    is_of_run = path.suffix == ".json"
     try:
-        options = read_json(path, {}) if path.suffix == ".json" else _read_yaml(path)
+        options = read_json(path, {}) if is_of_run else _read_yaml(path)
         for name, value in options.items():
             options[name] = _checked(name, value)
         if options.get("model"):
@@ -46,9 +49,10 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
             options["model"] = load_model_config(options["model_config_name_or_path"])
     except (ValueError, OSError) as error:
         raise ValueError(f"--config {path}: {error}") from error
-    is_of_run = path.suffix == ".json"
-    for name in FOR_ONE_COMMAND:
-        if name in options and name not in flags and not is_of_run:
+    for name in FOR_ONE_COMMAND.keys() & options.keys() - flags.keys():
+        if is_of_run:
+            del options[name]
+        elif options[name] != FOR_ONE_COMMAND[name]:
             raise ValueError(
                 f"--config {path} says `{name}: {options[name]}`, which is meant for one command; pass --{name}, or "
                 "take the line out of the file."
@@ -60,7 +64,7 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
             f"--config {path} would push this run to {options['hub_model_id']}, the repository of another one; pass "
             "--hub_model_id or --no_push_to_hub."
         )
-    return {name: value for name, value in options.items() if not (is_of_run and name in FOR_ONE_COMMAND)}
+    return options
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -78,8 +82,8 @@ def _checked(name: Any, value: Any) -> Any:
     kinds = kinds_of(TrainingConfig)
     if name not in kinds:
         near = difflib.get_close_matches(str(name), kinds, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}?" if near else "`train_ddpm.py --help` lists the options."
-        raise ValueError(f"there is no option `{name}`; {hint}")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no option `{name}`{hint}")
     if isinstance(value, str) and kinds[name] in (float, float | None):
         with suppress(ValueError):  # the type is refused below
             value = float(value)

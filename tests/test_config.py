@@ -216,6 +216,7 @@ def test_what_depends_on_the_images_is_not_repeated(options):
         ("max_train_steps: 7\nnum_epochs: 3", "", {"num_epochs": 3, "max_train_steps": 7}),
         ("save_images_epochs: 1", "--save_images_steps 5", {"save_images_epochs": None, "save_images_steps": 5}),
         ("overwrite_output_dir: true", "--no_overwrite_output_dir", {"overwrite_output_dir": False}),
+        ("overwrite_output_dir: false", "", {"overwrite_output_dir": False}),
         ("model_config_name_or_path: null", "", {"model": PRESETS["mnist-mini"]["model"]}),
         ("mixed_precision: 'no'\ncache_dir: null", "", {"mixed_precision": "no", "cache_dir": None}),
     ],
