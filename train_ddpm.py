@@ -122,6 +122,7 @@ class Run:
         count (`int`, *optional*): How many there are; None for a stream.
         images_per_step (`int`): Images in an optimizer step, on all processes.
         measurement ([`Measurement`], *optional*): What is measured every `eval_steps`.
+        reference ([`CentralCuts`], *optional*): The images that it compares with.
     """
 
     config: TrainingConfig
@@ -134,6 +135,7 @@ class Run:
     count: int | None
     images_per_step: int
     measurement: Measurement | None
+    reference: CentralCuts | None
 
     def __post_init__(self):
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
@@ -199,15 +201,17 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if start.is_over:
         say_it_is_trained(config, start.step, is_main)
         return None
+    reference = CentralCuts(images.images, config.size) if measurement else None
     if measurement:
-        check_measurement(measurement, CentralCuts(images.images, config.size))
+        check_measurement(measurement, reference)
     accelerator.wait_for_everyone()  # all have read the folder as it was
     if is_main:
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable)
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
     start_trackers(accelerator, config)
-    return Run(config, accelerator, folder, start, unet, scheduler, images, count, images_per_step, measurement)
+    sizes = (count, images_per_step)
+    return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
 
 
 def say_it_is_trained(config: TrainingConfig, step: int, is_main: bool):
@@ -262,8 +266,7 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):
-                centres = CentralCuts(run.images.images, run.config.size)
-                arguments = (centres, run.measurement, run.folder.path, state.step)
+                arguments = (run.reference, run.measurement, run.folder.path, state.step)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
 
 
