@@ -28,11 +28,12 @@ from ddpm_hf.images.batches import Batches, ImageRow, seed_of
 from ddpm_hf.images.opening import open_images
 from ddpm_hf.images.sources import label_settings, load_dataset
 from ddpm_hf.images.survey import common_mode
-from ddpm_hf.processes import gathered, on_any_process
-from ddpm_hf.sampling import Classes, Drawing, draw_images
+from ddpm_hf.processes import on_any_process
+from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.divergence import stop_if_diverged
+from ddpm_hf.training.fitting import fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.log_book import LogBook
 from ddpm_hf.training.model import make_model
@@ -41,7 +42,8 @@ from ddpm_hf.training.resuming import Start, check_folder, check_pictures, find_
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.run_lock import alone_in
 from ddpm_hf.training.state import RunState
-from ddpm_hf.training.summary import describe, farewell
+from ddpm_hf.training.step_cost import measure_step
+from ddpm_hf.training.summary import describe, describe_cost, farewell
 from ddpm_hf.training.trackers import start_trackers, track_numbers, track_samples
 
 
@@ -149,7 +151,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     Args:
         config ([`TrainingConfig`]): The options; what the machine and the pictures decide is added.
-        dry_run (`bool`): Whether to print the options and the sizes, and no more.
+        dry_run (`bool`): Whether to print the options, the sizes and what a step costs, and no more.
         at_the_end (`ExitStack`): It collects what has to be closed when the run ends, for any reason.
 
     Returns:
@@ -172,9 +174,10 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         dataset = load_dataset(config)
         mode = common_mode(dataset)
     config.model = config.model | label_settings(dataset)
+    count = None if config.streaming else len(dataset)
+    cost = fit_settings(config, accelerator, len(mode), count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=len(mode))
-    count = None if config.streaming else len(dataset)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:
@@ -183,6 +186,9 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
             print(config.to_json(), end="")
         print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
     if dry_run:
+        cost = cost or measure_step(config, len(mode), accelerator)
+        if is_main:
+            print(describe_cost(config, unet, count, images_per_step, cost))
         return None
 
     # The folder decides where the run begins.
@@ -268,17 +274,6 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
             with going_on("measure the model"):
                 arguments = (run.reference, run.measurement, run.folder.path, state.step)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
-
-
-def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
-    """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
-    mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
-    pipeline.unet.eval()
-    pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    classes = Classes.chosen(pipeline, None, config.guidance_scale)
-    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
-    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

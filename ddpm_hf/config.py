@@ -35,7 +35,7 @@ class TrainingConfig:
     """
 
     # fmt: off
-    preset: str = _run(DEFAULT_PRESET, "Name of the preset that the defaults come from.", resume="free", card=True)
+    preset: str = _run(DEFAULT_PRESET, f"Name of the preset that the defaults come from; auto chooses what fits the pictures and the machine. By default {DEFAULT_PRESET} for the embedded digits, and auto for other pictures.", resume="free", card=True)
     output_dir: str | None = _run(None, "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.", resume="free")
     overwrite_output_dir: bool = _run(False, "Train from the start, and throw away what the folder holds of an earlier run; other files stay.", resume="free")
     resume_from_checkpoint: str = _run("latest", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.", resume="free")
@@ -60,6 +60,7 @@ class TrainingConfig:
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
     random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
 
+    model_size: Literal["auto", "tiny", "small", "base", "large"] = _model("auto", "The network and the settings that go with it, for --preset auto; by default those that fit the time.", card=True)
     model: dict = _model({}, "Configuration of the U-Net.")
     model_config_name_or_path: str | None = _model(None, "JSON file, folder or repository with another configuration of the U-Net.", resume="free")
 
@@ -78,6 +79,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
     num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
     max_train_steps: int | None = _optimisation(None, "Optimizer steps; overrides num_epochs.", minimum=1, resume="free", card=True)
+    max_train_minutes: float | None = _optimisation(None, "Minutes of training: before the first step, max_train_steps is chosen from the time that a step takes.", minimum=0.01, resume="free", card=True)
     optimizer: Literal["adam", "adamw"] = _optimisation("adamw", "adamw decouples the weight decay.", card=True)
     learning_rate: float = _optimisation(1e-4, "Highest learning rate.", minimum=0, card=True)
     lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _optimisation("cosine", "Course of the learning rate.", card=True)
@@ -120,13 +122,15 @@ class TrainingConfig:
     def __post_init__(self):
         # The token is no option, so config.json, checkpoints, trackers and --dry_run do not show it.
         self.hub_token: str | None = None
+        # The options that somebody chose. The others are chosen for the run, if the preset is auto.
+        self.given = frozenset(field.name for field in dataclasses.fields(self))
         self._check_each()
         self.model = dict(self.model)  # the preset's own stays as it is
         self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
         self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
         self._check_together()
-        self._check_halvings()
+        self.check_halvings()
 
     def _check_each(self):
         """Raise a ValueError if an option has a wrong type, is out of its range, or is none of its choices."""
@@ -145,14 +149,21 @@ class TrainingConfig:
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
         epochs = (self.save_images_epochs, self.save_model_epochs)
-        if self.streaming and (not self.dataset_name or self.max_train_steps is None or any(epochs)):
+        if self.model_size != "auto" and self.preset != "auto":
             raise ValueError(
-                "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps, and no epochs."
+                f"--model_size {self.model_size} chooses a network for --preset auto, and --preset {self.preset} has one; "
+                "pass one of them."
+            )
+        has_length = self.max_train_steps or self.max_train_minutes or self.preset == "auto"
+        if self.streaming and (not self.dataset_name or not has_length or any(epochs)):
+            raise ValueError(
+                "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps or "
+                "--max_train_minutes, and no epochs."
             )
         if self.streaming and self.eval_steps:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
 
-    def _check_halvings(self):
+    def check_halvings(self):
         """Raise a ValueError if the U-Net cannot halve the height and the width as often as it has to."""
         halvings = len(self.model.get("block_out_channels", ())) - 1
         factor = 2 ** max(halvings, 0)
@@ -172,7 +183,7 @@ class TrainingConfig:
         """Return what the output folder is named after: the preset, unless other pictures are trained on."""
         source = self.train_data_dir or self.dataset_name
         if source is None or source == PRESETS[self.preset].get("dataset_name"):
-            return self.preset
+            return "digits" if self.preset == "auto" else self.preset
         name = Path(source).resolve().name
         return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures"
 

@@ -30,7 +30,7 @@ def test_presets_make_models(preset):
     config, _ = parse_command_line(["--preset", preset])
     with torch.device("meta"):
         DDPMUNetModel(sample_size=config.resolution, **config.model)
-    assert config.output_dir == f"ddpm-{preset}"
+    assert config.output_dir == ("ddpm-digits" if preset == "auto" else f"ddpm-{preset}")
 
 
 def test_flags_override_the_preset():

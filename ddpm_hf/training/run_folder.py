@@ -34,6 +34,15 @@ from ddpm_hf.run_files import (
 from ddpm_hf.terminal import going_on
 
 
+def bytes_of_run(config: TrainingConfig, model_bytes: int) -> int:
+    """Return the bytes of disk that the models and the checkpoints of a run take at most.
+
+    A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and the
+    new copy both exist.
+    """
+    return (2 + 4 * (config.checkpoints_total_limit + 1)) * model_bytes
+
+
 class RunFolder:
     """The output folder of a training run.
 
@@ -52,10 +61,7 @@ class RunFolder:
 
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
-        # A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and
-        # the new copy both exist.
-        free = shutil.disk_usage(self.path).free / 1e6
-        needed = (2 + 4 * (self.config.checkpoints_total_limit + 1)) * model_bytes / 1e6
+        free, needed = shutil.disk_usage(self.path).free / 1e6, bytes_of_run(self.config, model_bytes) / 1e6
         if free < needed:
             raise OSError(
                 f"--output_dir {self.path}: the model and its checkpoints need {needed:.0f} MB, and {free:.0f} MB are "
