@@ -211,6 +211,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable)
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
+        folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
