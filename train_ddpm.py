@@ -97,13 +97,14 @@ def train_step(run: "Run", state: RunState):
         generator = run.batches.generator(g)
         with one_line_errors():
             x_0, known_labels = run.batches.draw(g, generator)  # x_0 ~ q(x_0)
+        x_0, augment_labels = run.batches.augmented(g, x_0)
         t = run.objective.draw_timesteps(len(x_0), generator)  # t ~ Uniform({0, ..., T - 1})
         eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)  # eps ~ N(0, I)
         labels = run.batches.drop_labels(known_labels, generator)
         torch.manual_seed(seed_of(run.config.seed, "dropout", g))
         with run.accelerator.accumulate(state.model):
             # |eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2
-            losses = denoising_loss(state.model.train(), run.scheduler, x_0, t, eps, labels)
+            losses = denoising_loss(state.model.train(), run.scheduler, x_0, t, eps, labels, augment_labels)
             run.accelerator.backward((run.objective.weights[t] * losses).mean())
         state.meter.add(losses, t)
     state.take_gradient_step()
@@ -143,7 +144,8 @@ class Run:
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
-        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout)
+        augment = config.augment_probability if config.augment else None
+        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout, augment=augment)
 
 
 def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run | None:
@@ -215,6 +217,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable)
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
+        folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)

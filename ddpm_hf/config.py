@@ -59,6 +59,8 @@ class TrainingConfig:
     center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
     random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
+    augment: bool = _data(False, "For few pictures: mirror, scale, turn, stretch and move them at random, and tell the network how, so that samples are not (arXiv 2206.00364).", card=True)
+    augment_probability: float = _data(0.12, "Share of images that each of these changes is applied to.", minimum=0, maximum=1)
 
     model_size: Literal["auto", "tiny", "small", "base", "large"] = _model("auto", "The network and the settings that go with it, for --preset auto; by default those that fit the time.", card=True)
     model: dict = _model({}, "Configuration of the U-Net.")

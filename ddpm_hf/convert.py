@@ -117,7 +117,7 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
         if ".to_qkv." in key:
             for part, rows in zip("qkv", value.chunk(3)):
                 theirs[key.replace(".to_qkv.", f".to_{part}.")] = rows.clone()
-        elif not key.startswith("time_projection."):
+        elif not key.startswith(("time_projection.", "augment_embedding.")):  # the latter reads zeros at sampling
             theirs[key] = value
     for p in PARAMETERS:
         for name, rows in zip(_resnets(unet), ours[f"time_projection.{p}"].split(unet.time_widths)):

@@ -16,6 +16,7 @@ FACTS = "run.json"
 METRICS = "metrics.jsonl"
 UNREADABLE = "unreadable_images.jsonl"
 DENOISING = "denoising.png"
+AUGMENTED = "augmented.png"
 LOSS = "loss.png"
 EVALUATION = "evaluation.json"
 EARLIER_EVALUATION = "earlier-evaluation.json"
@@ -48,7 +49,7 @@ def parts_of_run(folder: Path) -> list[Path]:
     Options, facts, pipeline and card are replaced instead. All other files are somebody else's.
     """
     numbers = (METRICS, UNREADABLE, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
-    named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
+    named = [folder / name for name in (*numbers, LOSS, DENOISING, AUGMENTED, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
     checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
     found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named]

@@ -165,6 +165,7 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
         for i, parameter in enumerate(unet.parameters()):
             parameter.data.copy_(tensors["ema"][str(i)])
     check_finite(unet, str(path))
+    unet.augment_embedding = None  # a sample is not augmented
     return DDPMPipelineCustom(unet.eval(), scheduler)
 
 

@@ -122,4 +122,7 @@ def describe_preprocessing(config: dict) -> str:
         steps.append(f"shrunk until one side fits {size} pixels (bicubic, antialiased), the other cut to {cut}")
     if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
+    if config.get("augment"):
+        paper = "[Karras et al. 2022](https://arxiv.org/abs/2206.00364), appendix F.2"
+        steps.append(f"augmented with probability {config['augment_probability']} and labels ({paper})")
     return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."

@@ -14,8 +14,11 @@ from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoin
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
+from ddpm_hf.images.augmented_grid import augmented_grid
+from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
 from ddpm_hf.run_files import (
+    AUGMENTED,
     CHECKPOINTS,
     DENOISING,
     EARLIER_EVALUATION,
@@ -135,6 +138,14 @@ class RunFolder:
             if new:
                 replace_text(path, "".join(f"{line}\n" for line in [*sorted(known), *new]))
                 tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
+
+    def show_augmentation(self, images: ImageCache | None):
+        """Write augmented.png: some images, and how training transforms them. A stream cannot be looked at before."""
+        path = self.path / AUGMENTED
+        if self.config.augment and images is not None and not path.exists():
+            with going_on(f"write {AUGMENTED}"):
+                shown = [images[i] for i in range(min(6, len(images)))]
+                augmented_grid(shown, self.config.size, self.config.augment_probability, self.config.seed).save(path)
 
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
         """Return which outputs of a step exist: samples (`"draw"`), a measurement (`"measure"`), a pipeline (`"save"`).
