@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.base_options import take_base
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
 from ddpm_hf.option_fields import kinds_of
@@ -18,12 +19,13 @@ from ddpm_hf.presets import PRESETS
 from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
-# If a layer has the first option, the second is dropped from lower layers. Otherwise the lower value would win.
+# If a layer has the first option, the others are dropped from lower layers. Otherwise a lower value would win.
 _OVERRIDES = {
-    "num_epochs": "max_train_steps",
-    "save_images_steps": "save_images_epochs",
-    "save_model_steps": "save_model_epochs",
-    "model_config_name_or_path": "model",
+    "num_epochs": ("max_train_steps",),
+    "save_images_steps": ("save_images_epochs",),
+    "save_model_steps": ("save_model_epochs",),
+    "model_config_name_or_path": ("model", "pretrained_model_name_or_path"),
+    "pretrained_model_name_or_path": ("model", "model_config_name_or_path"),
 }
 
 
@@ -58,6 +60,8 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
         refuse_token("--hub_model_id", options.get("hub_model_id") or "")
         if holds_token(options.get("output_dir") or ""):
             refuse_token("--output_dir", options["output_dir"])
+        if options.get("pretrained_model_name_or_path"):
+            options = take_base({"preset": preset, **options}, _override(file, flags), token)
         config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
@@ -68,7 +72,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
 
 def _override(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two layers of options. Those of the lower layer that the upper one replaces or cancels are dropped."""
-    void = {other for name, other in _OVERRIDES.items() if above.get(name)}
+    void = {other for name, others in _OVERRIDES.items() if above.get(name) for other in others}
     if any(above.get(name) not in (None, below.get(name)) for name in ("dataset_name", "train_data_dir")):
         void |= {"label_column"} | {option.name for option in options_for_evaluate("source")}
     return {name: value for name, value in below.items() if name not in void} | above
@@ -95,7 +99,7 @@ def _make_parser(defaults: dict[str, Any]) -> "Parser":
         name = option.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        if option.name != "model":
+        if kinds_of(TrainingConfig)[option.name] is not dict:  # these are read from files
             add_flag(groups[name], option, default=defaults.get(option.name, option.default))
     run = groups["Run"]
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options, or config.json of a run.")
@@ -161,8 +165,6 @@ _WITHOUT_EFFECT = {
 
 # Flags of other training scripts, and what to use here instead.
 _ELSEWHERE = {
-    "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "
-    "configuration of a saved network, without its weights",
     "--report_to": "use --logger",
     "--image_size": "use --resolution",
     "--lr": "use --learning_rate",
