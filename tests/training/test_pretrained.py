@@ -2,14 +2,18 @@
 
 import inspect
 import json
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard
+from loopback_hub import File, LoopbackHub, Repository
 from oracles import annotated_unet
 from PIL import Image
 from runs import make_run, metrics, weights
@@ -22,8 +26,9 @@ from ddpm_hf.loading import load_pipeline
 from ddpm_hf.sampling import open_model
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import loss_weights, timestep_weights
-from ddpm_hf.training.pretrained import adapt
+from ddpm_hf.training.pretrained import adapt, start_at_base
 
+ROOT = Path(__file__).parents[2]
 NETWORK = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -178,16 +183,16 @@ def test_a_base_whose_last_step_is_pure_noise(tmp_path, timestep_sampling):
         assert table.isfinite().all() and (table >= 0).all()
 
 
-def test_weights_of_the_annotated_tutorial(tune, tmp_path):
+def test_weights_of_the_annotated_tutorial(tmp_path):
     tensors, reference = annotated_unet()
     save_file(tensors, tmp_path / "unet.safetensors")
-    settings = {"learning_rate": 0, "max_train_steps": 1, "resolution": 16, "ddpm_num_inference_steps": 100}
-    pipeline = DDPMPipelineCustom.from_pretrained(
-        tune(pretrained_model_name_or_path=tmp_path / "unet.safetensors", **settings)
-    )
-    assert (pipeline.scheduler.config.variance_type, pipeline.scheduler.config.clip_sample) == ("fixed_large", False)
+    flags = ("--pretrained_model_name_or_path", tmp_path / "unet.safetensors", "--output_dir", tmp_path / "run")
+    config = configure(*flags, "--resolution", 16)
+    unet, scheduler = make_model(config, channels=1)
+    assert start_at_base(unet, config) == []
+    assert (scheduler.config.variance_type, scheduler.config.clip_sample) == ("fixed_large", False)
     with torch.no_grad():
-        output = pipeline.unet(reference["sample"], reference["timestep"]).sample
+        output = unet(reference["sample"], reference["timestep"]).sample
     torch.testing.assert_close(output, reference["output"], rtol=0, atol=1e-5)
 
 
@@ -344,6 +349,32 @@ def test_a_dry_run_tries_the_base_and_writes_nothing(tune, capsys):
     folder = tune("dry", "--dry_run", "--class_conditional")
     assert not folder.exists()
     assert "the embedding of the 2 classes starts at zero" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_base_on_the_hub(base, small, tmp_path):
+    """Its settings come first, its weights later. The run goes on after the Hub has gone."""
+    files = {str(path.relative_to(base)): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    with LoopbackHub({}) as hub:
+        hub.repositories["alice/base"] = Repository(private=False)
+        hub.repositories["alice/base"].commit(
+            {name: File(file, lfs=len(file) > 10_000) for name, file in files.items()}
+        )
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        options = {"model_config_name_or_path": None, "pretrained_model_name_or_path": "alice/base", "resolution": 28}
+        options["lr_scheduler"] = "constant"
+
+        def launch(**more):
+            command = [sys.executable, ROOT / "train_ddpm.py", *small("run", **options, **more)]
+            return subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
+
+        said = launch(learning_rate=0, max_train_steps=1).stdout
+    run = tmp_path / "run"
+    assert_equal_weights(run, base)
+    assert "--resolution 28 is used; alice/base has 8." in said
+    assert ModelCard(render_card(run)).data.base_model == "alice/base"
+    shutil.rmtree(tmp_path / "home")
+    assert "Going on from" in launch(learning_rate=0, max_train_steps=2).stdout
 
 
 # ---- The card --------------------------------------------------------------------------------------------------------
