@@ -8,6 +8,7 @@ from typing import Any
 from ddpm_hf.checkpoint import load_state
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig, default_output_dir, name_of_size, parse_size
 from ddpm_hf.loading import load_settings
+from ddpm_hf.presets import PRESETS
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.terminal import say
 
@@ -43,6 +44,9 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
     noted = None if options.get("overwrite_output_dir") else _noted_base(_folder(options), name)
     base, notes = (noted, []) if noted else read_base(name, token)
     brought = _options_of(base)
+    if "dropout" not in brought["model"]:  # a file of weights does not tell it
+        model = chosen.get("model") or PRESETS.get(options["preset"], {}).get("model", {})
+        brought["model"]["dropout"] = model.get("dropout", 0.0)
     for key, value in chosen.get("model", {}).items():
         if value != brought["model"].get(key, value):
             raise ValueError(

@@ -253,7 +253,7 @@ def name_of_size(height: int, width: int) -> int | str:
 def default_output_dir(preset: str, train_data_dir: str | None, dataset_name: str | None) -> str:
     """Return the output folder of these images. It is named after the preset, unless they are other pictures."""
     source = train_data_dir or dataset_name
-    if source is None or source == PRESETS[preset].get("dataset_name"):
+    if source is None or source == PRESETS.get(preset, {}).get("dataset_name"):
         return f"ddpm-{preset}"
     name = re.sub(r"[^\w.-]+", "-", Path(source).resolve().name).strip("-.")
     return f"ddpm-{name or 'pictures'}"

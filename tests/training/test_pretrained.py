@@ -194,6 +194,8 @@ def test_weights_of_the_annotated_tutorial(tmp_path):
     with torch.no_grad():
         output = unet(reference["sample"], reference["timestep"]).sample
     torch.testing.assert_close(output, reference["output"], rtol=0, atol=1e-5)
+    assert config.model["dropout"] == 0
+    assert configure("--preset", "annotated", *flags).model["dropout"] == 0.1  # weights do not tell it
 
 
 def test_the_folder_of_a_run_is_a_base(tune):
