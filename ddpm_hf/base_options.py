@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_hf.checkpoint import load_state
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig, default_output_dir, name_of_size, parse_size
+from ddpm_hf.forms import Form, misfit
 from ddpm_hf.loading import load_settings
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
@@ -21,6 +22,9 @@ _OPTIONS = {
     "variance_type": "variance_type",
     "clip_sample": "clip_sample",
 }
+# What is needed of the option `base` in a file.
+_FORM: Form = {"num_train_timesteps": int, "beta_schedule": str, "prediction_type": str, "variance_type": str}
+_FORM |= {"clip_sample": bool, "trained_betas": list | None}
 # The same numbers under another name; and schedulers whose steps have no such variance write null.
 _SAME_VARIANCE = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large", None: "fixed_small"}
 
@@ -163,5 +167,7 @@ def _noted_base(folder: Path, name: str) -> dict[str, Any] | None:
             config = load_state(path)["config"]
         except (ValueError, OSError):  # a broken checkpoint is reported where it is passed over
             continue
-        return config.get("base") if config.get(FLAG) == name else None
+        base = config.get("base")
+        is_whole = not misfit(base, {"unet": dict, "scheduler": dict}) and not misfit(base["scheduler"], _FORM)
+        return base if is_whole and config.get(FLAG) == name else None
     return None
