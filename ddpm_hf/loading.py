@@ -65,15 +65,22 @@ def load_pipeline(source: str | Path, sample_size: int | tuple[int, int] = 32, *
     given = {"scheduler": _read_scheduler(parts.scheduler_file)} if is_ours else {}
     if not is_ours:
         _read_config(parts.scheduler_file, SCHEDULER_FORM)
-    if parts.unet == "UNet2DModel":
-        unet = from_unet2d(_load_every_weight(UNet2DModel, parts.unet_file.parent))
-    else:
-        unet = _load_every_weight(DDPMUNetModel, parts.unet_file.parent)
-    check_finite(unet, str(source))
+    unet = _load_unet(parts, str(source))
     try:
         return DDPMPipelineCustom.from_pretrained(parts.folder, unet=unet.eval(), **given)
     except NotImplementedError as error:  # diffusers raises it for an unknown `beta_schedule`
         raise ValueError(f"{parts.scheduler_file} cannot be used: {error}. {ADVICE}") from error
+
+
+def load_unet(source: str | Path, **hub_options) -> DDPMUNetModel:
+    """Load the network of a DDPM of any origin; [`load_pipeline`] says which, and what it raises."""
+    if Path(source).is_file():
+        unet = from_annotated(read_state_dict(source))
+        check_finite(unet, str(source))
+        return unet
+    parts = _open(source, hub_options, DDPMPipelineCustom.download)
+    _check_unet_config(parts.unet_file, parts.unet)
+    return _load_unet(parts, str(source))
 
 
 def load_settings(source: str | Path, **hub_options) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -238,6 +245,16 @@ def _read_scheduler(path: Path) -> DDPMLinearScheduler:
         return scheduler
     except (ValueError, RuntimeError) as error:  # RuntimeError: a number is too large for a tensor
         raise ValueError(f"{path} cannot be used: {error} {ADVICE}") from error
+
+
+def _load_unet(parts: _Parts, source: str) -> DDPMUNetModel:
+    """Load the network of a pipeline, with each weight, and finite ones."""
+    if parts.unet == "UNet2DModel":
+        unet = from_unet2d(_load_every_weight(UNet2DModel, parts.unet_file.parent))
+    else:
+        unet = _load_every_weight(DDPMUNetModel, parts.unet_file.parent)
+    check_finite(unet, source)
+    return unet
 
 
 def _load_every_weight(kind: type[ModelMixin], folder: Path) -> ModelMixin:

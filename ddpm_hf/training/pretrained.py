@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.loading import load_pipeline
+from ddpm_hf.loading import load_unet
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 from ddpm_hf.weights import StateDict
@@ -32,7 +32,7 @@ def start_at_base(unet: DDPMUNetModel, config: TrainingConfig) -> list[str]:
     if list_checkpoints(config.folder / CHECKPOINTS) and not config.overwrite_output_dir:
         return []
     try:
-        return adapt(load_pipeline(name, token=config.hub_token).unet, unet)
+        return adapt(load_unet(name, token=config.hub_token), unet)
     except (ValueError, OSError) as error:
         raise ValueError(f"--pretrained_model_name_or_path {name}: {error}") from error
 
