@@ -38,6 +38,7 @@ from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.log_book import LogBook
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import Objective, denoising_loss
+from ddpm_hf.training.pretrained import start_at_base
 from ddpm_hf.training.resuming import Start, check_folder, check_pictures, find_start
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.run_lock import alone_in
@@ -180,6 +181,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     cost = fit_settings(config, accelerator, len(mode), count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=len(mode))
+    notes += start_at_base(unet, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:

@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.base_options import options_of, take_base
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
 from ddpm_hf.model_sizes import FITTED
@@ -19,14 +20,15 @@ from ddpm_hf.presets import PRESETS
 from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
-# If a layer has the first option, the others are dropped from lower layers. Otherwise the lower value would win.
+# If a layer has the first option, the others are dropped from lower layers. Otherwise a lower value would win.
 _OVERRIDES = {
     "num_epochs": {"max_train_steps", "max_train_minutes"},
     "max_train_steps": {"max_train_minutes"},
     "max_train_minutes": {"max_train_steps"},
     "save_images_steps": {"save_images_epochs"},
     "save_model_steps": {"save_model_epochs"},
-    "model_config_name_or_path": {"model"},
+    "model_config_name_or_path": {"model", "pretrained_model_name_or_path"},
+    "pretrained_model_name_or_path": {"model", "model_config_name_or_path"},
 }
 
 
@@ -68,18 +70,22 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
             raise ValueError(
                 "--max_train_minutes chooses the number of steps; pass it without --max_train_steps and --num_epochs."
             )
+        given = options.keys() - (PRESETS[preset].keys() - said.keys())
+        if options.get("pretrained_model_name_or_path"):
+            options = take_base(options, _override(file, flags), token)
+            given |= options_of(options["base"]).keys()
         config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
     config.hub_token = token
-    config.given = frozenset(options.keys() - (PRESETS[preset].keys() - said.keys()))
+    config.given = frozenset(given)
     say(f"{flag} changes nothing: {why}." for flag, why in unused.items())
     return config, dry_run
 
 
 def _override(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two layers of options. Those of the lower layer that the upper one replaces or cancels are dropped."""
-    void = {other for name, others in _OVERRIDES.items() if above.get(name) for other in others - above.keys()}
+    void = {other for name, others in _OVERRIDES.items() if above.get(name) for other in others}
     if any(above.get(name) not in (None, below.get(name)) for name in ("dataset_name", "train_data_dir")):
         void |= {"label_column"} | {option.name for option in options_for_evaluate("source")}
     return {name: value for name, value in below.items() if name not in void} | above
@@ -106,7 +112,7 @@ def _make_parser(defaults: dict[str, Any]) -> "Parser":
         name = option.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        if option.name != "model":
+        if kinds_of(TrainingConfig)[option.name] is not dict:  # these are read from files
             add_flag(groups[name], option, default=defaults.get(option.name, option.default))
     run = groups["Run"]
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options, or config.json of a run.")
@@ -172,8 +178,6 @@ _WITHOUT_EFFECT = {
 
 # Flags of other training scripts, and what to use here instead.
 _ELSEWHERE = {
-    "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "
-    "configuration of a saved network, without its weights",
     "--report_to": "use --logger",
     "--image_size": "use --resolution",
     "--lr": "use --learning_rate",

@@ -14,6 +14,8 @@ from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds
 from ddpm_hf.presets import PRESETS
 
 DEFAULT_PRESET = "mnist-mini"
+# What the images decide about the network. It is no part of the option `model`.
+DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 _run = partial(option, "Run")
@@ -65,6 +67,8 @@ class TrainingConfig:
     model_size: Literal["auto", "tiny", "small", "base", "large"] = _model("auto", "The network and the settings that go with it, for --preset auto; by default those that fit the time.", card=True)
     model: dict = _model({}, "Configuration of the U-Net.")
     model_config_name_or_path: str | None = _model(None, "JSON file, folder or repository with another configuration of the U-Net.", resume="free")
+    pretrained_model_name_or_path: str | None = _model(None, "Folder, repository or file of a trained model to go on from, with its U-Net, weights and scheduler.")
+    base: dict = _model({}, "What that model says about itself.", resume="free")
 
     ddpm_num_steps: int = _diffusion(1000, "T, the number of noising steps.", minimum=2, card=True)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _diffusion("linear", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.", card=True)
@@ -128,8 +132,8 @@ class TrainingConfig:
         self.given = frozenset(field.name for field in dataclasses.fields(self))
         self._check_each()
         self.model = dict(self.model)  # the preset's own stays as it is
-        self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
-        self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
+        self.output_dir = self.output_dir or default_output_dir(self.preset, self.train_data_dir, self.dataset_name)
+        self.resolution = name_of_size(*parse_size("--resolution", self.resolution))
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
         self._check_together()
         self.check_halvings()
@@ -147,6 +151,8 @@ class TrainingConfig:
         """Raise a ValueError if two options do not fit together."""
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
+        if self.base and not self.pretrained_model_name_or_path:
+            raise ValueError("`base` tells of the model of --pretrained_model_name_or_path, and none is named.")
         for name in ("label_column", "guidance_scale"):
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
@@ -173,21 +179,13 @@ class TrainingConfig:
             return
         below = [side // factor * factor for side in self.size]
         above = [math.ceil(side / factor) * factor for side in self.size]
-        fits = " or ".join(str(_name_of_size(*sides)) for sides in (below, above) if all(sides))
+        fits = " or ".join(str(name_of_size(*sides)) for sides in (below, above) if all(sides))
         what = "the resolution has" if isinstance(self.resolution, int) else "height and width have"
         multiple = f"a multiple of {factor}" if isinstance(self.resolution, int) else f"multiples of {factor}"
         raise ValueError(
             f"--resolution {self.resolution}: the U-Net halves its input {halvings} times, so {what} to be {multiple}, "
             f"such as {fits}."
         )
-
-    def _name_of_the_data(self) -> str:
-        """Return what the output folder is named after: the preset, unless other pictures are trained on."""
-        source = self.train_data_dir or self.dataset_name
-        if source is None or source == PRESETS[self.preset].get("dataset_name"):
-            return "digits" if self.preset == "auto" else self.preset
-        name = Path(source).resolve().name
-        return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures"
 
     def count_steps(self, steps_per_epoch: float):
         """Turn what was given in epochs into optimizer steps, now that the size of the data set is known."""
@@ -260,8 +258,18 @@ def parse_size(flag: str, text: int | str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _name_of_size(height: int, width: int) -> int | str:
+def name_of_size(height: int, width: int) -> int | str:
+    """Return the option `resolution` for a height and a width."""
     return height if height == width else f"{height}x{width}"
+
+
+def default_output_dir(preset: str, train_data_dir: str | None, dataset_name: str | None) -> str:
+    """Return the output folder of these images. It is named after the preset, unless they are other pictures."""
+    source = train_data_dir or dataset_name
+    if source is None or source == PRESETS.get(preset, {}).get("dataset_name"):
+        return "ddpm-digits" if preset == "auto" else f"ddpm-{preset}"
+    name = re.sub(r"[^\w.-]+", "-", Path(source).resolve().name).strip("-.")
+    return f"ddpm-{name or 'pictures'}"
 
 
 def options_for_evaluate(*uses: Evaluate) -> list[dataclasses.Field]:

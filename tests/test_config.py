@@ -305,10 +305,6 @@ def test_flags_without_effect_are_named(flag, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            "--pretrained_model_name_or_path x",
-            "(training starts from random weights; --model_config_name_or_path",
-        ),
         ("--lr 1", "(use --learning_rate)"),
         ("--xyzzy 1", "unrecognized arguments: --xyzzy 1; --help"),
     ],

@@ -15,11 +15,12 @@ def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DD
     unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=channels)
     if config.augment:
         unet.add_augment_embedding(NUM_LABELS)
-    scheduler = DDPMLinearScheduler(
-        num_train_timesteps=config.ddpm_num_steps,
-        beta_schedule=config.ddpm_beta_schedule,
-        prediction_type=config.prediction_type,
-        variance_type=config.variance_type,
-        clip_sample=config.clip_sample,
-    )
-    return unet, scheduler
+    options = {
+        "num_train_timesteps": config.ddpm_num_steps,
+        "beta_schedule": config.ddpm_beta_schedule,
+        "prediction_type": config.prediction_type,
+        "variance_type": config.variance_type,
+        "clip_sample": config.clip_sample,
+    }
+    # The settings that are no options, such as `beta_end`, are those of the base.
+    return unet, DDPMLinearScheduler(**{**config.base.get("scheduler", {}), **options})

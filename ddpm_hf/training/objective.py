@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.scheduling_ddpm_linear import ALPHA_BAR_MIN, DDPMLinearScheduler
 
 
 class Objective:
@@ -81,7 +81,7 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
     Returns:
         `torch.Tensor`: `(T,)` float32.
     """
-    alpha_bar = scheduler.alphas_cumprod
+    alpha_bar = scheduler.alphas_cumprod.clamp(min=ALPHA_BAR_MIN)
     if config.loss_weighting == "simple":
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
@@ -104,7 +104,7 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
     Returns:
         `torch.Tensor`: `(T,)` float64, not normalised.
     """
-    alpha_bar = scheduler.alphas_cumprod.double()
+    alpha_bar = scheduler.alphas_cumprod.double().clamp(min=ALPHA_BAR_MIN)
     if config.timestep_sampling == "uniform":
         return torch.ones_like(alpha_bar)
     log_sigma = (1 / alpha_bar - 1).log() / 2

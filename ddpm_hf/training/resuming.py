@@ -144,7 +144,7 @@ def _refuse_other_options(where: Path, options: dict, config: TrainingConfig, sa
 
 
 def _refuse_data_inside(folder: Path, config: TrainingConfig):
-    for flag in ("train_data_dir", "dataset_name"):
+    for flag in ("train_data_dir", "dataset_name", "pretrained_model_name_or_path"):
         source = getattr(config, flag)
         if source and Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
             raise ValueError(

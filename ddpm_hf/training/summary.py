@@ -12,10 +12,11 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
         if config.model_config_name_or_path
-        else ""
+        else base * bool(config.pretrained_model_name_or_path)
     )
     size = "" if config.model_size == "auto" else f", size {config.model_size}"
     time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
