@@ -26,6 +26,7 @@ from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
 from ddpm_hf.images.opening import open_images
+from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import label_settings, load_dataset
 from ddpm_hf.images.survey import common_mode
 from ddpm_hf.processes import on_any_process
@@ -174,7 +175,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        dataset = load_dataset(config)
+        dataset, small = sort_out_small(load_dataset(config), config)
         mode = common_mode(dataset)
     config.model = config.model | label_settings(dataset)
     count = None if config.streaming else len(dataset)
@@ -218,6 +219,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if is_main:
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable)
+        folder.note_small([*small, *images.small])
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
@@ -239,6 +241,7 @@ def save_checkpoint(run: Run, state: RunState):
     tensors = state.tensors()
     if run.accelerator.is_main_process:
         run.folder.note_unreadable(run.images.unreadable)
+        run.folder.note_small(run.images.small)
         run.folder.save_checkpoint(state.step, tensors, numbers)
 
 

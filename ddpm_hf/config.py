@@ -58,6 +58,7 @@ class TrainingConfig:
     max_unreadable: float = _data(0.01, "Share of images that may be left out, because they cannot be read.", minimum=0, maximum=1, resume="free", evaluate="reading")
     resolution: int | str = _data(28, "Size of the training images in pixels: one number for squares, or HEIGHTxWIDTH, such as 64x96.", minimum=1)
     image_fit: Literal["crop", "pad"] = _data("crop", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.", evaluate="reading")
+    small_images: Literal["error", "upscale", "skip"] = _data("error", "Images smaller than the resolution: refuse them all at once, enlarge them, or leave them out.", resume="source", evaluate="reading")
     center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
     random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
@@ -153,6 +154,11 @@ class TrainingConfig:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
         if self.base and not self.pretrained_model_name_or_path:
             raise ValueError("`base` tells of the model of --pretrained_model_name_or_path, and none is named.")
+        if self.image_fit == "pad" and self.small_images != "error":
+            raise ValueError(
+                f"--small_images {self.small_images} is for --image_fit crop; --image_fit pad centres small images on "
+                "black as they are."
+            )
         for name in ("label_column", "guidance_scale"):
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from ddpm_hf.config import TrainingConfig, check_saved_options, options_for_evaluate
 from ddpm_hf.files import read_json
 from ddpm_hf.images.cache import ImageCache, load_images
+from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.survey import common_mode
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
@@ -49,7 +50,7 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
     reading = {option.name for option in options_for_evaluate("reading")}
     kept = {key: value for key, value in run.items() if not is_other or key in reading}
     config = TrainingConfig(**{**kept, **chosen, "resolution": resolution})
-    dataset = load_dataset(config)
+    dataset, _ = sort_out_small(load_dataset(config), config)
     mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"
     if mode != expected:
         kinds = {"L": "greyscale", "RGB": "colour"}
@@ -63,6 +64,7 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
             "channels": channels,
             "image_fit": config.image_fit,
             "celeba_crop": config.celeba_crop,
+            **({"small_images": config.small_images} if config.small_images != "error" else {}),
         },
     }
     return load_images(dataset, mode, config), record

@@ -120,6 +120,8 @@ def describe_preprocessing(config: dict) -> str:
     else:
         cut = "its centre" if is_centred else "another random part each time"
         steps.append(f"shrunk until one side fits {size} pixels (bicubic, antialiased), the other cut to {cut}")
+    if (small := config.get("small_images", "error")) != "error":
+        steps.append("smaller pictures enlarged" if small == "upscale" else "smaller pictures left out")
     if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
     if config.get("augment"):

@@ -24,6 +24,8 @@ class ImageRow(Protocol):
         images ([`~ddpm_hf.images.cache.ImageCache`], *optional*): All images, by their number; None for a stream.
         fingerprint (`str`, *optional*): A hash of all images and labels; None for a stream.
         unreadable (`list[dict]`): `image` and `reason` of the images that were left out so far.
+        small (`list[dict]`): The images found too small so far, see [`~ddpm_hf.images.small.find_small`]; only a stream
+            finds any, since those of a data set are sorted out before.
     """
 
     @property
@@ -34,6 +36,9 @@ class ImageRow(Protocol):
 
     @property
     def unreadable(self) -> list[dict]: ...
+
+    @property
+    def small(self) -> list[dict]: ...
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
         """Return the images at these places, each `(height, width, channels)` uint8, and their labels, -1 for none."""
@@ -65,6 +70,10 @@ class ShuffledImages:
     @property
     def unreadable(self) -> list[dict]:
         return self.images.unreadable
+
+    @property
+    def small(self) -> list[dict]:
+        return []
 
     def take(self, positions: Iterable[int]) -> tuple[list[np.ndarray], list[int]]:
         """Return the images at these places of the row and their labels, each in O(1), wherever they are."""

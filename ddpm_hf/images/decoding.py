@@ -1,35 +1,19 @@
 """Decode stored pictures, of any format and mode, to the uint8 pixels that a model is trained on."""
 
-import functools
-import io
-import os
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TypeVar
 
 import numpy as np
-from datasets.download.streaming_download_manager import xopen
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.terminal import one_line
+from ddpm_hf.images.stored import UnreadableImage, attempt, opened
 
 GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 # The aligned pictures of CelebA, and the square around the face that makes CelebA-64 of them.
 CELEBA_SIZE, CELEBA_SQUARE = (178, 218), 140
-
-MOST_BYTES = 2**30  # of an encoded picture, since a small ZIP file can hold a picture of any size
-
-Result = TypeVar("Result")
-
-
-class UnreadableImage(ValueError):
-    """An error: a picture is corrupt, cut off, empty, suspiciously large, or of an unknown kind."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +34,6 @@ class White:
         return cls(integers, 255 if number > 1 else cls.floats)
 
 
-def read_heif():
-    """Let Pillow read HEIC and HEIF, the pictures of phones, if pillow-heif is installed."""
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
-read_heif()
-
-
 def is_greyscale(image: dict | None) -> bool:
     """Return whether the header of an undecoded image of `datasets` says that it is greyscale.
 
@@ -69,10 +42,10 @@ def is_greyscale(image: dict | None) -> bool:
     """
 
     def look() -> bool:
-        with _opened(image) as picture:
+        with opened(image) as picture:
             return picture.mode in GREYSCALE_MODES
 
-    return _attempt(look)
+    return attempt(look)
 
 
 def largest_number(image: dict | None) -> dict[str, float]:
@@ -87,7 +60,7 @@ def largest_number(image: dict | None) -> dict[str, float]:
     """
 
     def look() -> dict[str, float]:
-        with _opened(image) as picture:
+        with opened(image) as picture:
             if picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile):
                 return {"RGB": int(np.asarray(picture.convert("RGB")).max())}
             if picture.mode[0] not in "IF":
@@ -95,7 +68,7 @@ def largest_number(image: dict | None) -> dict[str, float]:
             numbers = np.asarray(picture, dtype=np.float64)
             return {picture.mode[0]: numbers.max()} if numbers.min() >= 0 else {}
 
-    return _attempt(look)
+    return attempt(look)
 
 
 def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: White | None = None) -> np.ndarray:
@@ -116,61 +89,11 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
     """
 
     def decode() -> Image.Image:
-        with _opened(image) as picture:
+        with opened(image) as picture:
             return to_eight_bits(ImageOps.exif_transpose(picture), mode, white)
 
-    pixels = fit_image(_attempt(decode), config)
+    pixels = fit_image(attempt(decode), config)
     return pixels.reshape(*pixels.shape[:2], len(mode))
-
-
-@contextmanager
-def _opened(image: dict | None) -> Iterator[ImageFile.ImageFile]:
-    """Open an undecoded image of `datasets`."""
-    if image is None:
-        raise ValueError("there is no image")
-    file = _file(image["path"]) if image["bytes"] is None else io.BytesIO(image["bytes"])
-    with file:
-        size = file.seek(0, io.SEEK_END)
-        if not size:
-            raise ValueError("the file is empty")
-        if size > MOST_BYTES:
-            raise ValueError(f"the file has more than {MOST_BYTES:,} bytes")
-        file.seek(0)
-        with Image.open(file) as picture:
-            yield picture
-
-
-def _file(path: str | None) -> IO[bytes]:
-    """Open a file by its path in `datasets`, which may lead into a ZIP file or to the Hub."""
-    if path is None:
-        raise ValueError("there is no image")
-    if "://" not in path:
-        if not Path(path).is_file():  # opening a pipe would wait for a writer
-            raise ValueError("there is no such file")
-        return open(path, "rb")
-    if path.startswith("zip://") and "::/" in path:
-        member, archive = path.removeprefix("zip://").rsplit("::/", 1)
-        opened = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
-    else:
-        opened = xopen(path, "rb")
-    with opened as file:
-        return io.BytesIO(file.read(MOST_BYTES + 1))
-
-
-@functools.lru_cache(maxsize=16)
-def _archive(path: str, changed: int) -> zipfile.ZipFile:
-    """Open a ZIP file, whose list of contents is read once until the file changes."""
-    return zipfile.ZipFile(path)
-
-
-def _attempt(decode: Callable[[], Result]) -> Result:
-    """Call a function, and raise all its errors as UnreadableImage: decoders raise any error on broken files."""
-    try:
-        return decode()
-    except UnidentifiedImageError:
-        raise UnreadableImage("the file is no picture, or of an unknown format") from None
-    except Exception as error:
-        raise UnreadableImage(one_line(error)) from error
 
 
 def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> Image.Image:
@@ -203,17 +126,17 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
     Args:
         image (`PIL.Image.Image`): Of mode L or RGB.
         config ([`TrainingConfig`]): `image_fit="crop"` shrinks the image until one side is that of
-            `resolution`, antialiased. `center_crop` also cuts the side that is too long; otherwise every batch crops it
-            at random. `image_fit="pad"` centres the image on black. `celeba_crop` first cuts out the 140 x 140 pixels
-            around the face.
+            `resolution`, antialiased; with `small_images="upscale"` it grows if need be. `center_crop` also cuts the
+            side that is too long; otherwise every batch crops it at random. `image_fit="pad"` centres the image on
+            black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
 
     Returns:
         `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8. Height or width is that of `resolution`, and
             neither is less.
 
     Raises:
-        ValueError: If the image is smaller than the resolution (`"crop"`) or larger (`"pad"`), or has another size than
-            the pictures of CelebA (`celeba_crop`).
+        ValueError: If the image is smaller than the resolution and not to be enlarged (`"crop"`), or larger (`"pad"`),
+            or has another size than the pictures of CelebA (`celeba_crop`).
     """
     height, width = config.size
     if config.celeba_crop:
@@ -232,10 +155,10 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
         canvas = Image.new(image.mode, (width, height))
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         return np.asarray(canvas)
-    if image.height < height or image.width < width:
+    if config.small_images != "upscale" and (image.height < height or image.width < width):
         raise ValueError(
-            f"{_pixels_of(image, config)} are fewer than --resolution {config.resolution}; lower the resolution, pass "
-            "--image_fit pad, or remove the image."
+            f"{_pixels_of(image, config)} are fewer than --resolution {config.resolution}; pass "
+            "--small_images upscale or skip, or --image_fit pad, or lower the resolution."
         )
     if not config.center_crop and image.width * height > image.height * width:  # the width is cut later
         width = round(image.width * height / image.height)

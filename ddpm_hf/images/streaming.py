@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.decoding import decode_rows, refuse_unreadable
+from ddpm_hf.images.small import by_size, find_small, list_small, treat_small
 from ddpm_hf.images.survey import choose_white
 
 CHUNK = 256  # rows decoded at once
@@ -26,6 +27,8 @@ class Block:
     pixels: list[np.ndarray] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     unreadable: list[dict] = field(default_factory=list)
+    small: list[dict] = field(default_factory=list)
+    rows: int = 0  # read, also those that are left out
 
 
 class StreamedImages:
@@ -43,6 +46,8 @@ class StreamedImages:
 
     Attributes:
         unreadable (`list[dict]`): `image` and `reason` of each image left out so far.
+        small (`list[dict]`): The images so far that are smaller than the resolution; see
+            [`~ddpm_hf.images.small.find_small`]. `row` counts the rows of a block.
         close: Call it to end the reading ahead. Otherwise it ends with the process.
 
     Raises:
@@ -57,6 +62,7 @@ class StreamedImages:
         self.size = config.streaming_buffer_size
         self.white = choose_white(dataset)
         self.unreadable: list[dict] = []
+        self.small: list[dict] = []
         self.decoders = ThreadPoolExecutor()
         self.closed = threading.Event()
         self.readers: list[threading.Thread] = []
@@ -94,12 +100,15 @@ class StreamedImages:
         if self.number == 0:
             self._check_first_block()
         self.unreadable += self.block.unreadable
+        self.small += self.block.small
         self.order = np.random.default_rng(seed_of(self.config.seed, "order", self.number)).permutation(self.size)
         self.coming = self._read_ahead()
 
     def _check_first_block(self):
         unreadable = self.block.unreadable
         refuse_unreadable(unreadable, self.size + len(unreadable), self.config, "in the first block of the stream")
+        if self.block.small:
+            self._treat_small(self.block, f"the first {self.block.rows:,} images")
         if self.config.class_conditional and max(self.block.labels) < 0:
             raise ValueError(
                 f"--class_conditional: none of the first {self.size:,} images has a label; take another split with "
@@ -133,6 +142,7 @@ class StreamedImages:
                     column.append(item[name])
                 if len(rows["image"]) == min(CHUNK, self.size - len(block.pixels)):
                     break
+            rows = self._without_small(rows, block)
             for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config, self.white):
                 if isinstance(decoded, dict):
                     block.unreadable.append(decoded)
@@ -143,7 +153,29 @@ class StreamedImages:
                 raise ValueError(
                     f"--dataset_name {self.config.dataset_name}: {len(block.unreadable):,} images cannot be read."
                 )
+        if block.small and self.config.small_images == "error":
+            self._treat_small(block)
         return block
+
+    def _without_small(self, rows: dict[str, list], block: Block) -> dict[str, list]:
+        """Return the rows without the images smaller than the resolution, unless these are enlarged or padded."""
+        found: list[dict | None] = [None] * len(rows["image"])
+        if self.config.image_fit == "crop":
+            found = find_small(self.decoders, rows["image"], block.rows, self.config)
+        block.rows += len(found)
+        block.small += [line for line in found if line is not None]
+        if self.config.small_images == "upscale":
+            return rows
+        rows = {name: [item for item, line in zip(column, found) if line is None] for name, column in rows.items()}
+        if len(block.small) > self.size and not (block.pixels or rows["image"]):
+            self._treat_small(block)  # the block would never be full
+        return rows
+
+    def _treat_small(self, block: Block, of_images: str | None = None):
+        """Do with the small images of a block as [`~ddpm_hf.images.small.treat_small`] says."""
+        name, small = repr((self.config.dataset_name, self.config.dataset_split)), by_size(block.small)
+        where = list_small(small, self.config, name)
+        treat_small(small, of_images or f"{block.rows:,} images", self.config, where)
 
     def _rows(self, begin: dict[str, int]) -> Iterator[tuple[dict[str, int], dict]]:
         """Yield the rows of the data set without end from a place on, each with its place."""

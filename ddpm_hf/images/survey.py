@@ -6,7 +6,8 @@ from contextlib import suppress
 import datasets
 import numpy as np
 
-from ddpm_hf.images.decoding import UnreadableImage, White, is_greyscale, largest_number
+from ddpm_hf.images.decoding import White, is_greyscale, largest_number
+from ddpm_hf.images.stored import UnreadableImage
 from ddpm_hf.terminal import say
 
 

@@ -31,6 +31,7 @@ from ddpm_hf.run_files import (
     METRICS_FORM,
     OPTIONS,
     SAMPLES,
+    SMALL,
     UNREADABLE,
     parts_of_run,
 )
@@ -131,13 +132,23 @@ class RunFolder:
 
     def note_unreadable(self, unreadable: list[dict]):
         """Add the images that were left out to unreadable_images.jsonl, each once."""
-        path = self.path / UNREADABLE
-        with going_on(f"write {path.name}"):
-            known = {json.dumps(line) for line in self._lines(UNREADABLE, {})}
-            new = [line for line in dict.fromkeys(map(json.dumps, unreadable)) if line not in known]
+        if new := self._add_lines(UNREADABLE, unreadable):
+            where = self.path / UNREADABLE
+            tqdm.write(f"{new:,} images cannot be read and are left out; they are listed in {where}.")
+
+    def note_small(self, small: list[dict]):
+        """Add the images that are smaller than the resolution to small_images.jsonl, each once."""
+        self._add_lines(SMALL, small)
+
+    def _add_lines(self, name: str, lines: list[dict]) -> int:
+        """Add lines to a file of JSON, each once, and return how many are new."""
+        new: list[str] = []
+        with going_on(f"write {name}"):
+            known = {json.dumps(line) for line in self._lines(name, {})}
+            new = [line for line in dict.fromkeys(map(json.dumps, lines)) if line not in known]
             if new:
-                replace_text(path, "".join(f"{line}\n" for line in [*sorted(known), *new]))
-                tqdm.write(f"{len(new):,} images cannot be read and are left out; they are listed in {path}.")
+                replace_text(self.path / name, "".join(f"{line}\n" for line in [*sorted(known), *new]))
+        return len(new)
 
     def show_augmentation(self, images: ImageCache | None):
         """Write augmented.png: some images, and how training transforms them. A stream cannot be looked at before."""

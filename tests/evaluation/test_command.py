@@ -345,7 +345,7 @@ def test_measuring_during_training_changes_nothing_of_the_run(model, tmp_path):
             ("--num_images", "4"),
             "--metrics fid: 4 samples and 40 reference images; with 4 features, at least 5 of each",
         ),
-        (("--train_data_dir", "small"), "4x4 pixels are fewer than --resolution 8"),
+        (("--train_data_dir", "small"), "3 of 3 images have fewer pixels than --resolution 8; the smallest: "),
         (("--train_data_dir", "colour"), "the reference set holds colour images, and the model draws greyscale ones"),
         (("--train_data_dir", "missing"), "--train_data_dir missing: there is no such folder"),
         (("--features", "my_features:maps"), "--features my_features:maps returns torch.float32 (40, 1, 8, 8)"),

@@ -12,7 +12,8 @@ from PIL import Image
 from raw_png import raw_png
 
 from ddpm_hf.command_line import parse_command_line
-from ddpm_hf.images.decoding import UnreadableImage, decode_image, is_greyscale, to_eight_bits
+from ddpm_hf.images.decoding import decode_image, is_greyscale, to_eight_bits
+from ddpm_hf.images.stored import UnreadableImage
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (12, 8, 3), dtype=np.uint8)

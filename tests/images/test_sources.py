@@ -17,8 +17,9 @@ from raw_png import raw_png
 
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.cache import load_images
-from ddpm_hf.images.decoding import fit_image, read_heif
+from ddpm_hf.images.decoding import fit_image
 from ddpm_hf.images.sources import load_dataset
+from ddpm_hf.images.stored import read_heif
 from ddpm_hf.images.survey import common_mode
 
 
@@ -315,7 +316,7 @@ def test_dark_colours_of_sixteen_bits_are_noted(tmp_path, capsys):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_picture_of_any_size_is_not_read_whole(tmp_path, monkeypatch, inside):
-    monkeypatch.setattr("ddpm_hf.images.decoding.MOST_BYTES", 1000)
+    monkeypatch.setattr("ddpm_hf.images.stored.MOST_BYTES", 1000)
     folder = save_pictures(tmp_path / "in", 2, size=(8, 8))
     (folder / "bomb.png").write_bytes(bytes(10_000))
     if inside:

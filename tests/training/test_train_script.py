@@ -77,7 +77,10 @@ def test_dry_run_writes_nothing(train, capsys):
     ("options", "message"),
     [
         ({"train_data_dir": "/no/such/folder"}, "/no/such/folder: there is no such folder"),
-        ({"resolution": 32}, "28x28 pixels are fewer than --resolution 32"),
+        (
+            {"resolution": 32},
+            "10,000 of 10,000 images have fewer pixels than --resolution 32; the smallest: image 0 (28x28)",
+        ),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be written"),
     ],
 )
