@@ -34,7 +34,7 @@ from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.divergence import stop_if_diverged
-from ddpm_hf.training.fitting import fit_settings
+from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.log_book import LogBook
 from ddpm_hf.training.model import make_model
@@ -175,7 +175,9 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        dataset, small = sort_out_small(load_dataset(config), config)
+        dataset = load_dataset(config)
+        fit_resolution(config, dataset)
+        dataset, small = sort_out_small(dataset, config)
         mode = common_mode(dataset)
     config.model = config.model | label_settings(dataset)
     count = None if config.streaming else len(dataset)

@@ -43,7 +43,7 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     if key in _SURVEYS:
         return _SURVEYS[key]
     greyscale, largest = True, {"I": -1.0, "F": -1.0, "RGB": -1.0}
-    for row in _examples(dataset):
+    for row in examples(dataset):
         with suppress(UnreadableImage):
             greyscale = is_greyscale(row["image"]) and greyscale
             for kind, number in largest_number(row["image"]).items():
@@ -53,7 +53,7 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     return greyscale, largest
 
 
-def _examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
+def examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
     """Return up to a thousand rows: the first of a stream, or rows from all over a data set."""
     if isinstance(dataset, datasets.IterableDataset):
         return dataset.take(1000)

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 
+import datasets
 from accelerate import Accelerator
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.typical_size import typical_resolution
 from ddpm_hf.model_sizes import (
     FITTED,
     MINUTES,
@@ -22,6 +24,14 @@ from ddpm_hf.training.resuming import saved_options
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
 SHARE = 0.95  # of the minutes is for steps; the rest is for drawing and saving
+
+
+def fit_resolution(config: TrainingConfig, dataset: datasets.Dataset | datasets.IterableDataset):
+    """Choose the resolution for `--preset auto`, if none is given: as in the run before, or as most pictures have."""
+    if config.preset != "auto" or "resolution" in config.given:
+        return
+    earlier = _earlier_options(config)
+    config.resolution = earlier["resolution"] if earlier else typical_resolution(dataset)
 
 
 def fit_settings(
@@ -50,15 +60,22 @@ def fit_settings(
     if not free:
         return None
     fitting = _Fitting(config, accelerator, channels, images, free)
-    is_known = not config.overwrite_output_dir and (config.folder / OPTIONS).exists()
-    if is_known:
-        fitting.keep(saved_options(config.folder))
+    if earlier := _earlier_options(config):
+        fitting.keep(earlier)
     elif config.preset == "auto":
         fitting.choose()
     elif "max_train_steps" in free:
         fitting.count_steps()
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     return fitting.cost
+
+
+def _earlier_options(config: TrainingConfig) -> dict:
+    """Return the options of the run that goes on, all of them; nothing for a new run."""
+    if config.overwrite_output_dir or not (config.folder / OPTIONS).exists():
+        return {}
+    # The run may be older than an option.
+    return {**dataclasses.asdict(TrainingConfig()), **saved_options(config.folder)}
 
 
 @dataclasses.dataclass
@@ -79,7 +96,6 @@ class _Fitting:
 
     def keep(self, saved: dict):
         """Take over what was chosen for the run before; count its steps again if it is given other minutes."""
-        saved = {**dataclasses.asdict(TrainingConfig()), **saved}  # a run that is older than an option
         minutes = self.config.max_train_minutes
         self.take(**saved)
         if self.config.preset == "auto" and "max_train_minutes" in self.free:

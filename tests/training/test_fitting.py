@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from runs import equal
 import ddpm_hf.training.fitting as fitting
 from ddpm_hf import DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.images.typical_size import typical_resolution
 from ddpm_hf.model_sizes import COARSEST, SIZES, batch_of, network_of, settings_of, size_of
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
@@ -104,6 +106,19 @@ def test_small_memory_takes_smaller_parts_of_a_batch(monkeypatch):
     assert config.learning_rate == SIZES["small"].learning_rate
     with pytest.raises(ValueError, match="--train_batch_size 64: pass a smaller one"):
         fit(monkeypatch, "--model_size small --train_batch_size 64", cost_by_width(0.1, memory_for=16))
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [([(28, 28)] * 3, 28), ([(300, 200)] * 3, 64), ([(33, 50)] * 9 + [(5, 5)], 32), ([(3, 9)], 4), ([], 64)],
+)
+def test_the_resolution_is_one_that_most_pictures_have(sides, expected, tmp_path):
+    names = []
+    for i, (width, height) in enumerate(sides):
+        Image.new("L", (width, height)).save(tmp_path / f"{i}.png")
+        names.append({"bytes": None, "path": str(tmp_path / f"{i}.png")})
+    dataset = datasets.Dataset.from_dict({"image": [*names, {"bytes": b"broken", "path": None}]})
+    assert typical_resolution(dataset) == expected
 
 
 def test_steps_are_measured(monkeypatch, small):

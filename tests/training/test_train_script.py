@@ -59,7 +59,7 @@ def test_batch_larger_than_the_data(train, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.new("RGB", (30, 28), (i, 0, 0)).save(tmp_path / "in" / f"{i}.jpg")
-    folder = train(train_data_dir=tmp_path / "in", train_batch_size=8, resolution=28)
+    folder = train(train_data_dir=tmp_path / "in", train_batch_size=8)
     assert metrics(folder)[-1]["epoch"] == pytest.approx(4 * 8 / 3, abs=1e-4)
 
 
