@@ -28,7 +28,8 @@ from ddpm_hf.images.batches import Batches, ImageRow, seed_of
 from ddpm_hf.images.opening import open_images
 from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import label_settings, load_dataset
-from ddpm_hf.images.survey import common_mode
+from ddpm_hf.images.survey import choose_format
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.processes import gathered, on_any_process
 from ddpm_hf.sampling import Classes, Drawing, draw_images
 from ddpm_hf.signals import note_signals
@@ -142,7 +143,8 @@ class Run:
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
-        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout)
+        self.form = PixelFormat.of_model(self.unet.config)
+        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout, pixels=self.form)
 
 
 def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run | None:
@@ -171,10 +173,10 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
         dataset, small = sort_out_small(load_dataset(config), config)
-        mode = common_mode(dataset)
-    config.model = config.model | label_settings(dataset)
+        form = choose_format(dataset, config)
+    config.model = config.model | label_settings(dataset) | form.settings()
     measurement = measurement_of(config)
-    unet, scheduler = make_model(config, channels=len(mode))
+    unet, scheduler = make_model(config, channels=form.channels)
     count = None if config.streaming else len(dataset)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
@@ -196,7 +198,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     folder = RunFolder(config)
     if is_main:
         folder.check_space(unet.get_memory_footprint())
-    images = open_images(dataset, mode, config, accelerator, start.saved and start.saved["stream"])
+    images = open_images(dataset, form, config, accelerator, start.saved and start.saved["stream"])
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:
@@ -265,7 +267,7 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
             with going_on("draw samples"):
                 samples = draw_samples(pipeline, run.config, accelerator)
                 if is_main:
-                    run.folder.save_samples(state.step, samples)
+                    run.folder.save_samples(state.step, samples, run.form)
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):
@@ -281,7 +283,8 @@ def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerat
     classes = Classes.chosen(pipeline, None, config.guidance_scale)
     how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
     parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    samples = [sample for _, sample in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    return [PixelFormat.of_model(pipeline.unet.config).picture_of(sample) for sample in samples]
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

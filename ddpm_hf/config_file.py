@@ -17,7 +17,7 @@ from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
-DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
+DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "pixel_format")
 
 # Options that are not to be repeated with the others of a file, and their defaults.
 FOR_ONE_COMMAND = {"overwrite_output_dir": False, "resume_from_checkpoint": "latest"}

@@ -124,4 +124,6 @@ def describe_preprocessing(config: dict) -> str:
         steps.append("smaller pictures enlarged" if small == "upscale" else "smaller pictures left out")
     if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
-    return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."
+    about = (config.get("model") or {}).get("pixel_format")
+    values = f"values from {about['low']:.9g} to {about['high']:.9g}" if about else "values"
+    return "; ".join([*steps, f"{values} scaled to [-1, 1]"]) + "."

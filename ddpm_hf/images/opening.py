@@ -7,11 +7,12 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.batches import ImageRow, ShuffledImages
 from ddpm_hf.images.cache import load_images
 from ddpm_hf.images.streaming import StreamedImages
+from ddpm_hf.pixel_format import PixelFormat
 
 
 def open_images(
     dataset: datasets.Dataset | datasets.IterableDataset,
-    mode: str,
+    form: PixelFormat,
     config: TrainingConfig,
     accelerator: Accelerator,
     stream: dict | None,
@@ -20,7 +21,7 @@ def open_images(
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): From [`~ddpm_hf.images.sources.load_dataset`].
-        mode (`str`): "L" or "RGB".
+        form ([`~ddpm_hf.pixel_format.PixelFormat`]): The pixels.
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         accelerator ([`~accelerate.Accelerator`]): Its main process decodes images, and the others wait for the cache.
         stream (`dict`, *optional*): The state that a stream goes on from.
@@ -30,7 +31,7 @@ def open_images(
         OSError: If the cache cannot be written.
     """
     if config.streaming:
-        return StreamedImages(dataset, mode, config, stream)
+        return StreamedImages(dataset, form, config, stream)
     with accelerator.main_process_first():
-        images = load_images(dataset, mode, config)
+        images = load_images(dataset, form, config)
     return ShuffledImages(images, config.seed, images.labels)

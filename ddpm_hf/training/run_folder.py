@@ -15,6 +15,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
+from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.run_files import (
     CHECKPOINTS,
     DENOISING,
@@ -156,9 +157,9 @@ class RunFolder:
     def _samples(self, step: int) -> Path:
         return self.path / SAMPLES / f"step-{step:06d}.png"
 
-    def save_samples(self, step: int, images: list[Image.Image]):
-        """Write samples/step-000500.png, and loss.png up to this step."""
-        image_grid(images).save(self._samples(step))
+    def save_samples(self, step: int, images: list[Image.Image], form: PixelFormat = EIGHT_BITS):
+        """Write samples/step-000500.png, which shows samples of a format, and loss.png up to this step."""
+        form.captioned(image_grid(images)).save(self._samples(step))
         steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
         loss_curve(steps, losses).save(self.path / LOSS)
 
