@@ -25,13 +25,11 @@ from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
-from ddpm_hf.images.opening import open_images
-from ddpm_hf.images.small import sort_out_small
-from ddpm_hf.images.sources import label_settings, load_dataset
-from ddpm_hf.images.survey import choose_format
+from ddpm_hf.images.opening import find_images, open_images
+from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.processes import gathered, on_any_process
-from ddpm_hf.sampling import Classes, Drawing, draw_images
+from ddpm_hf.sampling import Classes, Drawing, draw_images, pictures_in_order
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.divergence import stop_if_diverged
@@ -172,8 +170,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        dataset, small = sort_out_small(load_dataset(config), config)
-        form = choose_format(dataset, config)
+        dataset, small, form = find_images(config)
     config.model = config.model | label_settings(dataset) | form.settings()
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=form.channels)
@@ -210,8 +207,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     accelerator.wait_for_everyone()  # all have read the folder as it was
     if is_main:
         folder.begin(start.step)
-        folder.note_unreadable(images.unreadable)
-        folder.note_small([*small, *images.small])
+        folder.note_unreadable(images.unreadable, [*small, *images.small])
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
@@ -231,8 +227,7 @@ def save_checkpoint(run: Run, state: RunState):
     numbers.update(images_per_step=run.images_per_step, stream=run.images.state(), pictures=run.images.fingerprint)
     tensors = state.tensors()
     if run.accelerator.is_main_process:
-        run.folder.note_unreadable(run.images.unreadable)
-        run.folder.note_small(run.images.small)
+        run.folder.note_unreadable(run.images.unreadable, run.images.small)
         run.folder.save_checkpoint(state.step, tensors, numbers)
 
 
@@ -283,8 +278,7 @@ def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerat
     classes = Classes.chosen(pipeline, None, config.guidance_scale)
     how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
     parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    samples = [sample for _, sample in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
-    return [PixelFormat.of_model(pipeline.unet.config).picture_of(sample) for sample in samples]
+    return pictures_in_order(pipeline, (pair for part in parts for pair in part))
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

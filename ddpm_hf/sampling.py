@@ -118,6 +118,14 @@ def draw_images(
         yield from zip(batch, images)
 
 
+def pictures_in_order(
+    pipeline: DDPMPipelineCustom, drawn: Iterable[tuple[int, Image.Image | np.ndarray]]
+) -> list[Image.Image]:
+    """Return pictures for the eye of what [`draw_images`] yields, in the order of the indices."""
+    form = PixelFormat.of_model(pipeline.unet.config)
+    return [form.picture_of(sample) for _, sample in sorted(drawn, key=lambda pair: pair[0])]
+
+
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
     """Return the source of noise of each image with one of these indices."""
     return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
@@ -172,9 +180,8 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    form = PixelFormat.of_model(pipeline.unet.config)
-    pictures = [form.picture_of(image) for _, image in draw_images(pipeline, range(how.batch_size), how)]
-    save_marked(form.captioned(image_grid(pictures)), path)
+    pictures = pictures_in_order(pipeline, draw_images(pipeline, range(how.batch_size), how))
+    save_marked(PixelFormat.of_model(pipeline.unet.config).captioned(image_grid(pictures)), path)
 
 
 def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str):

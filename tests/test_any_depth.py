@@ -1,5 +1,6 @@
 """Training data of any depth and number of channels, all the way from files to the samples of a model."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_a_picture_that_was_not_looked_at(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 2 images leave the range .*b.npy \(2 to 2\); pass --value_range 0 2"):
         load_images(load_dataset(config), form, config)
     put(tmp_path / "in", b=zeros(8, 12, 3))
-    with pytest.raises(ValueError, match="b.npy: 3 channels of float32, and others have 1 of float32"):
+    with pytest.raises(ValueError, match=r"b.npy: 3 channels of float32, and others have 1 of float32"):
         load_images(load_dataset(config), form, config)
 
 
@@ -287,17 +288,10 @@ def test_a_run(tmp_path, train, kind, monkeypatch, capsys):
         DDPMProgressivePipeline(pipeline.unet, pipeline.scheduler)(num_inference_steps=2)
 
 
-def test_another_range_does_not_resume(tmp_path, train):
-    deep_files.write(tmp_path / "in", "CT")
-    options = {
-        "train_data_dir": tmp_path / "in",
-        "resolution": 8,
-        "max_train_steps": 1,
-        "cache_dir": tmp_path / "cache",
-    }
-    train("run", "--value_range", "-1000", "3000", **options)
-    with pytest.raises(SystemExit, match=r"--value_range \[-1000.0, 3000.0\] -> \[-1000.0, 4000.0\]"):
-        train("run", "--value_range", "-1000", "4000", **{**options, "max_train_steps": 2})
+def test_another_range_does_not_resume():
+    options = dataclasses.asdict(parse_command_line(["--value_range", "-1000", "3000"])[0])
+    other = parse_command_line(["--value_range", "-1000", "4000"])[0]
+    assert other.differences(options, same_pictures=True) == ["--value_range [-1000.0, 3000.0] -> [-1000.0, 4000.0]"]
 
 
 # ---- For the eye ---------------------------------------------------------------------------------------------------
@@ -305,13 +299,13 @@ def test_another_range_does_not_resume(tmp_path, train):
 
 def test_pictures_of_other_data_name_what_they_show():
     bands = PixelFormat("bands", 5, "float32", 0, 2, "float32", ".tif")
-    array = np.arange(40, dtype=np.float32).reshape(2, 4, 5) / 20
+    array = np.arange(40, dtype=np.float32).reshape(2, 4, 5) / 16
     seen = bands.picture_of(array)
-    np.testing.assert_array_equal(np.asarray(seen), np.round(array[..., :3] * 127.5).astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(seen), np.round(array[..., :3] * 127.5).clip(0, 255).astype(np.uint8))
     assert bands.caption() == "bands 1 to 3 of 5: 0 to 2"
     grid = np.asarray(bands.captioned(seen))
     assert grid.shape[0] > 8
-    assert (grid[3:] == 0).any(), "the caption is missing"
+    assert (grid[3:] < 99).any(), "the caption is missing"
     np.testing.assert_array_equal(grid[:2, :4], np.asarray(seen))
     assert EIGHT_BITS.captioned(seen) is seen
     alpha = PixelFormat("RGBA", 4)

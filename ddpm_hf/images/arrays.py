@@ -77,15 +77,13 @@ def depth_of(image: Any) -> str:
 def sides_of_array(image: Any) -> tuple[int, int] | None:
     """Return height and width of an array or a NumPy file by its header; None for other files."""
     if is_array(image):
-        rows, columns, *_ = np.shape(image)
-        return rows, columns
+        return _checked_shape(np.shape(image))[:2]
     with file_of(image) as file:
         if not _start_of(file).startswith(NPY):
             return None
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        rows, columns, *_ = read(file)[0]
-        return rows, columns
+        return _checked_shape(read(file)[0])[:2]
 
 
 def read_array(image: Any) -> np.ndarray:
@@ -153,19 +151,24 @@ def _read_picture(file: IO[bytes]) -> np.ndarray:
 
 def _checked(array: np.ndarray) -> np.ndarray:
     """Return an array as `(H, W, C)` of a type that [`read_array`] names."""
-    if array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"its shape is {array.shape}; expected (height, width) or (height, width, channels)")
-    if array.ndim == 3 and array.shape[0] <= 8 and min(array.shape[1:]) >= 16:
-        raise ValueError(
-            f"its shape is {array.shape}; expected the channels last, as np.moveaxis(array, 0, -1) does it"
-        )
+    shape = _checked_shape(array.shape)
     if array.dtype.kind not in "uif":
         raise ValueError(f"it holds {array.dtype}; expected whole or floating-point numbers")
     if array.dtype.kind == "f":
         kind = "float64" if array.dtype.itemsize > 4 else "float32"
     else:
         kind = {"uint8": "uint8", "int8": "int16", "uint16": "uint16", "int16": "int16"}.get(array.dtype.name, WIDE)
-    return array.astype(kind).reshape(*array.shape[:2], -1)
+    return array.astype(kind).reshape(shape)
+
+
+def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `(H, W, C)` for the shape of an array with or without channels."""
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(f"its shape is {shape}; expected (height, width) or (height, width, channels)")
+    height, width, channels = (*shape, 1)[:3]
+    if height <= 8 and min(width, channels) >= 16:
+        raise ValueError(f"its shape is {shape}; expected the channels last, as np.moveaxis(array, 0, -1) does it")
+    return height, width, channels
 
 
 def kind_of(array: np.ndarray) -> str:

@@ -6,8 +6,28 @@ from accelerate import Accelerator
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.batches import ImageRow, ShuffledImages
 from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.small import sort_out_small
+from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.streaming import StreamedImages
+from ddpm_hf.images.survey import choose_format
 from ddpm_hf.pixel_format import PixelFormat
+
+
+def find_images(
+    config: TrainingConfig,
+) -> tuple[datasets.Dataset | datasets.IterableDataset, list[dict], PixelFormat]:
+    """Find the images that the options name, and look at them before any is decoded.
+
+    Returns:
+        `tuple`: The data set; the images that are smaller than the resolution, as
+            [`~ddpm_hf.images.small.sort_out_small`] returns them; and what the pixels are.
+
+    Raises:
+        ValueError: If there are no such images, or they do not fit the options.
+        OSError: If the cache cannot be written.
+    """
+    dataset, small = sort_out_small(load_dataset(config), config)
+    return dataset, small, choose_format(dataset, config)
 
 
 def open_images(

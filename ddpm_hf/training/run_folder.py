@@ -122,15 +122,12 @@ class RunFolder:
         with going_on(f"write {FACTS}"):
             write_json(self.path / FACTS, self.facts)
 
-    def note_unreadable(self, unreadable: list[dict]):
-        """Add the images that were left out to unreadable_images.jsonl, each once."""
+    def note_unreadable(self, unreadable: list[dict], small: list[dict]):
+        """Note images each once: unreadable ones in unreadable_images.jsonl, too small ones in small_images.jsonl."""
+        self._add_lines(SMALL, small)
         if new := self._add_lines(UNREADABLE, unreadable):
             where = self.path / UNREADABLE
             tqdm.write(f"{new:,} images cannot be read and are left out; they are listed in {where}.")
-
-    def note_small(self, small: list[dict]):
-        """Add the images that are smaller than the resolution to small_images.jsonl, each once."""
-        self._add_lines(SMALL, small)
 
     def _add_lines(self, name: str, lines: list[dict]) -> int:
         """Add lines to a file of JSON, each once, and return how many are new."""
