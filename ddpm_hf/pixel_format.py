@@ -94,7 +94,7 @@ class PixelFormat:
             return ""
         bands = f"bands 1 to 3 of {self.channels}: " if self.channels > 3 else ""
         bands = "band 1 of 2: " if self.channels == 2 else bands
-        return f"{bands}{number(self.low)} to {number(self.high)}"
+        return f"{bands}black is {number(self.low)}, white {number(self.high)}"
 
     def bands_to_show(self, pixels: np.ndarray) -> np.ndarray:
         """Return the channels to look at, of `(..., C)`: the first three or the first; all of those of a picture."""

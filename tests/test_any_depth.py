@@ -302,7 +302,7 @@ def test_pictures_of_other_data_name_what_they_show():
     array = np.arange(40, dtype=np.float32).reshape(2, 4, 5) / 16
     seen = bands.picture_of(array)
     np.testing.assert_array_equal(np.asarray(seen), np.round(array[..., :3] * 127.5).clip(0, 255).astype(np.uint8))
-    assert bands.caption() == "bands 1 to 3 of 5: 0 to 2"
+    assert bands.caption() == "bands 1 to 3 of 5: black is 0, white 2"
     grid = np.asarray(bands.captioned(seen))
     assert grid.shape[0] > 8
     assert (grid[3:] < 99).any(), "the caption is missing"

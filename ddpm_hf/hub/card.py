@@ -120,7 +120,7 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
         guidance = config.get("guidance_scale")
         classes = f", the classes in turns, guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
     how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
-    shown = f" Shown are {form.caption()}." if form.caption() else ""
+    shown = f" In the picture: {form.caption()}." if form.caption() else ""
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"
 
 
