@@ -28,20 +28,23 @@ from ddpm_hf.images.batches import Batches, ImageRow, seed_of
 from ddpm_hf.images.opening import find_images, open_images
 from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.processes import gathered, on_any_process
-from ddpm_hf.sampling import Classes, Drawing, draw_images, pictures_in_order
+from ddpm_hf.processes import on_any_process
+from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.divergence import stop_if_diverged
+from ddpm_hf.training.fitting import fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.log_book import LogBook
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import Objective, denoising_loss
+from ddpm_hf.training.pretrained import start_at_base
 from ddpm_hf.training.resuming import Start, check_folder, check_pictures, find_start
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.run_lock import alone_in
 from ddpm_hf.training.state import RunState
-from ddpm_hf.training.summary import describe, farewell
+from ddpm_hf.training.step_cost import measure_step
+from ddpm_hf.training.summary import describe, describe_cost, farewell
 from ddpm_hf.training.trackers import start_trackers, track_numbers, track_samples
 
 
@@ -95,13 +98,14 @@ def train_step(run: "Run", state: RunState):
         generator = run.batches.generator(g)
         with one_line_errors():
             x_0, known_labels = run.batches.draw(g, generator)  # x_0 ~ q(x_0)
+        x_0, augment_labels = run.batches.augmented(g, x_0)
         t = run.objective.draw_timesteps(len(x_0), generator)  # t ~ Uniform({0, ..., T - 1})
         eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)  # eps ~ N(0, I)
         labels = run.batches.drop_labels(known_labels, generator)
         torch.manual_seed(seed_of(run.config.seed, "dropout", g))
         with run.accelerator.accumulate(state.model):
             # |eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2
-            losses = denoising_loss(state.model.train(), run.scheduler, x_0, t, eps, labels)
+            losses = denoising_loss(state.model.train(), run.scheduler, x_0, t, eps, labels, augment_labels)
             run.accelerator.backward((run.objective.weights[t] * losses).mean())
         state.meter.add(losses, t)
     state.take_gradient_step()
@@ -142,7 +146,9 @@ class Run:
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
         self.form = PixelFormat.of_model(self.unet.config)
-        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout, pixels=self.form)
+        augment = config.augment_probability if config.augment else None
+        options = {"cond_dropout": config.cond_dropout, "pixels": self.form, "augment": augment}
+        self.batches = Batches(self.images, *settings, **options)
 
 
 def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run | None:
@@ -150,7 +156,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     Args:
         config ([`TrainingConfig`]): The options; what the machine and the pictures decide is added.
-        dry_run (`bool`): Whether to print the options and the sizes, and no more.
+        dry_run (`bool`): Whether to print the options, the sizes and what a step costs, and no more.
         at_the_end (`ExitStack`): It collects what has to be closed when the run ends, for any reason.
 
     Returns:
@@ -172,9 +178,11 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     with accelerator.main_process_first():
         dataset, small, form = find_images(config)
     config.model = config.model | label_settings(dataset) | form.settings()
+    count = None if config.streaming else len(dataset)
+    cost = fit_settings(config, accelerator, form.channels, count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=form.channels)
-    count = None if config.streaming else len(dataset)
+    notes += start_at_base(unet, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:
@@ -183,6 +191,9 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
             print(config.to_json(), end="")
         print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
     if dry_run:
+        cost = cost or measure_step(config, form.channels, accelerator)
+        if is_main:
+            print(describe_cost(config, unet, count, images_per_step, cost))
         return None
 
     # The folder decides where the run begins.
@@ -209,6 +220,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable, [*small, *images.small])
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
+        folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
@@ -268,17 +280,6 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
             with going_on("measure the model"):
                 arguments = (run.reference, run.measurement, run.folder.path, state.step)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
-
-
-def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
-    """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
-    mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
-    pipeline.unet.eval()
-    pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    classes = Classes.chosen(pipeline, None, config.guidance_scale)
-    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
-    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    return pictures_in_order(pipeline, (pair for part in parts for pair in part))
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

@@ -11,19 +11,24 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.base_options import options_of, take_base
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import load_model_config, read_config_file
+from ddpm_hf.model_sizes import FITTED
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
-# If a layer has the first option, the second is dropped from lower layers. Otherwise the lower value would win.
+# If a layer has the first option, the others are dropped from lower layers. Otherwise a lower value would win.
 _OVERRIDES = {
-    "num_epochs": "max_train_steps",
-    "save_images_steps": "save_images_epochs",
-    "save_model_steps": "save_model_epochs",
-    "model_config_name_or_path": "model",
+    "num_epochs": {"max_train_steps", "max_train_minutes"},
+    "max_train_steps": {"max_train_minutes"},
+    "max_train_minutes": {"max_train_steps"},
+    "save_images_steps": {"save_images_epochs"},
+    "save_model_steps": {"save_model_epochs"},
+    "model_config_name_or_path": {"model", "pretrained_model_name_or_path"},
+    "pretrained_model_name_or_path": {"model", "model_config_name_or_path"},
 }
 
 
@@ -43,32 +48,44 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
     unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
     try:
         file = read_config_file(path, flags) if path else {}
-        preset = flags.get("preset", file.get("preset", DEFAULT_PRESET))
+        said = file | flags
+        other = any(said.get(name) for name in ("train_data_dir", "dataset_name", "model_size"))
+        preset = said.get("preset", "auto" if other else DEFAULT_PRESET)
         if preset != file.get("preset", preset):
             raise ValueError(f"--preset {preset} contradicts --config {path}, which says {file['preset']}.")
         below = _override(PRESETS.get(preset, {}), file)
         if wants_help:
-            _make_parser(below | {"preset": preset}).print_help()
+            chosen = dict.fromkeys(FITTED, "chosen for the run") if preset == "auto" else {}
+            _make_parser(chosen | below | {"preset": preset}).print_help()
             sys.exit(0)
         if steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
             below.setdefault("gradient_accumulation_steps", _whole_number(steps))
         if flags.get("model_config_name_or_path"):
             flags["model"] = load_model_config(flags["model_config_name_or_path"])
-        options = _override(below, flags)
+        options = _override(below, flags) | {"preset": preset}
         refuse_token("--hub_model_id", options.get("hub_model_id") or "")
         if holds_token(options.get("output_dir") or ""):
             refuse_token("--output_dir", options["output_dir"])
+        if "max_train_minutes" in flags and flags.keys() & {"max_train_steps", "num_epochs"}:
+            raise ValueError(
+                "--max_train_minutes chooses the number of steps; pass it without --max_train_steps and --num_epochs."
+            )
+        given = options.keys() - (PRESETS[preset].keys() - said.keys())
+        if options.get("pretrained_model_name_or_path"):
+            options = take_base(options, _override(file, flags), token)
+            given |= options_of(options["base"]).keys()
         config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
     config.hub_token = token
+    config.given = frozenset(given)
     say(f"{flag} changes nothing: {why}." for flag, why in unused.items())
     return config, dry_run
 
 
 def _override(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two layers of options. Those of the lower layer that the upper one replaces or cancels are dropped."""
-    void = {other for name, other in _OVERRIDES.items() if above.get(name)}
+    void = {other for name, others in _OVERRIDES.items() if above.get(name) for other in others}
     if any(above.get(name) not in (None, below.get(name)) for name in ("dataset_name", "train_data_dir")):
         void |= {"label_column"} | {option.name for option in options_for_evaluate("source")}
     return {name: value for name, value in below.items() if name not in void} | above
@@ -95,7 +112,7 @@ def _make_parser(defaults: dict[str, Any]) -> "Parser":
         name = option.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        if option.name != "model":
+        if kinds_of(TrainingConfig)[option.name] is not dict:  # these are read from files
             add_flag(groups[name], option, default=defaults.get(option.name, option.default))
     run = groups["Run"]
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options, or config.json of a run.")
@@ -164,8 +181,6 @@ _WITHOUT_EFFECT = {
 
 # Flags of other training scripts, and what to use here instead.
 _ELSEWHERE = {
-    "--pretrained_model_name_or_path": "training starts from random weights; --model_config_name_or_path takes the "
-    "configuration of a saved network, without its weights",
     "--report_to": "use --logger",
     "--image_size": "use --resolution",
     "--lr": "use --learning_rate",

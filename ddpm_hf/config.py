@@ -14,6 +14,8 @@ from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds
 from ddpm_hf.presets import PRESETS
 
 DEFAULT_PRESET = "mnist-mini"
+# What the images decide about the network. It is no part of the option `model`.
+DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "pixel_format")
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 _run = partial(option, "Run")
@@ -35,7 +37,7 @@ class TrainingConfig:
     """
 
     # fmt: off
-    preset: str = _run(DEFAULT_PRESET, "Name of the preset that the defaults come from.", resume="free", card=True)
+    preset: str = _run(DEFAULT_PRESET, f"Name of the preset that the defaults come from; auto chooses what fits the pictures and the machine. By default {DEFAULT_PRESET} for the embedded digits, and auto for other pictures.", resume="free", card=True)
     output_dir: str | None = _run(None, "Folder of the run, made if missing; by default named after the data, such as ddpm-pictures, or after the preset.", resume="free")
     overwrite_output_dir: bool = _run(False, "Train from the start, and throw away what the folder holds of an earlier run; other files stay.", resume="free")
     resume_from_checkpoint: str = _run("latest", "latest: go on from the newest whole checkpoint, if there is one; or the name of one, such as step-000500.", resume="free")
@@ -63,9 +65,14 @@ class TrainingConfig:
     center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
     random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
+    augment: bool = _data(False, "For few pictures: mirror, scale, turn, stretch and move them at random, and tell the network how, so that samples are not (arXiv 2206.00364).", card=True)
+    augment_probability: float = _data(0.12, "Share of images that each of these changes is applied to.", minimum=0, maximum=1)
 
+    model_size: Literal["auto", "tiny", "small", "base", "large"] = _model("auto", "The network and the settings that go with it, for --preset auto; by default those that fit the time.", card=True)
     model: dict = _model({}, "Configuration of the U-Net.")
     model_config_name_or_path: str | None = _model(None, "JSON file, folder or repository with another configuration of the U-Net.", resume="free")
+    pretrained_model_name_or_path: str | None = _model(None, "Folder, repository or file of a trained model to go on from, with its U-Net, weights and scheduler.")
+    base: dict = _model({}, "What that model says about itself.", resume="free")
 
     ddpm_num_steps: int = _diffusion(1000, "T, the number of noising steps.", minimum=2, card=True)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _diffusion("linear", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.", card=True)
@@ -82,6 +89,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
     num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
     max_train_steps: int | None = _optimisation(None, "Optimizer steps; overrides num_epochs.", minimum=1, resume="free", card=True)
+    max_train_minutes: float | None = _optimisation(None, "Minutes of training: before the first step, max_train_steps is chosen from the time that a step takes.", minimum=0.01, resume="free", card=True)
     optimizer: Literal["adam", "adamw"] = _optimisation("adamw", "adamw decouples the weight decay.", card=True)
     learning_rate: float = _optimisation(1e-4, "Highest learning rate.", minimum=0, card=True)
     lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _optimisation("cosine", "Course of the learning rate.", card=True)
@@ -124,14 +132,16 @@ class TrainingConfig:
     def __post_init__(self):
         # The token is no option, so config.json, checkpoints, trackers and --dry_run do not show it.
         self.hub_token: str | None = None
+        # The options that somebody chose. The others are chosen for the run, if the preset is auto.
+        self.given = frozenset(field.name for field in dataclasses.fields(self))
         self._check_each()
         self.model = dict(self.model)  # the preset's own stays as it is
-        self.output_dir = self.output_dir or f"ddpm-{self._name_of_the_data()}"
-        self.resolution = _name_of_size(*parse_size("--resolution", self.resolution))
+        self.output_dir = self.output_dir or default_output_dir(self.preset, self.train_data_dir, self.dataset_name)
+        self.resolution = name_of_size(*parse_size("--resolution", self.resolution))
         self.value_range = self.range_of_pixels and list(self.range_of_pixels)
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
         self._check_together()
-        self._check_halvings()
+        self.check_halvings()
 
     def _check_each(self):
         """Raise a ValueError if an option has a wrong type, is out of its range, or is none of its choices."""
@@ -146,6 +156,8 @@ class TrainingConfig:
         """Raise a ValueError if two options do not fit together."""
         if self.dataset_name and self.train_data_dir:
             raise ValueError("--dataset_name and --train_data_dir both name the images; pass one of them.")
+        if self.base and not self.pretrained_model_name_or_path:
+            raise ValueError("`base` tells of the model of --pretrained_model_name_or_path, and none is named.")
         if self.image_fit == "pad" and self.small_images != "error":
             raise ValueError(
                 f"--small_images {self.small_images} is for --image_fit crop; --image_fit pad centres small images on "
@@ -155,14 +167,21 @@ class TrainingConfig:
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
         epochs = (self.save_images_epochs, self.save_model_epochs)
-        if self.streaming and (not self.dataset_name or self.max_train_steps is None or any(epochs)):
+        if self.model_size != "auto" and self.preset != "auto":
             raise ValueError(
-                "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps, and no epochs."
+                f"--model_size {self.model_size} chooses a network for --preset auto, and --preset {self.preset} has one; "
+                "pass one of them."
+            )
+        has_length = self.max_train_steps or self.max_train_minutes or self.preset == "auto"
+        if self.streaming and (not self.dataset_name or not has_length or any(epochs)):
+            raise ValueError(
+                "--streaming reads a data set of unknown length: pass --dataset_name and --max_train_steps or "
+                "--max_train_minutes, and no epochs."
             )
         if self.streaming and self.eval_steps:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
 
-    def _check_halvings(self):
+    def check_halvings(self):
         """Raise a ValueError if the U-Net cannot halve the height and the width as often as it has to."""
         halvings = len(self.model.get("block_out_channels", ())) - 1
         factor = 2 ** max(halvings, 0)
@@ -170,21 +189,13 @@ class TrainingConfig:
             return
         below = [side // factor * factor for side in self.size]
         above = [math.ceil(side / factor) * factor for side in self.size]
-        fits = " or ".join(str(_name_of_size(*sides)) for sides in (below, above) if all(sides))
+        fits = " or ".join(str(name_of_size(*sides)) for sides in (below, above) if all(sides))
         what = "the resolution has" if isinstance(self.resolution, int) else "height and width have"
         multiple = f"a multiple of {factor}" if isinstance(self.resolution, int) else f"multiples of {factor}"
         raise ValueError(
             f"--resolution {self.resolution}: the U-Net halves its input {halvings} times, so {what} to be {multiple}, "
             f"such as {fits}."
         )
-
-    def _name_of_the_data(self) -> str:
-        """Return what the output folder is named after: the preset, unless other pictures are trained on."""
-        source = self.train_data_dir or self.dataset_name
-        if source is None or source == PRESETS[self.preset].get("dataset_name"):
-            return self.preset
-        name = Path(source).resolve().name
-        return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures"
 
     def count_steps(self, steps_per_epoch: float):
         """Turn what was given in epochs into optimizer steps, now that the size of the data set is known."""
@@ -281,8 +292,18 @@ def parse_size(flag: str, text: int | str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _name_of_size(height: int, width: int) -> int | str:
+def name_of_size(height: int, width: int) -> int | str:
+    """Return the option `resolution` for a height and a width."""
     return height if height == width else f"{height}x{width}"
+
+
+def default_output_dir(preset: str, train_data_dir: str | None, dataset_name: str | None) -> str:
+    """Return the output folder of these images. It is named after the preset, unless they are other pictures."""
+    source = train_data_dir or dataset_name
+    if source is None or source == PRESETS.get(preset, {}).get("dataset_name"):
+        return "ddpm-digits" if preset == "auto" else f"ddpm-{preset}"
+    name = re.sub(r"[^\w.-]+", "-", Path(source).resolve().name).strip("-.")
+    return f"ddpm-{name or 'pictures'}"
 
 
 def options_for_evaluate(*uses: Evaluate) -> list[dataclasses.Field]:

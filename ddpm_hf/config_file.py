@@ -9,15 +9,13 @@ from typing import Any
 import torch
 import yaml
 
-from ddpm_hf.config import TrainingConfig, option_misfit
+from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig, option_misfit
 from ddpm_hf.convert import config_from_unet2d
 from ddpm_hf.files import read_json
 from ddpm_hf.loading import check_id
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel
-
-DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "pixel_format")
 
 # Options that are not to be repeated with the others of a file, and their defaults.
 FOR_ONE_COMMAND = {"overwrite_output_dir": False, "resume_from_checkpoint": "latest"}
@@ -45,7 +43,9 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
             options[name] = _checked(name, value)
         if options.get("model"):
             options["model"] = _checked_model(options["model"])
-        elif options.get("model_config_name_or_path"):
+        if options.pop("base", None) and not is_of_run:
+            raise ValueError("`base` is read from --pretrained_model_name_or_path; take it out of the file")
+        if not options.get("model") and options.get("model_config_name_or_path"):
             options["model"] = load_model_config(options["model_config_name_or_path"])
     except (ValueError, OSError) as error:
         raise ValueError(f"--config {path}: {error}") from error

@@ -117,7 +117,7 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
         if ".to_qkv." in key:
             for part, rows in zip("qkv", value.chunk(3)):
                 theirs[key.replace(".to_qkv.", f".to_{part}.")] = rows.clone()
-        elif not key.startswith("time_projection."):
+        elif not key.startswith(("time_projection.", "augment_embedding.")):  # the latter reads zeros at sampling
             theirs[key] = value
     for p in PARAMETERS:
         for name, rows in zip(_resnets(unet), ours[f"time_projection.{p}"].split(unet.time_widths)):
@@ -141,7 +141,7 @@ def from_annotated(theirs: StateDict, sample_size: int | tuple[int, int] | None 
     Raises:
         ValueError: If keys are missing, extra or of another shape; the message names them.
     """
-    unet = DDPMUNetModel(**_annotated_config(theirs), sample_size=sample_size, **ANNOTATED_LINEAGE)
+    unet = DDPMUNetModel(**config_from_annotated(theirs), sample_size=sample_size)
     ours = unet.state_dict()
     for p in PARAMETERS:
         rows = ours.pop(f"time_projection.{p}").split(unet.time_widths)
@@ -161,8 +161,18 @@ def from_annotated(theirs: StateDict, sample_size: int | tuple[int, int] | None 
     return unet
 
 
-def _annotated_config(theirs: StateDict) -> dict:
-    """Return the arguments of [`DDPMUNetModel`] that the names and shapes of the tutorial's state dict tell."""
+def config_from_annotated(theirs: StateDict) -> dict:
+    """Return the configuration of the [`DDPMUNetModel`] that equals the annotated tutorial's `UNet`.
+
+    Args:
+        theirs (`dict[str, torch.Tensor]`): Its state dict.
+
+    Returns:
+        `dict`: The arguments of [`DDPMUNetModel`] that the names and shapes of the state dict tell.
+
+    Raises:
+        ValueError: If it is of another network.
+    """
     if "image_proj.weight" not in theirs:
         raise ValueError(
             f"The state dict starts with {sorted(theirs)[:3]} and has no `image_proj.weight`, so it is not one of the "
@@ -196,6 +206,7 @@ def _annotated_config(theirs: StateDict) -> dict:
         "down_block_types": [f"{kind}DownBlock2D" for kind in attention("down", layers + 1)],
         "up_block_types": [f"{kind}UpBlock2D" for kind in attention("up", layers + 2)],
         "layers_per_block": layers,
+        **ANNOTATED_LINEAGE,
     }
 
 

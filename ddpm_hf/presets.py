@@ -6,7 +6,7 @@ from typing import Any
 from ddpm_hf.unet_ddpm import ANNOTATED_LINEAGE
 
 
-def _unet(*widths: int, attention: Sequence[int] = (), layers: int = 2, **keys: Any) -> dict[str, Any]:
+def unet(*widths: int, attention: Sequence[int] = (), layers: int = 2, **keys: Any) -> dict[str, Any]:
     """Return the configuration of a U-Net.
 
     Args:
@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Handwritten digits, in ten minutes on two cores.
     "mnist-mini": dict(
         resolution=28,
-        model=_unet(16, 32, 48, layers=1, norm_num_groups=8, narrow_up_blocks=True),
+        model=unet(16, 32, 48, layers=1, norm_num_groups=8, narrow_up_blocks=True),
         prediction_type="v_prediction",
         timestep_sampling="lognormal",
         max_train_steps=2200,
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         dataset_name="ylecun/mnist",
         resolution=32,
         image_fit="pad",
-        model=_unet(64, 128, 128, attention=(2,)),
+        model=unet(64, 128, 128, attention=(2,)),
         train_batch_size=128,
         max_train_steps=20_000,
         optimizer="adam",
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         resolution=64,
         celeba_crop=True,
         random_flip=True,
-        model=_unet(128, 128, 256, 256, 512, attention=(2,)),
+        model=unet(128, 128, 256, 256, 512, attention=(2,)),
         max_train_steps=500_000,
         optimizer="adam",
         lr_scheduler="constant_with_warmup",
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         dataset_name="uoft-cs/cifar10",
         resolution=32,
         random_flip=True,
-        model=_unet(128, 256, 256, 256, attention=(1,), dropout=0.1),
+        model=unet(128, 256, 256, 256, attention=(1,), dropout=0.1),
         variance_type="fixed_large",
         train_batch_size=128,
         max_train_steps=800_000,
@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "annotated": dict(
         dataset_name="nielsr/CelebA-faces",
         resolution=32,
-        model=_unet(64, 128, 256, 1024, attention=(3,), dropout=0.1, **ANNOTATED_LINEAGE),
+        model=unet(64, 128, 256, 1024, attention=(3,), dropout=0.1, **ANNOTATED_LINEAGE),
         variance_type="fixed_large",
         clip_sample=False,
         num_epochs=1000,
@@ -103,5 +103,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         save_images_steps=1000,
         save_model_steps=10_000,
         checkpointing_steps=5000,
+    ),
+    # Any pictures. What is not here is chosen for the run: see model_sizes.py.
+    "auto": dict(
+        resolution=64,
+        prediction_type="v_prediction",
+        timestep_sampling="lognormal",
+        lr_scheduler="linear",
+        ddpm_num_inference_steps=100,
     ),
 }

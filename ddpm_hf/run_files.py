@@ -17,6 +17,7 @@ METRICS = "metrics.jsonl"
 UNREADABLE = "unreadable_images.jsonl"
 SMALL = "small_images.jsonl"
 DENOISING = "denoising.png"
+AUGMENTED = "augmented.png"
 LOSS = "loss.png"
 EVALUATION = "evaluation.json"
 EARLIER_EVALUATION = "earlier-evaluation.json"
@@ -49,7 +50,7 @@ def parts_of_run(folder: Path) -> list[Path]:
     Options, facts, pipeline and card are replaced instead. All other files are somebody else's.
     """
     numbers = (METRICS, UNREADABLE, SMALL, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
-    named = [folder / name for name in (*numbers, LOSS, DENOISING, NEAREST)]
+    named = [folder / name for name in (*numbers, LOSS, DENOISING, AUGMENTED, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
     checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
     found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named]

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -26,7 +27,7 @@ from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
-from ddpm_hf.processes import this_process, together
+from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import make_model
@@ -126,6 +127,17 @@ def pictures_in_order(
     return [form.picture_of(sample) for _, sample in sorted(drawn, key=lambda pair: pair[0])]
 
 
+def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
+    """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
+    mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
+    pipeline.unet.eval()
+    pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
+    classes = Classes.chosen(pipeline, None, config.guidance_scale)
+    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
+    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
+    return pictures_in_order(pipeline, (pair for part in parts for pair in part))
+
+
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
     """Return the source of noise of each image with one of these indices."""
     return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
@@ -167,6 +179,7 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
         for i, parameter in enumerate(unet.parameters()):
             parameter.data.copy_(tensors["ema"][str(i)])
     check_finite(unet, str(path))
+    unet.augment_embedding = None  # a sample is not augmented
     return DDPMPipelineCustom(unet.eval(), scheduler)
 
 

@@ -10,7 +10,7 @@ This file is self-contained: a Hub repository ships it beside the weights, so it
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -60,12 +60,14 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(base_channels, embedding_dim)
         self.linear_2 = nn.Linear(embedding_dim, embedding_dim)
 
-    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype, offset: torch.Tensor | None = None) -> torch.Tensor:
         i = torch.arange(self.half_dim, dtype=torch.float32, device=timestep.device)
         frequencies = torch.exp(-math.log(10000) * i / (self.half_dim - self.freq_shift))
         angles = timestep.float()[:, None] * frequencies  # (B, base_channels / 2)
         waves = (angles.cos(), angles.sin()) if self.flip_sin_to_cos else (angles.sin(), angles.cos())
         embedding = torch.cat(waves, dim=-1).to(dtype)  # (B, base_channels)
+        if offset is not None:
+            embedding = embedding + offset
         return self.linear_2(F.silu(self.linear_1(embedding)))  # (B, embedding_dim)
 
 
@@ -273,6 +275,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
 
         self.time_embedding = TimeEmbedding(widths[0], time_channels, flip_sin_to_cos, freq_shift)
         self.class_embedding = nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
+        self.augment_embedding: nn.Linear | None = None  # see `add_augment_embedding`
         self.conv_in = Stem(in_channels, widths[0], 3, padding=1)
 
         # Down. The way up reads every output again, so the widths are kept.
@@ -372,12 +375,31 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         config.pop("_name_or_path", None)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
+    def add_augment_embedding(self, num_labels: int):
+        """Add the layer that reads augmentation labels in training (arXiv 2206.00364, appendix F.2).
+
+        It has no bias, so labels of zero add nothing, and the network equals the one without the layer. The
+        configuration does not mention it: a model that is saved is a plain one. Its weight is the last parameter.
+        """
+        self.augment_embedding = nn.Linear(num_labels, self.config.block_out_channels[0], bias=False)
+        nn.init.xavier_uniform_(self.augment_embedding.weight)
+
+    @contextmanager
+    def without_augment_embedding(self):
+        """Take the layer of the augmentation labels away while the context is open, to save or to draw."""
+        layer, self.augment_embedding = self.augment_embedding, None
+        try:
+            yield self
+        finally:
+            self.augment_embedding = layer
+
     def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        augment_labels: torch.Tensor | None = None,
     ) -> DDPMUNetOutput | tuple[torch.Tensor]:
         """Predict the noise in `x_t`.
 
@@ -387,6 +409,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model only. A model
                 with `class_names` may be called without them, for images of no class.
             return_dict (`bool`): Whether to return a [`DDPMUNetOutput`] instead of a tuple.
+            augment_labels (`torch.Tensor`, `(batch, num_labels)`, *optional*): How the samples were augmented, for a
+                network with the layer of [`~DDPMUNetModel.add_augment_embedding`]. The default and zeros: not at all.
 
         Returns:
             [`DDPMUNetOutput`] or `tuple`: The prediction, `(batch, out_channels, height, width)`.
@@ -394,14 +418,17 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If a shape does not fit the network.
         """
-        self._check_inputs(sample, timestep, class_labels)
+        self._check_inputs(sample, timestep, class_labels, augment_labels)
 
         # 1. Time: one embedding for each t, and one projection for each residual block.
         if torch.is_tensor(timestep):
             timestep = timestep.to(sample.device, non_blocking=True).reshape(-1)
         else:
             timestep = torch.full((1,), timestep, device=sample.device)
-        embedding = self.time_embedding(timestep, sample.dtype)
+        offset = None
+        if self.augment_embedding is not None and augment_labels is not None:
+            offset = self.augment_embedding(augment_labels.to(sample.dtype))
+        embedding = self.time_embedding(timestep, sample.dtype, offset)
         if self.class_embedding is not None:
             if class_labels is None:
                 class_labels = torch.full((1,), len(self.config.class_names), device=sample.device)
@@ -462,7 +489,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             layout = self.memory_format if parameter.ndim == 4 else torch.contiguous_format
             parameter.data = parameter.data.clone(memory_format=layout)
 
-    def _check_inputs(self, sample, timestep, class_labels):
+    def _check_inputs(self, sample, timestep, class_labels, augment_labels):
         """Raise a ValueError if a shape does not fit the network."""
         channels, factor = self.config.in_channels, 2 ** (len(self.config.block_out_channels) - 1)
         if sample.ndim != 4 or sample.shape[1] != channels:
@@ -481,6 +508,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             raise ValueError("`class_labels` are missing: this network is class-conditional (`num_class_embeds`).")
         if class_labels is not None and self.class_embedding is None:
             raise ValueError("`class_labels` were passed, but this network is unconditional (no `num_class_embeds`).")
+        if augment_labels is not None and self.augment_embedding is None:
+            raise ValueError("`augment_labels` were passed, but this network has no layer for them.")
 
 
 def _check_keys(source, missing: list[str], extra: list[str]):

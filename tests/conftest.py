@@ -55,7 +55,8 @@ def small(tmp_path, cache_dir):
 
     def flags(name, *switches, **options):
         options = {**defaults, "output_dir": tmp_path / name, **options}
-        return [text for key, value in options.items() for text in (f"--{key}", str(value))] + list(switches)
+        given = {key: value for key, value in options.items() if value is not None}
+        return [text for key, value in given.items() for text in (f"--{key}", str(value))] + list(switches)
 
     return flags
 

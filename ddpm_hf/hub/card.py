@@ -21,6 +21,7 @@ from ddpm_hf.hub.card_text import bare, literal, markdown, plain
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import DENOISING, LOSS, SAMPLES, list_samples
+from ddpm_hf.tokens import holds_token
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 _SAVE_ARRAY = "print(images[0].shape, images[0].dtype)  # an array of NumPy, in the range of the training data"
@@ -71,7 +72,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=to_yaml(make_metadata(bare(name), data, samples, measured)),
+        metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model=_base_model(config))),
         name=markdown(name),
         repo_id=literal(repo_id),
         kind=_kind(form),
@@ -82,6 +83,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         class_names=class_names and [markdown(name) for name in class_names],
         arguments=arguments,
         data=data,
+        base=_base_sentence(config),
         preprocessing=describe_preprocessing(config),
         samples=samples,
         samples_caption=samples and _samples_caption(config, samples, form),
@@ -122,6 +124,23 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
     shown = f" In the picture: {form.caption()}." if form.caption() else ""
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"
+
+
+def _base_model(config: dict) -> str | None:
+    """Return the Hub id of the model that a run was fine-tuned from. A local path is nobody's business."""
+    hub_id = config.get("base", {}).get("hub_id")
+    is_id = isinstance(hub_id, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", hub_id, re.ASCII)
+    return hub_id if is_id and not holds_token(hub_id) else None
+
+
+def _base_sentence(config: dict) -> str:
+    if not config.get("pretrained_model_name_or_path"):
+        return ""
+    hub_id = _base_model(config)
+    if not hub_id:
+        return "It was fine-tuned from another model."
+    link = f"[`{hub_id}`](https://huggingface.co/{hub_id})"
+    return f"It was fine-tuned from {link}, whose card tells of the licence and the data of that model."
 
 
 def _training(facts: dict, metrics: list[dict]) -> str:

@@ -7,7 +7,9 @@ from ddpm_hf.hub.dataset_cards import DatasetDescription, describe_dataset
 TASK = "unconditional-image-generation"
 
 
-def make_metadata(name: str, data: DatasetDescription, samples: str | None, measured: list[dict]) -> dict:
+def make_metadata(
+    name: str, data: DatasetDescription, samples: str | None, measured: list[dict], base_model: str | None = None
+) -> dict:
     """Return the metadata of a card.
 
     Args:
@@ -15,6 +17,7 @@ def make_metadata(name: str, data: DatasetDescription, samples: str | None, meas
         data ([`DatasetDescription`]): What the model was trained on.
         samples (`str`, *optional*): A picture of samples, by its path in the repository.
         measured (`list[dict]`): What [`~ddpm_hf.hub.card_inputs.read_evaluation`] returns.
+        base_model (`str`, *optional*): The model on the Hub that this one was fine-tuned from.
     """
     metadata = {
         "library_name": "diffusers",
@@ -22,6 +25,8 @@ def make_metadata(name: str, data: DatasetDescription, samples: str | None, meas
         **data.model_licence,
         "tags": ["ddpm", "diffusers", TASK, "pytorch"],
     }
+    if base_model:
+        metadata["base_model"] = base_model
     if data.hub_id:
         metadata["datasets"] = [data.hub_id]
     if samples:

@@ -124,6 +124,9 @@ def describe_preprocessing(config: dict) -> str:
         steps.append("smaller pictures enlarged" if small == "upscale" else "smaller pictures left out")
     if config.get("random_flip"):
         steps.append("mirrored left to right with probability 1/2")
+    if config.get("augment"):
+        paper = "[Karras et al. 2022](https://arxiv.org/abs/2206.00364), appendix F.2"
+        steps.append(f"augmented with probability {config['augment_probability']} and labels ({paper})")
     about = (config.get("model") or {}).get("pixel_format")
     values = f"values from {about['low']:.9g} to {about['high']:.9g}" if about else "values"
     return "; ".join([*steps, f"{values} scaled to [-1, 1]"]) + "."

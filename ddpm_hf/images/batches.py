@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ddpm_hf.images.augment import draw_labels, transform
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 
@@ -111,6 +112,7 @@ class Batches:
         num_classes (`int`, *optional*): Classes of a class-conditional model; its label `num_classes` stands for none.
         cond_dropout (`float`): Probability that a label is replaced by that one.
         pixels ([`~ddpm_hf.pixel_format.PixelFormat`]): What the images hold; by default the numbers 0 to 255.
+        augment (`float`, *optional*): Probability of [`~ddpm_hf.images.augment.draw_labels`]; None for no augmentation.
     """
 
     images: ImageRow
@@ -122,9 +124,10 @@ class Batches:
     num_classes: int | None = None
     cond_dropout: float = 0.0
     pixels: PixelFormat = EIGHT_BITS
+    augment: float | None = None
 
     def generator(self, g: int) -> torch.Generator:
-        """Return the generator of all random numbers of micro-batch g, but for the crops and the dropout."""
+        """Return the generator of all random numbers of micro-batch g, but for crops, dropout and augmentation."""
         return torch.Generator(self.device).manual_seed(seed_of(self.seed, "noise", g))
 
     def draw(self, g: int, generator: torch.Generator) -> tuple[torch.Tensor, list[int]]:
@@ -141,6 +144,17 @@ class Batches:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         return x_0, labels
+
+    def augmented(self, g: int, x_0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the images of micro-batch g transformed, and labels `(B, 9)` that tell the network how.
+
+        Without augmentation, x_0 is returned as it is, and None. The random numbers are the same on every device.
+        """
+        if self.augment is None:
+            return x_0, None
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "augment", g))
+        labels = draw_labels(len(x_0), self.augment, generator)
+        return transform(x_0, labels), labels.float().to(self.device)
 
     def drop_labels(self, labels: list[int], generator: torch.Generator) -> torch.Tensor | None:
         """Return the labels `(B,)` that the network sees, int64 in [0, num_classes]; None for a model without classes.

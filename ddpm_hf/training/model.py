@@ -3,6 +3,7 @@
 import torch
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.augment import NUM_LABELS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
@@ -12,11 +13,14 @@ def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DD
     size = config.size if isinstance(config.resolution, str) else config.resolution
     torch.manual_seed(config.seed)
     unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=channels)
-    scheduler = DDPMLinearScheduler(
-        num_train_timesteps=config.ddpm_num_steps,
-        beta_schedule=config.ddpm_beta_schedule,
-        prediction_type=config.prediction_type,
-        variance_type=config.variance_type,
-        clip_sample=config.clip_sample,
-    )
-    return unet, scheduler
+    if config.augment:
+        unet.add_augment_embedding(NUM_LABELS)
+    options = {
+        "num_train_timesteps": config.ddpm_num_steps,
+        "beta_schedule": config.ddpm_beta_schedule,
+        "prediction_type": config.prediction_type,
+        "variance_type": config.variance_type,
+        "clip_sample": config.clip_sample,
+    }
+    # The settings that are no options, such as `beta_end`, are those of the base.
+    return unet, DDPMLinearScheduler(**{**config.base.get("scheduler", {}), **options})

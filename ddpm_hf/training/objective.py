@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.scheduling_ddpm_linear import ALPHA_BAR_MIN, DDPMLinearScheduler
 
 
 class Objective:
@@ -36,6 +36,7 @@ def denoising_loss(
     t: torch.Tensor,
     eps: torch.Tensor,
     class_labels: torch.Tensor | None = None,
+    augment_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return L_simple (eq. 14) of each image.
 
@@ -49,12 +50,14 @@ def denoising_loss(
         t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
         eps (`torch.Tensor`, like x_0): Noise from N(0, I).
         class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model.
+        augment_labels (`torch.Tensor`, `(batch, 9)`, *optional*): How the images were augmented, if they were.
 
     Returns:
         `torch.Tensor`: `(batch,)` float32.
     """
     x_t = scheduler.add_noise(x_0, eps, t)
-    prediction = unet(x_t, t, class_labels, return_dict=False)[0]
+    augmentation = {} if augment_labels is None else {"augment_labels": augment_labels}
+    prediction = unet(x_t, t, class_labels, return_dict=False, **augmentation)[0]
     match scheduler.config.prediction_type:
         case "epsilon":
             target = eps
@@ -78,7 +81,7 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
     Returns:
         `torch.Tensor`: `(T,)` float32.
     """
-    alpha_bar = scheduler.alphas_cumprod
+    alpha_bar = scheduler.alphas_cumprod.clamp(min=ALPHA_BAR_MIN)
     if config.loss_weighting == "simple":
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
@@ -101,7 +104,7 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
     Returns:
         `torch.Tensor`: `(T,)` float64, not normalised.
     """
-    alpha_bar = scheduler.alphas_cumprod.double()
+    alpha_bar = scheduler.alphas_cumprod.double().clamp(min=ALPHA_BAR_MIN)
     if config.timestep_sampling == "uniform":
         return torch.ones_like(alpha_bar)
     log_sigma = (1 / alpha_bar - 1).log() / 2

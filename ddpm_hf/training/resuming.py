@@ -54,6 +54,18 @@ def check_folder(config: TrainingConfig):
         _refuse_other_files(folder)
 
 
+def saved_options(folder: Path) -> dict:
+    """Return the options of the run in a folder.
+
+    Raises:
+        ValueError: If they cannot be read; the message names the file.
+    """
+    advice = "Name another --output_dir."
+    options = read_json(folder / OPTIONS, {}, advice)
+    check_saved_options(options, folder / OPTIONS, advice)
+    return options
+
+
 def find_start(config: TrainingConfig, images_per_step: int) -> Start:
     """Find out where a run begins. Its images need not be read for that.
 
@@ -81,7 +93,7 @@ def find_start(config: TrainingConfig, images_per_step: int) -> Start:
             "(--overwrite_output_dir would throw it away.)"
         )
     if has_model:
-        _refuse_other_options(folder / OPTIONS, _saved_options(folder), config)
+        _refuse_other_options(folder / OPTIONS, saved_options(folder), config)
     return Start(notes=(f"{folder} holds a run that ended before its first checkpoint; it begins again.",) * is_ours)
 
 
@@ -132,7 +144,7 @@ def _refuse_other_options(where: Path, options: dict, config: TrainingConfig, sa
 
 
 def _refuse_data_inside(folder: Path, config: TrainingConfig):
-    for flag in ("train_data_dir", "dataset_name"):
+    for flag in ("train_data_dir", "dataset_name", "pretrained_model_name_or_path"):
         source = getattr(config, flag)
         if source and Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
@@ -182,10 +194,3 @@ def _is_finished(folder: Path) -> bool:
 
 def _is_filled(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
-
-
-def _saved_options(folder: Path) -> dict:
-    advice = "Name another --output_dir."
-    options = read_json(folder / OPTIONS, {}, advice)
-    check_saved_options(options, folder / OPTIONS, advice)
-    return options

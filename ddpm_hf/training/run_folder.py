@@ -14,9 +14,12 @@ from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoin
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
+from ddpm_hf.images.augmented_grid import augmented_grid
+from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.run_files import (
+    AUGMENTED,
     CHECKPOINTS,
     DENOISING,
     EARLIER_EVALUATION,
@@ -34,6 +37,15 @@ from ddpm_hf.run_files import (
     parts_of_run,
 )
 from ddpm_hf.terminal import going_on
+
+
+def bytes_of_run(config: TrainingConfig, model_bytes: int) -> int:
+    """Return the bytes of disk that the models and the checkpoints of a run take at most.
+
+    A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and the
+    new copy both exist.
+    """
+    return (2 + 4 * (config.checkpoints_total_limit + 1)) * model_bytes
 
 
 class RunFolder:
@@ -54,10 +66,7 @@ class RunFolder:
 
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
-        # A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and
-        # the new copy both exist.
-        free = shutil.disk_usage(self.path).free / 1e6
-        needed = (2 + 4 * (self.config.checkpoints_total_limit + 1)) * model_bytes / 1e6
+        free, needed = shutil.disk_usage(self.path).free / 1e6, bytes_of_run(self.config, model_bytes) / 1e6
         if free < needed:
             raise OSError(
                 f"--output_dir {self.path}: the model and its checkpoints need {needed:.0f} MB, and {free:.0f} MB are "
@@ -138,6 +147,15 @@ class RunFolder:
             if new:
                 replace_text(self.path / name, "".join(f"{line}\n" for line in [*sorted(known), *new]))
         return len(new)
+
+    def show_augmentation(self, images: ImageCache | None):
+        """Write augmented.png: some images, and how training transforms them. A stream cannot be looked at before."""
+        path = self.path / AUGMENTED
+        if self.config.augment and images is not None and not path.exists():
+            with going_on(f"write {AUGMENTED}"):
+                form, some = images.form, range(min(6, len(images)))
+                shown = [form.eight_bits(images[i], form.levels) if form.settings() else images[i] for i in some]
+                augmented_grid(shown, self.config.size, self.config.augment_probability, self.config.seed).save(path)
 
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
         """Return which outputs of a step exist: samples (`"draw"`), a measurement (`"measure"`), a pipeline (`"save"`).

@@ -78,15 +78,18 @@ class RunState:
 
     @contextmanager
     def unet_to_draw_with(self) -> Iterator[DDPMUNetModel]:
-        """Open the network that is saved and draws: whole on each process, with averaged weights if they are kept."""
+        """Open the network that is saved and draws: whole on each process, with averaged weights if they are kept.
+
+        The layer of the augmentation labels is not part of it.
+        """
         if is_sharded(self.unet):
             unet = DDPMUNetModel.from_config(self.unet.config).to(self.unet.device)
             learned = self.ema.average if self.ema else self.unet.parameters()
-            for parameter, value in zip(unet.parameters(), learned):
+            for parameter, value in zip(unet.parameters(), learned):  # without the augmentation's, which come last
                 parameter.data.copy_(whole(value.detach()))
             yield unet
         else:
-            with self.ema.applied() if self.ema else nullcontext():
+            with self.ema.applied() if self.ema else nullcontext(), self.unet.without_augment_embedding():
                 yield self.unet
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:

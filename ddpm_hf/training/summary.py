@@ -1,9 +1,12 @@
 """What train_ddpm.py tells the person at the terminal."""
 
+import numpy as np
 import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.training.run_folder import bytes_of_run
+from ddpm_hf.training.step_cost import StepCost
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -13,16 +16,52 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
     form = PixelFormat.of_model(unet.config)
     pixels = f" Pixels: {form.describe()}." if form.settings() else ""
+    base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
         if config.model_config_name_or_path
-        else ""
+        else base * bool(config.pretrained_model_name_or_path)
     )
+    size = "" if config.model_size == "auto" else f", size {config.model_size}"
+    time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
     return (
-        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
-        f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
+        f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
+        f"{steps:,} steps{time} of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
         f"{torch.get_num_threads()} CPU threads.{pixels}{start}"
     )
+
+
+def describe_cost(
+    config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int, cost: StepCost | None
+) -> str:
+    """Say what a run costs on this machine: time, memory and disk."""
+    if cost is None:
+        return "The memory of the GPU is too small: pass a smaller --train_batch_size, or --gradient_checkpointing."
+    seconds, channels = config.total_steps * cost.seconds, unet.config.in_channels
+    (height, width), itemsize = config.size, np.dtype(PixelFormat.of_model(unet.config).stored).itemsize
+    cache = f", and {megabytes(images * height * width * channels * itemsize)} for the decoded images" if images else ""
+    how = "estimated from a part of its images" if cost.is_estimated else "measured"
+    widths = " / ".join(map(str, unet.config.block_out_channels))
+    rows = {
+        "network": f"{unet.num_parameters():,} parameters, {widths} channels",
+        "step": f"{cost.seconds:.3g} seconds ({how}), {images_per_step / cost.seconds:.0f} images/s",
+        "memory": megabytes(cost.memory),
+        "run": f"{config.total_steps:,} steps, {duration(seconds)}, and the time for drawing and measuring",
+        "disk": f"{megabytes(bytes_of_run(config, unet.get_memory_footprint()))} for models and checkpoints{cache}",
+    }
+    return "\n".join(f"  {name:9}{text}" for name, text in rows.items())
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes, in the unit that a person would choose."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:

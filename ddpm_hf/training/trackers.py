@@ -33,7 +33,8 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig):
     """Begin to log, with all options. Tokens are hidden, since wandb records the command line."""
     sys.argv = [hide_tokens(argument, config.hub_token) for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    accelerator.init_trackers("ddpm_hf", {**options, "model": json.dumps(config.model)})
+    texts = {name: json.dumps(value) for name, value in options.items() if isinstance(value, dict)}
+    accelerator.init_trackers("ddpm_hf", {**options, **texts})
 
 
 def track_numbers(accelerator: Accelerator, numbers: dict, step: int):

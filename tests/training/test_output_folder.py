@@ -202,7 +202,7 @@ def test_what_the_last_step_owes_is_given_out_by_the_same_command(train, monkeyp
 
 def test_a_moved_folder_of_the_same_pictures_goes_on(train, tmp_path, capsys):
     """Other pictures do not, wherever they are."""
-    options = {"lr_scheduler": "constant", "output_dir": tmp_path / "run"}
+    options = {"resolution": 28, "lr_scheduler": "constant", "output_dir": tmp_path / "run"}
     save_pictures(tmp_path / "pictures")
     whole = train(train_data_dir=tmp_path / "pictures", **{**options, "output_dir": tmp_path / "whole"})
     train(train_data_dir=tmp_path / "pictures", max_train_steps=2, **options)

@@ -55,16 +55,18 @@ def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
+@pytest.mark.parametrize("switches", [(), ("--augment",)], ids=["plain", "augmented"])
+def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path, switches):
     """Under FSDP each process holds a part of every tensor; also when a run goes on with or without it."""
     fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup"}
-    whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
-    train("sharded", max_train_steps=5, gradient_accumulation_steps=2, **constant)
-    done = launch(2, small("sharded", max_train_steps=12, **constant), fsdp)
+    whole = train("whole", *switches, max_train_steps=20, gradient_accumulation_steps=2, **constant)
+    train("sharded", *switches, max_train_steps=5, gradient_accumulation_steps=2, **constant)
+    done = launch(2, small("sharded", *switches, max_train_steps=12, **constant), fsdp)
     assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
-    done = launch(2, small("sharded", max_train_steps=20, save_images_steps=15, **constant), fsdp)
+    done = launch(2, small("sharded", *switches, max_train_steps=20, save_images_steps=15, **constant), fsdp)
     assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
     assert_close_runs(whole, tmp_path / "sharded")
+    assert weights(whole).keys() == weights(tmp_path / "sharded").keys()
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(tmp_path / "sharded")[name], weight, rtol=0, atol=1e-5)
 

@@ -59,7 +59,7 @@ def test_batch_larger_than_the_data(train, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.new("RGB", (30, 28), (i, 0, 0)).save(tmp_path / "in" / f"{i}.jpg")
-    folder = train(train_data_dir=tmp_path / "in", train_batch_size=8)
+    folder = train(train_data_dir=tmp_path / "in", train_batch_size=8, resolution=28)
     assert metrics(folder)[-1]["epoch"] == pytest.approx(4 * 8 / 3, abs=1e-4)
 
 
@@ -69,6 +69,8 @@ def test_dry_run_writes_nothing(train, capsys):
     text = capsys.readouterr().out
     assert json.loads(text[: text.rindex("}") + 1])["train_batch_size"] == 4
     assert "10,000 images, 4 steps of 4 images (0.0 epochs)" in text
+    for row in ("network", "step", "memory", "run", "disk"):
+        assert f"\n  {row} " in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""Choose the options of a run that nobody gave: the network and all that goes with it, and the number of steps."""
+
+import dataclasses
+import math
+
+from accelerate import Accelerator
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.model_sizes import (
+    FITTED,
+    MINUTES,
+    MOST_EPOCHS,
+    SIZES,
+    batch_of,
+    network_of,
+    settings_of,
+    size_of,
+)
+from ddpm_hf.run_files import OPTIONS
+from ddpm_hf.training.model import make_model
+from ddpm_hf.training.resuming import saved_options
+from ddpm_hf.training.step_cost import StepCost, measure_step
+
+SHARE = 0.95  # of the minutes is for steps; the rest is for drawing and saving
+
+
+def fit_settings(
+    config: TrainingConfig, accelerator: Accelerator, channels: int, images: int | None
+) -> StepCost | None:
+    """Choose what is not given, in place. All processes have to call it, and all choose alike.
+
+    For `--preset auto` these are the options [`~ddpm_hf.model_sizes.FITTED`]; for another preset with
+    `--max_train_minutes`, only the number of steps. A run that goes on keeps what was chosen for it, so that it stays
+    exact; if it is given other minutes, its steps are counted again.
+
+    Args:
+        config ([`TrainingConfig`]): The options; `config.given` names those that somebody chose.
+        accelerator ([`~accelerate.Accelerator`]): The device and the processes.
+        channels (`int`): Channels of the images.
+        images (`int`, *optional*): How many there are; None for a stream.
+
+    Returns:
+        [`StepCost`]: What a step costs, if it was measured.
+
+    Raises:
+        ValueError: If the network cannot halve the images, or a step of one image is too much for the GPU's memory.
+    """
+    fitted = FITTED if config.preset == "auto" else {"max_train_steps"} if config.max_train_minutes else set()
+    free = frozenset(fitted) - config.given
+    if not free:
+        return None
+    fitting = _Fitting(config, accelerator, channels, images, free)
+    is_known = not config.overwrite_output_dir and (config.folder / OPTIONS).exists()
+    if is_known:
+        fitting.keep(saved_options(config.folder))
+    elif config.preset == "auto":
+        fitting.choose()
+    elif "max_train_steps" in free:
+        fitting.count_steps()
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    return fitting.cost
+
+
+@dataclasses.dataclass
+class _Fitting:
+    """The options of a run while they are chosen; the arguments are those of [`fit_settings`]."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    channels: int
+    images: int | None
+    free: frozenset[str]
+    cost: StepCost | None = None
+
+    def take(self, **options):
+        """Set those options that nobody gave."""
+        for name in options.keys() & self.free:
+            setattr(self.config, name, options[name])
+
+    def keep(self, saved: dict):
+        """Take over what was chosen for the run before; count its steps again if it is given other minutes."""
+        saved = {**dataclasses.asdict(TrainingConfig()), **saved}  # a run that is older than an option
+        minutes = self.config.max_train_minutes
+        self.take(**saved)
+        if self.config.preset == "auto" and "max_train_minutes" in self.free:
+            return
+        if minutes != saved["max_train_minutes"] and "max_train_steps" in self.free:
+            self.count_steps()
+
+    def choose(self):
+        """Choose the network, the number of steps, and what follows from both."""
+        config = self.config
+        self.network = config.model  # as far as it is given: all of it, or what the labels say
+        steps, has_minutes = self.given_steps(), config.max_train_minutes is not None
+        if steps is None:
+            self.take(max_train_minutes=MINUTES["cpu" if self.on_cpu else "gpu"])
+        name = self.size(steps)
+        self.take_network(name)
+        config.check_halvings()
+        if steps is None:
+            self.count_steps()
+            if self.images and not has_minutes:
+                most = math.ceil(MOST_EPOCHS * self.images / self.images_per_step)
+                self.take(max_train_steps=min(config.total_steps, most))
+            steps = config.total_steps
+        batch = config.train_batch_size * config.gradient_accumulation_steps
+        self.take(max_train_steps=steps, **settings_of(SIZES[name], steps, batch))
+
+    def given_steps(self) -> int | None:
+        """Return the number of steps, if it is given."""
+        if self.config.max_train_steps is None and "num_epochs" in self.config.given and self.images:
+            return math.ceil(self.config.num_epochs * self.images / self.images_per_step)
+        return self.config.max_train_steps
+
+    def size(self, steps: int | None) -> str:
+        """Return the size that is given, or the largest one for which there are enough steps and images."""
+        if "model" not in self.free:
+            unet, _ = make_model(self.config, self.channels)
+            return size_of(unet.num_parameters(), *self.config.size)
+        if self.config.model_size != "auto":
+            return self.config.model_size
+        smaller, *others = SIZES
+        for name in others:
+            if self.images and self.images < SIZES[name].fewest_images:
+                break
+            if steps is not None and self.on_cpu and name != "small":
+                break  # the steps say nothing about the time, and larger networks are slow here
+            if (steps or self.steps_in_time(name)) < SIZES[name].fewest_steps:
+                break
+            smaller = name
+        return smaller
+
+    def take_network(self, name: str):
+        size, pixels = SIZES[name], self.config.size
+        self.take(model_size=name, model=network_of(size, *pixels) | self.network)
+        self.take(train_batch_size=batch_of(size, *pixels, self.images))
+
+    def steps_in_time(self, name: str) -> int:
+        """Return how many steps a size takes in the minutes of the run; 0 if the memory is too small for it."""
+        self.take_network(name)
+        self.cost = measure_step(self.config, self.channels, self.accelerator)
+        return self.steps_at_this_cost() if self.cost else 0
+
+    def steps_at_this_cost(self) -> int:
+        return max(1, int(SHARE * 60 * self.config.max_train_minutes / self.cost.seconds))
+
+    def count_steps(self):
+        """Measure a step, and choose how many there are; where a GPU has too little memory, with parts of a batch."""
+        config = self.config
+        self.cost = measure_step(config, self.channels, self.accelerator)
+        while self.cost is None:
+            if config.train_batch_size == 1 or not {"train_batch_size", "gradient_accumulation_steps"} <= self.free:
+                raise ValueError(
+                    f"the memory of the GPU is too small for --train_batch_size {config.train_batch_size}: pass a "
+                    "smaller one, --gradient_checkpointing, or a smaller --model_size."
+                )
+            parts = config.gradient_accumulation_steps * 2
+            self.take(train_batch_size=config.train_batch_size // 2, gradient_accumulation_steps=parts)
+            self.cost = measure_step(config, self.channels, self.accelerator)
+        self.take(max_train_steps=self.steps_at_this_cost())
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.accelerator.device.type == "cpu"
+
+    @property
+    def images_per_step(self) -> int:
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes

@@ -1,0 +1,108 @@
+"""What a step of training costs on this machine: seconds and memory, measured on a few steps."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.hardware import compile_blocks
+from ddpm_hf.precision import autocast
+from ddpm_hf.processes import gathered
+from ddpm_hf.training.model import make_model
+from ddpm_hf.training.objective import denoising_loss
+from ddpm_hf.training.optimizer import make_optimizer
+
+STEPS = 5  # that are timed
+PATIENCE = 3.0  # seconds; a step that takes longer is measured on a part of its images
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What an optimizer step costs on one process.
+
+    Args:
+        seconds (`float`): Time of a step.
+        memory (`int`): Bytes of memory in use, of the process or of its GPU.
+        is_estimated (`bool`): Whether only a part of the images of a step was computed, since all take too long.
+    """
+
+    seconds: float
+    memory: int
+    is_estimated: bool
+
+
+def measure_step(config: TrainingConfig, channels: int, accelerator: Accelerator) -> StepCost | None:
+    """Measure what a step costs, with a network that is then thrown away. All processes have to call it.
+
+    Returns:
+        [`StepCost`]: That of the slowest process; None if a GPU has too little memory.
+    """
+    costs = gathered(lambda: _measure(config, channels, accelerator.device))
+    return None if None in costs else max(costs, key=lambda cost: cost.seconds)
+
+
+def _measure(config: TrainingConfig, channels: int, device: torch.device) -> StepCost | None:
+    step, batch = Step(config, channels, device), config.train_batch_size
+    try:
+        part = min(batch, 4)
+        step.seconds_for(part)  # the first step also prepares kernels
+        while part < batch and step.seconds_for(part) * 2 < PATIENCE:
+            part = min(2 * part, batch)
+        step.seconds_for(part)
+        seconds = statistics.median(step.seconds_for(part) for _ in range(STEPS)) * batch / part
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        memory = step.memory()
+        step.end()
+    return StepCost(seconds * config.gradient_accumulation_steps, memory, is_estimated=part < batch)
+
+
+class Step:
+    """An optimizer step on random images, like those of the run."""
+
+    def __init__(self, config: TrainingConfig, channels: int, device: torch.device):
+        self.config, self.device = config, device
+        self.unet, self.scheduler = make_model(config, channels)
+        self.unet.to(device).train()
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if config.compile:
+            compile_blocks(self.unet)
+        self.optimizer = make_optimizer(self.unet, config)
+        self.shape = (channels, *config.size)
+
+    def seconds_for(self, count: int) -> float:
+        """Take the step with so many images, and return its time."""
+        x_0 = torch.rand(count, *self.shape, device=self.device) * 2 - 1
+        t = torch.randint(self.config.ddpm_num_steps, (count,), device=self.device)
+        labels = t % 2 if self.unet.config.num_class_embeds else None
+        self._wait()
+        began = time.perf_counter()
+        with autocast(self.device, self.config.mixed_precision):
+            losses = denoising_loss(self.unet, self.scheduler, x_0, t, torch.randn_like(x_0), labels)
+        losses.mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._wait()
+        return time.perf_counter() - began
+
+    def memory(self) -> int:
+        """Return the bytes in use at most so far on a GPU; on a CPU, those of the process now."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return psutil.Process().memory_info().rss
+
+    def end(self):
+        """Free the memory."""
+        del self.unet, self.optimizer
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+    def _wait(self):
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
