@@ -25,10 +25,9 @@ from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
-from ddpm_hf.images.opening import open_images
-from ddpm_hf.images.small import sort_out_small
-from ddpm_hf.images.sources import label_settings, load_dataset
-from ddpm_hf.images.survey import common_mode
+from ddpm_hf.images.opening import find_images, open_images
+from ddpm_hf.images.sources import label_settings
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.processes import on_any_process
 from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
@@ -146,8 +145,10 @@ class Run:
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
+        self.form = PixelFormat.of_model(self.unet.config)
         augment = config.augment_probability if config.augment else None
-        self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout, augment=augment)
+        options = {"cond_dropout": config.cond_dropout, "pixels": self.form, "augment": augment}
+        self.batches = Batches(self.images, *settings, **options)
 
 
 def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run | None:
@@ -175,15 +176,12 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        dataset = load_dataset(config)
-        fit_resolution(config, dataset)
-        dataset, small = sort_out_small(dataset, config)
-        mode = common_mode(dataset)
-    config.model = config.model | label_settings(dataset)
+        dataset, small, form = find_images(config, fit_resolution)
+    config.model = config.model | label_settings(dataset) | form.settings()
     count = None if config.streaming else len(dataset)
-    cost = fit_settings(config, accelerator, len(mode), count)
+    cost = fit_settings(config, accelerator, form.channels, count)
     measurement = measurement_of(config)
-    unet, scheduler = make_model(config, channels=len(mode))
+    unet, scheduler = make_model(config, channels=form.channels)
     notes += start_at_base(unet, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
@@ -193,7 +191,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
             print(config.to_json(), end="")
         print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
     if dry_run:
-        cost = cost or measure_step(config, len(mode), accelerator)
+        cost = cost or measure_step(config, form.channels, accelerator)
         if is_main:
             print(describe_cost(config, unet, count, images_per_step, cost))
         return None
@@ -208,7 +206,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     folder = RunFolder(config)
     if is_main:
         folder.check_space(unet.get_memory_footprint())
-    images = open_images(dataset, mode, config, accelerator, start.saved and start.saved["stream"])
+    images = open_images(dataset, form, config, accelerator, start.saved and start.saved["stream"])
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:
@@ -220,8 +218,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     accelerator.wait_for_everyone()  # all have read the folder as it was
     if is_main:
         folder.begin(start.step)
-        folder.note_unreadable(images.unreadable)
-        folder.note_small([*small, *images.small])
+        folder.note_unreadable(images.unreadable, [*small, *images.small])
         folder.note_run(accelerator, unet, count, images_per_step, start.step)
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
@@ -242,8 +239,7 @@ def save_checkpoint(run: Run, state: RunState):
     numbers.update(images_per_step=run.images_per_step, stream=run.images.state(), pictures=run.images.fingerprint)
     tensors = state.tensors()
     if run.accelerator.is_main_process:
-        run.folder.note_unreadable(run.images.unreadable)
-        run.folder.note_small(run.images.small)
+        run.folder.note_unreadable(run.images.unreadable, run.images.small)
         run.folder.save_checkpoint(state.step, tensors, numbers)
 
 
@@ -278,7 +274,7 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
             with going_on("draw samples"):
                 samples = draw_samples(pipeline, run.config, accelerator)
                 if is_main:
-                    run.folder.save_samples(state.step, samples)
+                    run.folder.save_samples(state.step, samples, run.form)
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):

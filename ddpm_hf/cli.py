@@ -22,6 +22,7 @@ from ddpm_hf.hub.push import default_repo_id, push_run
 from ddpm_hf.hub.space import push_space, write_space
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import is_ours
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import choose_mixed_precision
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import INDEX
@@ -275,7 +276,9 @@ def _convert(
     _check_target(Path(source), output_dir, overwrite_output_dir)
     pipeline = load_pipeline(source, height if height == width else (height, width), revision=revision)
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
-    print(f"Converted {source} to {to} in {output_dir}.")
+    form = PixelFormat.of_model(pipeline.unet.config)
+    lost = f" UNet2DModel does not keep what its samples are: {form.describe()}." if form.settings() else ""
+    print(f"Converted {source} to {to} in {output_dir}.{lost if to == 'diffusers' else ''}")
 
 
 def _check_target(source: Path, target: Path, overwrite: bool):

@@ -148,6 +148,9 @@ def add_flag(group, option: dataclasses.Field, *aliases: str, default: Any = Non
     if kind is bool:
         group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
         return
+    if option.name == "value_range":
+        group.add_argument(f"--{option.name}", nargs=2, type=float, metavar=("LOW", "HIGH"), **flag)
+        return
     if isinstance(kind, types.UnionType):
         kinds = [each for each in typing.get_args(kind) if each is not type(None)]
         kind = str if str in kinds else kinds[0]  # what else a text can be is checked with the options

@@ -15,7 +15,7 @@ from ddpm_hf.presets import PRESETS
 
 DEFAULT_PRESET = "mnist-mini"
 # What the images decide about the network. It is no part of the option `model`.
-DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names")
+DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "pixel_format")
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 _run = partial(option, "Run")
@@ -59,6 +59,9 @@ class TrainingConfig:
     resolution: int | str = _data(28, "Size of the training images in pixels: one number for squares, or HEIGHTxWIDTH, such as 64x96.", minimum=1)
     image_fit: Literal["crop", "pad"] = _data("crop", "crop: resize the short side, cut out the centre; pad: centre on black, for images smaller than the resolution.", evaluate="reading")
     small_images: Literal["error", "upscale", "skip"] = _data("error", "Images smaller than the resolution: refuse them all at once, enlarge them, or leave them out.", resume="source", evaluate="reading")
+    image_mode: Literal["auto", "L", "LA", "RGB", "RGBA", "bands"] = _data("auto", "Channels: of pictures with 8 bits, as Pillow names them; bands: all bands or pages as they are; auto: L or RGB, and bands where Pillow reads nothing.", evaluate="reading")
+    value_range: list | str | None = _data(None, "The smallest and the largest number that a pixel can be, such as -1000 3000; the network sees them as -1 and 1.")
+    preserve_input_precision: bool = _data(False, "Keep pictures of 16 bits and of floating-point numbers in their precision, not in 256 levels.")
     center_crop: bool = _data(True, "Cut out the centre of the long side; --no_center_crop: another square of it each time.")
     celeba_crop: bool = _data(False, "First cut out the 140 pixels around the face, from the aligned 178x218 pictures of CelebA.", evaluate="reading")
     random_flip: bool = _data(False, "Mirror each image left to right with probability 1/2.")
@@ -135,6 +138,7 @@ class TrainingConfig:
         self.model = dict(self.model)  # the preset's own stays as it is
         self.output_dir = self.output_dir or default_output_dir(self.preset, self.train_data_dir, self.dataset_name)
         self.resolution = name_of_size(*parse_size("--resolution", self.resolution))
+        self.value_range = self.range_of_pixels and list(self.range_of_pixels)
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
         self._check_together()
         self.check_halvings()
@@ -208,6 +212,11 @@ class TrainingConfig:
         return parse_size("--resolution", self.resolution)
 
     @property
+    def range_of_pixels(self) -> tuple[float, float] | None:
+        """The two numbers of `value_range`."""
+        return _parse_range(self.value_range)
+
+    @property
     def folder(self) -> Path:
         """The folder of the run."""
         assert self.output_dir is not None  # __post_init__ names it
@@ -246,6 +255,25 @@ class TrainingConfig:
     def to_json(self) -> str:
         """Return all options as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def _parse_range(given: list | str | None) -> tuple[float, float] | None:
+    """Return the two numbers of a range, given as a list of them or as a text such as "-1000 3000".
+
+    Raises:
+        ValueError: If these are no two numbers, the lower one first.
+    """
+    if given is None:
+        return None
+    parts = given.split() if isinstance(given, str) else given
+    try:
+        low, high = map(float, parts)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        shown_parts = " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
+        raise ValueError(f"--value_range {shown_parts}: expected two numbers, the lower one first, such as -1000 3000.")
+    return low, high
 
 
 _SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")

@@ -9,6 +9,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ddpm_hf.pixel_format import PixelFormat
+
 SOFTWARE = "ddpm_hf"  # the mark of pictures that may be replaced
 
 
@@ -54,7 +56,9 @@ def denoising_strip(
     generator = torch.Generator(pipeline.device).manual_seed(seed)
     pipeline(rows, generator, steps, callback_on_step_end=keep_prediction)
     images = np.stack(predictions, axis=1)  # (rows, columns, H, W, C)
-    return image_grid(pipeline.numpy_to_pil(images.reshape(-1, *images.shape[2:])), columns=len(predictions))
+    form = PixelFormat.of_model(pipeline.unet.config)
+    seen = form.bands_to_show(images.reshape(-1, *images.shape[2:]))
+    return form.captioned(image_grid(pipeline.numpy_to_pil(seen), columns=len(predictions)))
 
 
 def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (800, 480)) -> Image.Image:

@@ -4,7 +4,8 @@ A saved pipeline holds the source files of its classes, and its model_index.json
 ways. This class uses the installed package instead of those files. Without the package, stock diffusers loads the files
 with `trust_remote_code=True`.
 
-This file is self-contained: a Hub repository ships it beside the weights, so it imports torch and diffusers only.
+This file is self-contained: a Hub repository ships it beside the weights, so it imports torch, diffusers and the Pillow
+of diffusers only.
 """
 
 import importlib
@@ -24,6 +25,7 @@ import torch
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput, snapshot_download
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 # The source files that a saved pipeline holds. Where this package is installed, they are its modules.
 SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
@@ -69,7 +71,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
             generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list holds one
                 generator for each image, and then an image does not depend on the others of its batch.
             num_inference_steps (`int`, *optional*): Number of denoising steps. The default is the T of training.
-            output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
+            output_type (`str`): `"pil"` (mode L for one channel, RGB for three; samples of a network with a
+                `pixel_format` come in the form of its training data, as pictures of Pillow or as arrays `(height,
+                width, channels)` with the range undone), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
@@ -130,7 +134,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 raise ValueError("The samples are NaN: the weights are broken or too large; load other weights.")
             images = images.numpy()
         if output_type == "pil":
-            images = self.numpy_to_pil(images)
+            about = self.unet.config.get("pixel_format")
+            images = _in_form(images, about) if about else self.numpy_to_pil(images)
 
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -228,7 +233,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
             raise ValueError("The U-Net's configuration has no `sample_size`; expected height and width of the images.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type={output_type!r}`; expected 'pil', 'np' or 'pt'.")
-        if output_type == "pil" and channels not in (1, 3):
+        if output_type == "pil" and channels not in (1, 3) and not self.unet.config.get("pixel_format"):
             raise ValueError(
                 f"The model draws {channels} channels; expected 1 or 3 for pictures. Pass `output_type='np'` or 'pt'."
             )
@@ -324,6 +329,30 @@ def _check_index(source, index):
                 f"The model_index.json of {source} has `{key}={_shown(entry)}`; expected two names, of a module and a "
                 "class. Save the pipeline again."
             )
+
+
+# ---- Pixels --------------------------------------------------------------------------------------------------------
+
+WHOLE_NUMBERS = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
+
+
+def _in_form(images, about: Mapping) -> list:
+    """Return samples `(B, H, W, C)`, float32 in [0, 1], in the form of the training data.
+
+    Args:
+        images (`numpy.ndarray`): The samples.
+        about (`dict`): The `pixel_format` of the network's configuration.
+
+    Returns:
+        `list`: Pictures of Pillow if such data are kept as .png, else arrays `(H, W, C)` of the type of the data.
+    """
+    numbers = about["low"] + images.astype("float64") * (about["high"] - about["low"])
+    if about["dtype"] in WHOLE_NUMBERS:
+        numbers = numbers.round().clip(*WHOLE_NUMBERS[about["dtype"]])
+    arrays = numbers.astype(about["dtype"])
+    if about["suffix"] != ".png":
+        return list(arrays)
+    return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]
 
 
 # ---- Checks of arguments -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -19,10 +20,12 @@ from tqdm.auto import tqdm
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
 from ddpm_hf.files import read_json, write_json
+from ddpm_hf.images.arrays import read_array
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.run_files import CHECKPOINTS, STATE
@@ -40,7 +43,10 @@ SCHEDULERS = {
     "heun": diffusers.HeunDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
-_DRAWN, _UNFINISHED = re.compile(r"\d{6,}\.png"), re.compile(r"\.unfinished-\d+-\d{6,}\.png")  # names of samples
+_DRAWN, _UNFINISHED = (
+    re.compile(r"\d{6,}\.(png|tif|npy)"),
+    re.compile(r"\.unfinished-\d+-\d{6,}\.(png|tif|npy)"),
+)  # names of samples
 SETTINGS = "sampling.json"  # in a folder of samples: the settings they were drawn with
 
 
@@ -93,7 +99,7 @@ class Drawing:
 
 def draw_images(
     pipeline: DDPMPipelineCustom, indices: Iterable[int], how: Drawing
-) -> Iterator[tuple[int, Image.Image]]:
+) -> Iterator[tuple[int, Image.Image | np.ndarray]]:
     """Draw images. Each depends on the model, `how` and its index alone, up to rounding by the batch size.
 
     Args:
@@ -102,7 +108,7 @@ def draw_images(
         how ([`Drawing`]): The settings.
 
     Yields:
-        `tuple`: The index and the image.
+        `tuple`: The index and the image, as [`DDPMPipelineCustom`] gives it.
     """
     indices = iter(indices)
     while batch := list(islice(indices, how.batch_size)):
@@ -113,6 +119,14 @@ def draw_images(
         yield from zip(batch, images)
 
 
+def pictures_in_order(
+    pipeline: DDPMPipelineCustom, drawn: Iterable[tuple[int, Image.Image | np.ndarray]]
+) -> list[Image.Image]:
+    """Return pictures for the eye of what [`draw_images`] yields, in the order of the indices."""
+    form = PixelFormat.of_model(pipeline.unet.config)
+    return [form.picture_of(sample) for _, sample in sorted(drawn, key=lambda pair: pair[0])]
+
+
 def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
     """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
@@ -121,7 +135,7 @@ def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerat
     classes = Classes.chosen(pipeline, None, config.guidance_scale)
     how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
     parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    return pictures_in_order(pipeline, (pair for part in parts for pair in part))
 
 
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -179,7 +193,8 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_marked(image_grid([image for _, image in draw_images(pipeline, range(how.batch_size), how)]), path)
+    pictures = pictures_in_order(pipeline, draw_images(pipeline, range(how.batch_size), how))
+    save_marked(PixelFormat.of_model(pipeline.unet.config).captioned(image_grid(pictures)), path)
 
 
 def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str):
@@ -187,7 +202,8 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
 
     Args:
         pipeline, how: See [`draw_images`].
-        folder (`Path`): Folder for 000000.png, 000001.png, ..., and their settings.
+        folder (`Path`): Folder for 000000.png, 000001.png, ..., and their settings. Samples that are no pictures have
+            the suffix of their format, .tif or .npy.
         num_images (`int`): Number of images in the folder at the end.
         source (`str`): Name of the model, for the settings.
 
@@ -207,15 +223,16 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
     }
     together(lambda: _claim(folder, settings) if state.is_main_process else None)
     mine = range(state.process_index, num_images, state.num_processes)
-    missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i))])
+    form = PixelFormat.of_model(pipeline.unet.config)
+    missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i, form.suffix))])
     pipeline.set_progress_bar_config(disable=True)
     bar = tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process)
 
     def draw():
         for i, image in draw_images(pipeline, missing, how):
-            path = picture_path(folder, i)
+            path = picture_path(folder, i, form.suffix)
             unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-            image.save(unfinished)
+            save_sample(image, unfinished)
             os.replace(unfinished, path)
             bar.update()
 
@@ -226,6 +243,8 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
 def _is_whole(path: Path) -> bool:
     """Return whether a picture exists and is whole. A crash of the machine can leave a part of one."""
     try:
+        if path.suffix != ".png":
+            return bool(read_sample(path).size)
         with Image.open(path) as picture:
             picture.verify()
         return True
@@ -251,9 +270,31 @@ def fingerprint(pipeline: DDPMPipelineCustom) -> str:
     return digest.hexdigest()[:16]
 
 
-def picture_path(folder: Path, i: int) -> Path:
+def picture_path(folder: Path, i: int, suffix: str = ".png") -> Path:
     """Return the path of image i in a folder of samples."""
-    return folder / f"{i:06d}.png"
+    return folder / f"{i:06d}{suffix}"
+
+
+def save_sample(sample: Image.Image | np.ndarray, path: Path):
+    """Save a picture as .png, or an array `(H, W, C)` as .tif or .npy."""
+    if isinstance(sample, Image.Image):
+        sample.save(path)
+    elif path.suffix == ".npy":
+        np.save(path, sample)
+    else:
+        import tifffile  # imported here, since few need it
+
+        pixels = sample[..., 0] if sample.shape[2] == 1 else sample
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig" if pixels.ndim == 3 else None)
+
+
+def read_sample(path: Path) -> np.ndarray:
+    """Return a saved sample, `(H, W, C)`.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return read_array({"bytes": None, "path": str(path)})
 
 
 def _claim(folder: Path, settings: dict):

@@ -216,6 +216,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             biases, and zeros in the last layer of each block and of the network. False keeps PyTorch's initialisation.
         class_names (`tuple[str, ...]`, *optional*): Names of the classes 0, 1, .... The label after them, the last of
             `num_class_embeds`, stands for no class. A call without labels uses it.
+        pixel_format (`dict`, *optional*): What samples are, unless they are 8-bit pictures, grey or RGB: `mode`,
+            `dtype`, `low` and `high`, which the network sees as -1 and 1, `stored` and `suffix`.
 
     Raises:
         ValueError: If a value has another type or the keys do not fit together.
@@ -253,6 +255,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         norm_out_num_groups: int | None = None,
         zero_init: bool = True,
         class_names: tuple[str, ...] | None = None,
+        pixel_format: dict | None = None,
     ):
         super().__init__()
         check_config(self.config)
@@ -573,6 +576,8 @@ def check_config(config):
         check(texts, "class_names", "None, or a list of names")
         expected = len(names) + 1
         check(config.num_class_embeds == expected, "num_class_embeds", f"{expected}, one more than class_names")
+    about = config.pixel_format
+    check(about is None or _is_pixel_format(about), "pixel_format", "None, or mode, dtype, low, high, stored, suffix")
     size, factor = config.sample_size, 2 ** (levels - 1)
     pair = size if _is_list(size) else (size, size)
     fits = len(pair) == 2 and all(_is_positive(side) and side % factor == 0 for side in pair)
@@ -581,6 +586,12 @@ def check_config(config):
         "sample_size",
         f"a whole number or two, multiples of {factor}, since {levels} levels halve the sample {levels - 1} times",
     )
+
+
+def _is_pixel_format(value) -> bool:
+    kinds = {"mode": str, "dtype": str, "low": Real, "high": Real, "stored": str, "suffix": str}
+    fits = isinstance(value, dict) and value.keys() == kinds.keys()
+    return fits and all(isinstance(value[key], kind) for key, kind in kinds.items()) and value["low"] < value["high"]
 
 
 def _is_positive(value) -> TypeGuard[int]:

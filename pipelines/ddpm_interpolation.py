@@ -184,6 +184,11 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
     def _read(self, picture: Image.Image, name: str) -> Image.Image:
         """Return the picture in the model's mode and size. A log line says what that changed."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if about := self.unet.config.get("pixel_format"):
+            raise ValueError(
+                f"The model draws {channels} channels of {about['dtype']} from {about['low']:g} to {about['high']:g}; "
+                "this pipeline is for models of 8-bit pictures, grey or RGB."
+            )
         if size is None or channels not in (1, 3):
             raise ValueError(
                 f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "

@@ -90,6 +90,11 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         batch_size = self._check_output(output_type, batch_size)
         generator = self._check_generator(generator, batch_size)
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if output_type == "pil" and (about := self.unet.config.get("pixel_format")):
+            raise ValueError(
+                f"The model draws {channels} channels of {about['dtype']} from {about['low']:g} to {about['high']:g}, "
+                "and no 8-bit pictures, grey or RGB; pass `output_type='np'` or 'pt'."
+            )
         if size is None or (output_type == "pil" and channels not in (1, 3)):
             raise ValueError(
                 f"The model has `sample_size={size}` and {channels} channels; expected a size, and 1 or 3 channels for "

@@ -13,7 +13,7 @@ LEAVES = ("unet_ddpm", "scheduling_ddpm_linear", "pipeline_ddpm_custom")
 # From the bottom to the top. A file imports from layers below its own, and from its own wing or layer.
 LAYERS = (
     LEAVES,
-    ("tokens", "terminal", "forms", "files", "manifest", "run_files", "pictures"),
+    ("tokens", "terminal", "forms", "files", "manifest", "run_files", "pixel_format", "pictures"),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
     ("option_fields", "presets", "model_sizes", "config", "config_file", "base_options", "command_line"),
     ("images",),
@@ -55,7 +55,7 @@ def floor(file):
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaves_are_self_contained(leaf):
     """The Hub ships them singly."""
-    allowed = {"torch", "diffusers", *sys.stdlib_module_names}
+    allowed = {"torch", "diffusers", "PIL", *sys.stdlib_module_names}  # diffusers requires Pillow
     assert {name.split(".")[0] for name in imports(PACKAGE / f"{leaf}.py")} <= allowed
 
 

@@ -17,6 +17,7 @@ from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.sampling import SCHEDULERS, generators_of
 
 Track = Callable[[Iterable], Iterable]
@@ -31,7 +32,10 @@ class DemoModel:
         pipeline ([`DDPMPipelineCustom`]): The model, on its device.
 
     Raises:
-        ValueError: If its samples are no pictures.
+        ValueError: If it does not tell the size and the channels of its samples.
+
+    Attributes:
+        takes_pictures (`bool`): Whether its samples are 8-bit pictures, grey or RGB, so that it can change such.
     """
 
     def __init__(self, pipeline: DDPMPipelineCustom):
@@ -40,7 +44,9 @@ class DemoModel:
         self.num_train_timesteps = self.scheduler_config.num_train_timesteps
         self.class_names = self.unet.config.get("class_names")
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
-        if size is None or self.channels not in (1, 3):
+        self.form = PixelFormat.of_model(self.unet.config)
+        self.takes_pictures = not self.form.settings()
+        if size is None or (self.takes_pictures and self.channels not in (1, 3)):
             raise ValueError(
                 f"The model has `sample_size={size}` and {self.channels} channels; expected a size, and the 1 or 3 "
                 "channels of pictures."
@@ -70,18 +76,24 @@ class DemoModel:
             track (callable): Wraps the loop over the steps.
 
         Returns:
-            `list[PIL.Image.Image]`: The images.
+            `list[PIL.Image.Image]`: The images, or what can be seen of samples that are no pictures.
         """
         pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
         wish = {"class_labels": [class_name] * num_images, "guidance_scale": guidance_scale} if class_name else {}
-        return pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
+        images = pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
+        return [self.form.picture_of(image) for image in images]
 
     def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
         """Return how sample 0 of a seed appears from noise: pairs of x_t and the x_0 predicted from it."""
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         num_frames = min(steps + 1, MOST_FRAMES)
-        output = pipeline(num_frames=num_frames, generator=self._generators(seed), num_inference_steps=steps)
-        return [(x_t, x_0) for (x_t,), (x_0,) in zip(output.x_t, output.x_0)]
+        settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
+        output = pipeline(generator=self._generators(seed), **settings)
+        x_t, x_0 = (
+            [pipeline.numpy_to_pil(self.form.bands_to_show(frame))[0] for frame in frames]
+            for frames in (output.x_t, output.x_0)
+        )
+        return list(zip(x_t, x_0))
 
     def interpolate(
         self,

@@ -89,10 +89,11 @@ def make_page(model: DemoModel, title: str) -> gr.Blocks:
             _add_sample(model)
         with gr.Tab("Denoise"):
             _add_denoise(model)
-        with gr.Tab("Interpolate"):
-            _add_interpolate(model)
-        with gr.Tab("Inpaint"):
-            _add_inpaint(model)
+        if model.takes_pictures:
+            with gr.Tab("Interpolate"):
+                _add_interpolate(model)
+            with gr.Tab("Inpaint"):
+                _add_inpaint(model)
     return page
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ddpm_hf.evaluation.image_sets import PictureFolder
+from ddpm_hf.evaluation.image_sets import PictureFolder, Seen
 from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
 from ddpm_hf.evaluation.nearest import nearest_picture
 from ddpm_hf.evaluation.reference import open_reference, run_options
@@ -60,8 +60,9 @@ def evaluate(
         if progressive:
             write_json_lines(output.with_name(PROGRESSIVE), progressive)
         if wanted.of_samples:
-            shown = PictureFolder(samples, min(8, wanted.num_images))
-            save_marked(nearest_picture(shown, images, k=8), output.with_name(NEAREST))
+            shown = PictureFolder(samples, min(8, wanted.num_images), images.form)
+            picture = nearest_picture(shown, Seen(images), k=8)
+            save_marked(images.form.captioned(picture), output.with_name(NEAREST))
         write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
         if not save_samples:

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ddpm_hf.images.batches import cut
 from ddpm_hf.images.cache import ImageCache
-from ddpm_hf.sampling import picture_path
+from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
+from ddpm_hf.sampling import picture_path, read_sample
 
 
 class ImageSet(Protocol):
@@ -22,22 +22,24 @@ class ImageSet(Protocol):
 
 
 class ReferenceSet(ImageSet, Protocol):
-    """Images to compare with, all of the model's size.
+    """Images to compare with, all of the model's size. Data of other formats may have other types than uint8.
 
     Attributes:
         folder (`Path`): The cache that holds them.
         fingerprint (`str`): A hash of the images and their order.
+        form ([`~ddpm_hf.pixel_format.PixelFormat`]): Their pixels.
     """
 
     folder: Path
     fingerprint: str
+    form: PixelFormat
 
 
 class PictureFolder:
-    """The pictures 000000.png, 000001.png, ... in a folder, as an [`ImageSet`]."""
+    """The samples 000000.png, 000001.png, ... in a folder, as an [`ImageSet`] of what can be seen of them."""
 
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, form: PixelFormat = EIGHT_BITS):
+        self.folder, self.count, self.form = folder, count, form
 
     def __len__(self) -> int:
         return self.count
@@ -45,8 +47,22 @@ class PictureFolder:
     def __getitem__(self, i: int, /) -> np.ndarray:
         if not 0 <= i < self.count:
             raise IndexError(i)
-        pixels = np.asarray(Image.open(picture_path(self.folder, i)))
-        return pixels.reshape(*pixels.shape[:2], -1)
+        pixels = read_sample(picture_path(self.folder, i, self.form.suffix))
+        return self.form.eight_bits(pixels, (self.form.low, self.form.high)) if self.form.settings() else pixels
+
+
+class Seen:
+    """What can be seen of images to compare with, as an [`ImageSet`]; see [`PixelFormat.eight_bits`]."""
+
+    def __init__(self, images: ReferenceSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        form = self.images.form
+        return form.eight_bits(self.images[i], form.levels) if form.settings() else self.images[i]
 
 
 class CentralCuts:
@@ -59,7 +75,7 @@ class CentralCuts:
 
     def __init__(self, images: ImageCache, size: tuple[int, int]):
         self.images, self.size = images, size
-        self.folder, self.fingerprint = images.folder, images.fingerprint
+        self.folder, self.fingerprint, self.form = images.folder, images.fingerprint, images.form
 
     def __len__(self) -> int:
         return len(self.images)

@@ -18,7 +18,7 @@ import torch
 from ddpm_hf import __version__
 from ddpm_hf.evaluation.distances import check_enough, frechet_distance, kernel_distance, precision_recall
 from ddpm_hf.evaluation.features import extract, features_file, keep_features, load_extractor, read_features
-from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, ReferenceSet, as_batch
+from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, ReferenceSet, Seen, as_batch
 from ddpm_hf.evaluation.likelihood import Bound, variational_bound
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
@@ -124,8 +124,13 @@ def measure(
         about = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": steps, **about_features}
         about["num_images"] = wanted.num_images
         about["torchmetrics"] = importlib.metadata.version("torchmetrics")
+        notes = []
         if wanted.num_images < ENOUGH_SAMPLES:
-            about["note"] = f"few samples: {wanted.num_images:,}, so not comparable with numbers of more."
+            notes.append(f"few samples: {wanted.num_images:,}, so not comparable with numbers of more.")
+        if images.form.settings():
+            notes.append(f"compared is what can be seen with 8 bits of {images.form.describe()}.")
+        if notes:
+            about["note"] = " ".join(notes)
         metrics = wanted.of_samples if state.is_main_process else ()
         compared = together(lambda: {metric: _compare(metric, real, fake, wanted.seed) for metric in metrics})
         results = {metric: {**numbers, **record, **about} for metric, numbers in compared.items()}
@@ -135,13 +140,18 @@ def measure(
 
 
 def check_measurable(wanted: Measurement, images: ReferenceSet):
-    """Raise a ValueError if there are too few images, or if the extractor fails on a batch of them."""
+    """Raise a ValueError if there are too few images, no 256 levels for bpd, or the extractor fails on a batch."""
     state = this_process()
+    if "bpd" in wanted.metrics and not images.form.has_256_levels:
+        raise ValueError(
+            f"--metrics bpd is the likelihood of pictures of 256 levels, and these have {images.form.describe()}; name "
+            "other metrics, or train without --preserve_input_precision."
+        )
     if min(wanted.num_images, len(images)) < state.num_processes:
         raise ValueError(f"--num_images {wanted.num_images}: expected one for each process, {state.num_processes}.")
     if wanted.of_samples:
         extractor, some = load_extractor(wanted.features, state.device), range(min(wanted.batch_size, len(images)))
-        features = extractor(as_batch(images, some))
+        features = extractor(as_batch(Seen(images), some))
         check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
 
 
@@ -179,11 +189,11 @@ def _features(
         return _in_turns(parts, len(pictures))
 
     path = features_file(images.folder.parent / "features", images.fingerprint, extractor.fingerprint)
-    real = _kept(path, lambda: shared_out(images))
+    real = _kept(path, lambda: shared_out(Seen(images)))
     classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
     how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, wanted.mixed_precision)
     fill_folder(pipeline, samples, wanted.num_images, how, source=model)
-    fake = shared_out(PictureFolder(samples, wanted.num_images))
+    fake = shared_out(PictureFolder(samples, wanted.num_images, images.form))
     about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
     about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale)
     about["mixed_precision"] = wanted.mixed_precision

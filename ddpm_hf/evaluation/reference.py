@@ -7,9 +7,12 @@ from ddpm_hf.files import read_json
 from ddpm_hf.images.cache import ImageCache, load_images
 from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import load_dataset
-from ddpm_hf.images.survey import common_mode
+from ddpm_hf.images.survey import choose_format
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import OPTIONS, is_run
+
+_KINDS = {"L": "greyscale", "RGB": "colour"}
 
 
 def run_options(folder: Path) -> dict:
@@ -43,7 +46,8 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
         OSError: If the cache cannot be written.
     """
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
-    if size is None or channels not in (1, 3):
+    form = PixelFormat.of_model(pipeline.unet.config)
+    if size is None or (channels not in (1, 3) and not form.settings()):
         raise ValueError(f"the model has the size {size} and {channels} channels; expected pixels, and 1 or 3.")
     resolution = size if isinstance(size, int) else "{}x{}".format(*size)
     is_other = any(chosen.get(key, run.get(key)) != run.get(key) for key in ("dataset_name", "train_data_dir"))
@@ -51,10 +55,11 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
     kept = {key: value for key, value in run.items() if not is_other or key in reading}
     config = TrainingConfig(**{**kept, **chosen, "resolution": resolution})
     dataset, _ = sort_out_small(load_dataset(config), config)
-    mode, expected = common_mode(dataset), "L" if channels == 1 else "RGB"
-    if mode != expected:
-        kinds = {"L": "greyscale", "RGB": "colour"}
-        raise ValueError(f"the reference set holds {kinds[mode]} images, and the model draws {kinds[expected]} ones.")
+    # A model of other data says itself how they are read.
+    found = form if form.settings() else choose_format(dataset, config)
+    if found != form:
+        holds, draws = (_KINDS.get(each.mode, each.describe()) for each in (found, form))
+        raise ValueError(f"the reference set holds {holds} images, and the model draws {draws} ones.")
     record = {
         "dataset": config.train_data_dir or config.dataset_name or "mnist-mini",
         "dataset_config": config.dataset_config_name,
@@ -64,7 +69,8 @@ def open_reference(pipeline: DDPMPipelineCustom, run: dict, chosen: dict) -> tup
             "channels": channels,
             "image_fit": config.image_fit,
             "celeba_crop": config.celeba_crop,
+            **({"pixels": form.describe()} if form.settings() else {}),
             **({"small_images": config.small_images} if config.small_images != "error" else {}),
         },
     }
-    return load_images(dataset, mode, config), record
+    return load_images(dataset, form, config), record

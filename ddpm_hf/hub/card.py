@@ -19,10 +19,12 @@ from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.card_metadata import make_metadata, to_yaml
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import DENOISING, LOSS, SAMPLES, list_samples
 from ddpm_hf.tokens import holds_token
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+_SAVE_ARRAY = "print(images[0].shape, images[0].dtype)  # an array of NumPy, in the range of the training data"
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.png)\)")
 
 
@@ -61,7 +63,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
     samples = next((path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]), None)
     height, width = unet["sample_size"]
-    class_names, channels = unet.get("class_names"), unet["in_channels"]
+    class_names, form = unet.get("class_names"), PixelFormat.of_model(unet)
     scheduler = read_side_file(folder / "scheduler" / "scheduler_config.json", {"num_train_timesteps": int})
     arguments = "batch_size=4"
     if class_names:
@@ -73,7 +75,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model=_base_model(config))),
         name=markdown(name),
         repo_id=literal(repo_id),
-        kind={1: "greyscale", 3: "colour"}.get(channels, f"{channels}-channel"),
+        kind=_kind(form),
+        save='images[0].save("sample.png")' if form.suffix == ".png" else _SAVE_ARRAY,
         height=height,
         width=width,
         steps=config.get("ddpm_num_inference_steps") or scheduler.get("num_train_timesteps", 1000),
@@ -83,7 +86,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         base=_base_sentence(config),
         preprocessing=describe_preprocessing(config),
         samples=samples,
-        samples_caption=samples and _samples_caption(config, samples),
+        samples_caption=samples and _samples_caption(config, samples, form),
         denoising=_existing(folder, DENOISING),
         loss_curve=_existing(folder, LOSS),
         training=_training(read_facts(folder), read_metrics(folder)),
@@ -102,7 +105,15 @@ def pictures_in(card: str, folder: str | Path) -> list[str]:
 # ---- Sentences and rows --------------------------------------------------------------------------------------------
 
 
-def _samples_caption(config: dict, samples: str) -> str:
+def _kind(form: PixelFormat) -> str:
+    """Name what the model draws, in the plural."""
+    if form.is_picture:
+        names = {("L", 1): "greyscale", ("RGB", 3): "colour", ("RGB", form.channels): f"{form.channels}-channel"}
+        return f"{names.get((form.mode, form.channels), form.mode)} pictures"
+    return f"arrays with {form.describe()}" if form.suffix != ".png" else f"pictures with {form.describe()}"
+
+
+def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     step = int(Path(samples).stem.removeprefix("step-"))
     weights = "the averaged weights" if config.get("use_ema") else "the weights"
     steps, seed = config.get("ddpm_num_inference_steps"), config.get("seed")
@@ -111,7 +122,8 @@ def _samples_caption(config: dict, samples: str) -> str:
         guidance = config.get("guidance_scale")
         classes = f", the classes in turns, guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
     how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
-    return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}."
+    shown = f" In the picture: {form.caption()}." if form.caption() else ""
+    return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"
 
 
 def _base_model(config: dict) -> str | None:

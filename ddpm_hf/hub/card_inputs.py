@@ -14,6 +14,7 @@ from ddpm_hf.config import TrainingConfig, option_misfit
 from ddpm_hf.files import read_json, read_json_lines
 from ddpm_hf.forms import Form, is_of, misfit, shown
 from ddpm_hf.hub.card_text import bare, plain
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import EVALUATION, FACTS, INDEX, METRICS, OPTIONS
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import refuse_token
@@ -55,6 +56,11 @@ def read_unet_config(folder: Path) -> dict:
         raise ValueError(f"{path} is broken: `sample_size` is {shown(size)}; expected one or two sides. {advice}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path} is broken: `class_names` is {shown(names)}; expected a list of texts. {advice}")
+    try:
+        PixelFormat.of_model(unet)
+    except TypeError as error:
+        about = shown(unet["pixel_format"])
+        raise ValueError(f"{path} is broken: `pixel_format` is {about}; expected a description. {advice}") from error
     return {**unet, "sample_size": sizes}
 
 

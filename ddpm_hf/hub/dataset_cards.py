@@ -127,4 +127,6 @@ def describe_preprocessing(config: dict) -> str:
     if config.get("augment"):
         paper = "[Karras et al. 2022](https://arxiv.org/abs/2206.00364), appendix F.2"
         steps.append(f"augmented with probability {config['augment_probability']} and labels ({paper})")
-    return "; ".join([*steps, "values scaled to [-1, 1]"]) + "."
+    about = (config.get("model") or {}).get("pixel_format")
+    values = f"values from {about['low']:.9g} to {about['high']:.9g}" if about else "values"
+    return "; ".join([*steps, f"{values} scaled to [-1, 1]"]) + "."

@@ -10,6 +10,7 @@ import torch
 
 from ddpm_hf.images.augment import draw_labels, transform
 from ddpm_hf.images.cache import ImageCache
+from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 
 
 def seed_of(seed: int, purpose: str, number: int) -> int:
@@ -110,6 +111,7 @@ class Batches:
         device (`torch.device`): Where the batches are made.
         num_classes (`int`, *optional*): Classes of a class-conditional model; its label `num_classes` stands for none.
         cond_dropout (`float`): Probability that a label is replaced by that one.
+        pixels ([`~ddpm_hf.pixel_format.PixelFormat`]): What the images hold; by default the numbers 0 to 255.
         augment (`float`, *optional*): Probability of [`~ddpm_hf.images.augment.draw_labels`]; None for no augmentation.
     """
 
@@ -121,6 +123,7 @@ class Batches:
     device: torch.device
     num_classes: int | None = None
     cond_dropout: float = 0.0
+    pixels: PixelFormat = EIGHT_BITS
     augment: float | None = None
 
     def generator(self, g: int) -> torch.Generator:
@@ -136,8 +139,7 @@ class Batches:
         images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
         where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
         cuts = np.stack([cut(image, self.size, *u) for image, u in zip(images, where)])
-        pixels = torch.from_numpy(cuts).to(self.device)  # (B, H, W, C) uint8
-        x_0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, C, H, W)
+        x_0 = self.pixels.to_x_0(cuts, self.device)  # (B, H, W, C) -> (B, C, H, W)
         if self.random_flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)

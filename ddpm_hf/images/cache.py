@@ -19,9 +19,11 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json, read_json_lines, write_json, write_json_lines
+from ddpm_hf.images.arrays import refuse_leaving
 from ddpm_hf.images.decoding import White, decode_rows, refuse_unreadable
 from ddpm_hf.images.survey import choose_white
 from ddpm_hf.manifest import MANIFEST, check_files, describe_files, whole_folder
+from ddpm_hf.pixel_format import BANDS, PixelFormat
 from ddpm_hf.terminal import one_line
 
 # A part of the name of every cache. Raise it when the pixels or the files change.
@@ -45,7 +47,7 @@ class ImageCache:
         folder (`Path`): The folder of the cache. It holds `pixels.bin`, all images one after the other; `index.npy`
             `(N, 3)`, where each image begins, its height and its width; `labels.npy` `(N,)` if there are labels;
             `unreadable.jsonl`, the images left out; and `manifest.json`, the sizes and hashes of these files.
-        channels (`int`): 1 or 3.
+        form ([`~ddpm_hf.pixel_format.PixelFormat`]): The pixels.
         labelled (`bool`): Whether the data set has labels.
 
     Attributes:
@@ -58,8 +60,8 @@ class ImageCache:
         OSError: If a file cannot be read.
     """
 
-    def __init__(self, folder: Path, channels: int, labelled: bool):
-        self.folder, self.channels = folder, channels
+    def __init__(self, folder: Path, form: PixelFormat, labelled: bool):
+        self.folder, self.form = folder, form
         names = [PIXELS, INDEX, *([LABELS] if labelled else [])]
         hashes = _check_files(folder, [*names, UNREADABLE])
         self.fingerprint = hashlib.sha256(repr([hashes[name] for name in names]).encode()).hexdigest()
@@ -74,13 +76,13 @@ class ImageCache:
         return len(self.index)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Read image i, `(height, width, channels)` uint8.
+        """Read image i, `(height, width, channels)` of the type `form.stored`, mostly uint8.
 
         Raises:
             OSError: If the image cannot be read whole.
         """
         start, height, width = self.index[i].tolist()
-        pixels = np.empty((height, width, self.channels), dtype=np.uint8)
+        pixels = np.empty((height, width, self.form.channels), dtype=self.form.stored)
         self.file.seek(start)
         count = self.file.readinto(pixels.data)
         if count != pixels.nbytes:
@@ -101,24 +103,26 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: entries[name]["sha256"] for name in names}
 
 
-def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) -> ImageCache:
+def load_images(dataset: datasets.Dataset, form: PixelFormat | str, config: TrainingConfig) -> ImageCache:
     """Open the cache of a data set's images. Decode the images first if there is no cache, or a spoilt one.
 
     Args:
         dataset (`datasets.Dataset`): Undecoded images, and labels if the options ask for them, from [`load_dataset`].
-        mode (`str`): "L" or "RGB".
+        form ([`~ddpm_hf.pixel_format.PixelFormat`] or `str`): The pixels; "L" and "RGB" stand for such pictures.
         config ([`TrainingConfig`]): The options of the group "Data".
 
     Raises:
-        ValueError: If an image is smaller than the resolution, or too many images cannot be read.
+        ValueError: If an image is smaller than the resolution, images leave the range, or too many cannot be read.
         OSError: If the cache cannot be written.
     """
-    white = choose_white(dataset)
-    settings = (config.resolution, config.image_fit, config.center_crop, config.celeba_crop, mode, white)
+    form = PixelFormat.of_mode(form)
+    white = None if form.mode == BANDS else choose_white(dataset)
+    about = form if form.settings() else form.mode
+    settings = (config.resolution, config.image_fit, config.center_crop, config.celeba_crop, about, white)
     key = hashlib.sha256(repr((VERSION, dataset._fingerprint, *settings)).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf" / key
     try:
-        images = _open_or_make(folder, dataset, mode, config, white)
+        images = _open_or_make(folder, dataset, form, config, white)
     except OSError as error:
         raise OSError(f"the decoded images cannot be kept in {folder}: {error}. Name another --cache_dir.") from error
     refuse_unreadable(images.unreadable, len(dataset), config, f"all in {folder / UNREADABLE}")
@@ -126,13 +130,13 @@ def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) ->
 
 
 def _open_or_make(
-    folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White
+    folder: Path, dataset: datasets.Dataset, form: PixelFormat, config: TrainingConfig, white: White | None
 ) -> ImageCache:
     for _ in range(3):  # again if the cache is spoilt, and again if another run removes it for the same reason
         if not folder.exists():
-            _make(folder, dataset, mode, config, white)
+            _make(folder, dataset, form, config, white)
         try:
-            return ImageCache(folder, len(mode), "label" in dataset.features)
+            return ImageCache(folder, form, "label" in dataset.features)
         except SpoiltCache as error:
             problem = str(error)
             tqdm.write(f"The cache of decoded images is spoilt: {problem}. It is made again.")
@@ -143,11 +147,11 @@ def _open_or_make(
 # ---- Making a cache: its unfinished folder is called KEY.HOST.PROCESS.RANDOM.tmp ------------------------------------
 
 
-def _make(folder: Path, dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White):
+def _make(folder: Path, dataset: datasets.Dataset, form: PixelFormat, config: TrainingConfig, white: White | None):
     """Make the folder of a cache. Another run may make it at the same time; the first one finished stays."""
     with whole_folder(folder, _unfinished(folder), replace=False) as unfinished:
         _remove_folders_of_dead_processes(folder.parent)
-        _decode_all(dataset, mode, config, white, unfinished)
+        _decode_all(dataset, form, config, white, unfinished)
         write_json(unfinished / MANIFEST, {"files": describe_files(unfinished)})
 
 
@@ -186,12 +190,16 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White, folder: Path):
+def _decode_all(
+    dataset: datasets.Dataset, form: PixelFormat, config: TrainingConfig, white: White | None, folder: Path
+):
     """Write the files of a cache, but the manifest."""
-    needed = len(dataset) * math.prod(config.size) * len(mode)
+    needed = len(dataset) * math.prod(config.size) * form.channels * np.dtype(form.stored).itemsize
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(f"{needed / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB are free")
-    index, start, labels, unreadable = array("q"), 0, array("q"), []
+    index, start, labels = array("q"), 0, array("q")
+    unreadable: list[dict] = []
+    leaving: list[dict] = []
     with (
         open(folder / PIXELS, "wb") as pixels,
         ThreadPoolExecutor() as pool,
@@ -199,15 +207,16 @@ def _decode_all(dataset: datasets.Dataset, mode: str, config: TrainingConfig, wh
     ):
         for first in range(0, len(dataset), 256):
             rows = dataset[first : first + 256]
-            for decoded, label in decode_rows(pool, rows, first, mode, config, white):
+            for decoded, label in decode_rows(pool, rows, first, form, config, white):
                 if isinstance(decoded, dict):
-                    unreadable.append(decoded)
+                    (unreadable if "reason" in decoded else leaving).append(decoded)
                 else:
                     pixels.write(decoded.data)
                     index.extend((start, *decoded.shape[:2]))
-                    start += decoded.size
+                    start += decoded.nbytes
                     labels.append(label)
             progress.update(len(rows["image"]))
+    refuse_leaving(leaving, f"{len(dataset):,} images", form)
     np.save(folder / INDEX, np.array(index, dtype=np.int64).reshape(-1, 3))
     if "label" in dataset.features:
         np.save(folder / LABELS, np.array(labels, dtype=np.int64))

@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.arrays import OutOfRange, check_range, decode_array, name_of
 from ddpm_hf.images.stored import UnreadableImage, attempt, opened
+from ddpm_hf.pixel_format import BANDS, PixelFormat
 
 GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
@@ -76,7 +78,7 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
 
     Args:
         image (`dict`): `bytes` or, if these are None, `path`. None where the data set has no image.
-        mode (`str`): "L" or "RGB".
+        mode (`str`): A mode of Pillow with 8 bits a channel: "L", "LA", "RGB" or "RGBA".
         config ([`TrainingConfig`]): `resolution`, `image_fit`, `center_crop` and `celeba_crop` count.
         white ([`White`], *optional*): See [`to_eight_bits`].
 
@@ -97,11 +99,11 @@ def decode_image(image: dict | None, mode: str, config: TrainingConfig, white: W
 
 
 def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> Image.Image:
-    """Convert an image of any mode to "L" or "RGB". Transparent pixels are put on white.
+    """Convert an image of any mode to 8 bits a channel. Without a channel for it, what is transparent is put on white.
 
     Args:
         image (`PIL.Image.Image`): The image.
-        mode (`str`): "L" or "RGB".
+        mode (`str`): "L", "LA", "RGB" or "RGBA".
         white ([`White`], *optional*): The numbers that become 255 in images of 16 bits and of floats. By default 65535
             for 16 bits; for floats 1, or 255 if a number of this image is larger than 1.
 
@@ -115,6 +117,8 @@ def to_eight_bits(image: Image.Image, mode: str, white: White | None = None) -> 
         if not (numbers.min() >= 0 and numbers.max() <= largest):
             raise ValueError(f"expected numbers from 0 to {largest:g}, found {numbers.min():g} to {numbers.max():g}")
         image = Image.fromarray(np.round(numbers * (255 / largest)).astype(np.uint8))
+    if mode in ("LA", "RGBA"):
+        return image if image.mode == mode else image.convert("RGBA").convert(mode)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert(mode) if image.mode in ("1", "L", "RGB", "RGBA") else image.convert("RGB").convert(mode)
@@ -124,15 +128,15 @@ def fit_image(image: Image.Image, config: TrainingConfig) -> np.ndarray:
     """Bring an image to the training resolution.
 
     Args:
-        image (`PIL.Image.Image`): Of mode L or RGB.
+        image (`PIL.Image.Image`): Of mode L, LA, RGB or RGBA.
         config ([`TrainingConfig`]): `image_fit="crop"` shrinks the image until one side is that of
             `resolution`, antialiased; with `small_images="upscale"` it grows if need be. `center_crop` also cuts the
             side that is too long; otherwise every batch crops it at random. `image_fit="pad"` centres the image on
             black. `celeba_crop` first cuts out the 140 x 140 pixels around the face.
 
     Returns:
-        `numpy.ndarray`: `(height, width)` or `(height, width, 3)`, uint8. Height or width is that of `resolution`, and
-            neither is less.
+        `numpy.ndarray`: `(height, width)` or `(height, width, channels)`, uint8. Height or width is that of
+            `resolution`, and neither is less.
 
     Raises:
         ValueError: If the image is smaller than the resolution and not to be enlarged (`"crop"`), or larger (`"pad"`),
@@ -186,7 +190,12 @@ def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig
 
 
 def decode_rows(
-    pool: ThreadPoolExecutor, rows: dict[str, list], first: int, mode: str, config: TrainingConfig, white: White
+    pool: ThreadPoolExecutor,
+    rows: dict[str, list],
+    first: int,
+    form: PixelFormat,
+    config: TrainingConfig,
+    white: White | None,
 ) -> Iterable[tuple[np.ndarray | dict, int]]:
     """Decode the images of consecutive rows, in parallel.
 
@@ -194,11 +203,12 @@ def decode_rows(
         pool (`ThreadPoolExecutor`): The threads.
         rows (`dict`): The columns `image`, undecoded images of `datasets`, and `label` if there are labels.
         first (`int`): The number of the first row.
-        mode, config, white: See [`decode_image`].
+        form ([`~ddpm_hf.pixel_format.PixelFormat`]): The pixels to return.
+        config, white: See [`decode_image`].
 
     Returns:
-        `Iterable[tuple]`: A pair for each row: the image, or a dictionary of `image` and `reason` if it cannot be read;
-            and the label, -1 if there is none.
+        `Iterable[tuple]`: A pair for each row: the image, or a dictionary of `image` and `reason` if it cannot be read,
+            and of `image`, `smallest` and `largest` if its numbers leave the range; and the label, -1 if there is none.
 
     Raises:
         ValueError: If the size of an image does not fit the options. The message names the image.
@@ -206,9 +216,15 @@ def decode_rows(
 
     def decode(item: tuple[int, dict | None]) -> np.ndarray | dict:
         i, image = item
-        name = (image or {}).get("path") or i
+        name = name_of(image, i)
         try:
-            return decode_image(image, mode, config, white)
+            if form.mode == BANDS:
+                return decode_array(image, form, config)
+            pixels = decode_image(image, form.mode, config, white)
+            check_range(pixels, form)
+            return pixels
+        except OutOfRange as error:
+            return {"image": name, "smallest": error.smallest, "largest": error.largest}
         except UnreadableImage as error:
             return {"image": name, "reason": str(error)}
         except ValueError as error:

@@ -21,6 +21,8 @@ SPLITS = {
 }
 SPLIT_NAMES = {name for names in SPLITS.values() for name in names}
 
+ARRAYS = ".npy"  # the suffix of NumPy files
+
 # Files that often lie beside pictures. Nobody expects to train on them, so they are not mentioned.
 _SIDECARS = {".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".xml", ".yaml", ".yml"}
 _HEIF = "pip install pillow-heif reads them"
@@ -42,12 +44,14 @@ class Pictures:
         places (`dict[str, str]`): The pictures, sorted, and where to read each: a path, or `zip://member::archive`.
         stamps (`dict[str, tuple]`): The size and time of change of the file that each picture is in.
         metadata (`dict[str, str]`): The metadata files, and where to read each.
+        arrays (`dict[str, str]`): NumPy files, and where to read each. They are pictures in a folder without others.
         left_out (`Counter`): How many files of each kind are left out.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     stamps: dict[str, tuple] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, str] = field(default_factory=dict)
     left_out: Counter = field(default_factory=Counter)
 
     def keep(self, names: list[str]):
@@ -111,7 +115,9 @@ def list_pictures(folder: Path, output_dir: Path) -> Pictures:
         within = Path(at).relative_to(root).as_posix().removeprefix(".")
         for name in files:
             _add_file(found, f"{within}/{name}".removeprefix("/"), os.path.join(at, name), suffixes)
-    found.places = dict(sorted(found.places.items()))
+    if found.places and found.arrays:
+        found.left_out[ARRAYS] += len(found.arrays)
+    found.places = dict(sorted((found.places or found.arrays).items()))
     return found
 
 
@@ -151,6 +157,8 @@ def _add(found: Pictures, name: str, place: str, stamp: tuple, suffixes: set[str
         found.left_out.update(["hidden picture"] if kind in suffixes else [])
     elif kind in suffixes:
         found.places[name], found.stamps[name] = place, stamp
+    elif kind == ARRAYS:
+        found.arrays[name], found.stamps[name] = place, stamp
     elif file in METADATA:
         found.metadata[name] = place
     elif not kind:

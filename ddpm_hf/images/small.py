@@ -9,6 +9,7 @@ import datasets
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.files import read_json, write_json
+from ddpm_hf.images.arrays import name_of, sides_of_array
 from ddpm_hf.images.decoding import CELEBA_SIZE, CELEBA_SQUARE
 from ddpm_hf.images.stored import UnreadableImage, attempt, opened
 from ddpm_hf.terminal import say
@@ -106,8 +107,7 @@ def find_small(pool: ThreadPoolExecutor, images: list, first: int, config: Train
             return None  # it is noted when it is decoded
         if sides is None:
             return None
-        name = (image or {}).get("path") or row
-        return {"row": row, "image": name, "height": sides[0], "width": sides[1]}
+        return {"row": row, "image": name_of(image, row), "height": sides[0], "width": sides[1]}
 
     return list(pool.map(look, enumerate(images, first)))
 
@@ -120,6 +120,9 @@ def by_size(small: list[dict]) -> list[dict]:
 def _small_sides(image: dict | None, config: TrainingConfig) -> tuple[int, int] | None:
     """Return height and width of an image that is smaller than the resolution; None for others."""
     height, width = config.size
+    if sides := sides_of_array(image):
+        rows, columns = sides
+        return None if rows >= height and columns >= width else (rows, columns)
     with opened(image) as picture:
         columns, rows = picture.size
         if config.celeba_crop and picture.size == CELEBA_SIZE:

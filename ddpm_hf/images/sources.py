@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.deep_survey import element_type
 from ddpm_hf.images.folders import list_pictures, take_split
 from ddpm_hf.images.labels import find_labels, label_pictures, name_classes, named_pictures
 from ddpm_hf.run_files import is_run
@@ -23,7 +24,8 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
 
     Returns:
         `datasets.Dataset`: The column `image` of undecoded images and, for a class-conditional model, the column
-            `label` of type ClassLabel. With `streaming`, a `datasets.IterableDataset`.
+            `label` of type ClassLabel. Or `image` is a column of arrays. With `streaming`, a
+            `datasets.IterableDataset`.
 
     Raises:
         ValueError: If there is no such folder, data set, split or column, if there are no images, or if labels are
@@ -38,6 +40,7 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
 
     columns = dataset.features or {}
     images = [name for name, feature in columns.items() if isinstance(feature, datasets.Image)]
+    images += [name for name, feature in columns.items() if element_type(feature)]
     column = config.image_column or (images[0] if images else None)
     if column not in images:
         raise ValueError(f"--image_column {column}: the data set's image columns are {images}, of {list(columns)}.")
@@ -48,7 +51,9 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
     names = {column: "image"}
     if config.class_conditional:
         names[find_labels(dataset, config)] = "label"
-    dataset = dataset.select_columns(list(names)).cast_column(column, datasets.Image(decode=False))
+    dataset = dataset.select_columns(list(names))
+    if isinstance(columns[column], datasets.Image):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
     dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
     return name_classes(dataset) if config.class_conditional else dataset
 

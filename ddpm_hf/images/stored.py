@@ -36,7 +36,14 @@ read_heif()
 
 @contextmanager
 def opened(image: dict | None) -> Iterator[ImageFile.ImageFile]:
-    """Open an undecoded image of `datasets`."""
+    """Open an undecoded image of `datasets` with Pillow."""
+    with file_of(image) as file, Image.open(file) as picture:
+        yield picture
+
+
+@contextmanager
+def file_of(image: dict | None) -> Iterator[IO[bytes]]:
+    """Open the file of an undecoded image of `datasets`."""
     if image is None:
         raise ValueError("there is no image")
     file = _file(image["path"]) if image["bytes"] is None else io.BytesIO(image["bytes"])
@@ -47,8 +54,7 @@ def opened(image: dict | None) -> Iterator[ImageFile.ImageFile]:
         if size > MOST_BYTES:
             raise ValueError(f"the file has more than {MOST_BYTES:,} bytes")
         file.seek(0)
-        with Image.open(file) as picture:
-            yield picture
+        yield file
 
 
 def _file(path: str | None) -> IO[bytes]:

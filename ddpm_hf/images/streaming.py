@@ -10,10 +10,12 @@ import datasets
 import numpy as np
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.images.arrays import refuse_leaving
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.decoding import decode_rows, refuse_unreadable
 from ddpm_hf.images.small import by_size, find_small, list_small, treat_small
 from ddpm_hf.images.survey import choose_white
+from ddpm_hf.pixel_format import BANDS, PixelFormat
 
 CHUNK = 256  # rows decoded at once
 PATIENCE = 5  # seconds to wait at the end for the thread that reads; it may hang in the network
@@ -40,7 +42,7 @@ class StreamedImages:
     Args:
         dataset (`datasets.IterableDataset`): Undecoded images, and labels if the options ask for them, from
             [`load_dataset`].
-        mode (`str`): "L" or "RGB".
+        form ([`~ddpm_hf.pixel_format.PixelFormat`] or `str`): The pixels; "L" and "RGB" stand for such pictures.
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         state (`dict`, *optional*): A [`state`] to go on from.
 
@@ -57,10 +59,16 @@ class StreamedImages:
 
     images = fingerprint = None  # nothing is kept that could be read again
 
-    def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
-        self.dataset, self.mode, self.config = dataset, mode, config
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        form: PixelFormat | str,
+        config: TrainingConfig,
+        state: dict | None = None,
+    ):
+        self.dataset, self.form, self.config = dataset, PixelFormat.of_mode(form), config
         self.size = config.streaming_buffer_size
-        self.white = choose_white(dataset)
+        self.white = None if self.form.mode == BANDS else choose_white(dataset)
         self.unreadable: list[dict] = []
         self.small: list[dict] = []
         self.decoders = ThreadPoolExecutor()
@@ -142,13 +150,14 @@ class StreamedImages:
                     column.append(item[name])
                 if len(rows["image"]) == min(CHUNK, self.size - len(block.pixels)):
                     break
-            rows = self._without_small(rows, block)
-            for decoded, label in decode_rows(self.decoders, rows, 0, self.mode, self.config, self.white):
+            rows, leaving = self._without_small(rows, block), list[dict]()
+            for decoded, label in decode_rows(self.decoders, rows, 0, self.form, self.config, self.white):
                 if isinstance(decoded, dict):
-                    block.unreadable.append(decoded)
+                    (block.unreadable if "reason" in decoded else leaving).append(decoded)
                 else:
                     block.pixels.append(decoded)
                     block.labels.append(label)
+            refuse_leaving(leaving, f"{len(rows['image']):,} images", self.form)
             if len(block.unreadable) > self.size:
                 raise ValueError(
                     f"--dataset_name {self.config.dataset_name}: {len(block.unreadable):,} images cannot be read."

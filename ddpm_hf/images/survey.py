@@ -1,4 +1,4 @@
-"""Look at some pictures of a data set before all are decoded: are they grey, and which number is white?"""
+"""Look at some pictures of a data set before all are decoded: what are their channels, and which number is white?"""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -6,9 +6,29 @@ from contextlib import suppress
 import datasets
 import numpy as np
 
+from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.decoding import White, is_greyscale, largest_number
+from ddpm_hf.images.deep_survey import element_type, is_deep, survey_arrays
 from ddpm_hf.images.stored import UnreadableImage
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.terminal import say
+
+
+def choose_format(dataset: datasets.Dataset | datasets.IterableDataset, config: TrainingConfig) -> PixelFormat:
+    """Decide about the channels, the type and the range of the pixels, from the images looked at and the options.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Undecoded images.
+        config ([`TrainingConfig`]): `image_mode`, `value_range` and `preserve_input_precision` count.
+
+    Raises:
+        ValueError: If the images differ too much, or leave the range.
+    """
+    if is_deep(examples(dataset), config):
+        return survey_arrays(examples(dataset), element_type(dataset.features["image"]), config)
+    mode = common_mode(dataset) if config.image_mode == "auto" else config.image_mode
+    low, high = config.range_of_pixels or (0, 255)
+    return PixelFormat(mode, len(mode), low=low, high=high)
 
 
 def common_mode(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
@@ -43,7 +63,7 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     if key in _SURVEYS:
         return _SURVEYS[key]
     greyscale, largest = True, {"I": -1.0, "F": -1.0, "RGB": -1.0}
-    for row in examples(dataset):
+    for _, row in examples(dataset):
         with suppress(UnreadableImage):
             greyscale = is_greyscale(row["image"]) and greyscale
             for kind, number in largest_number(row["image"]).items():
@@ -53,10 +73,11 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     return greyscale, largest
 
 
-def examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
-    """Return up to a thousand rows: the first of a stream, or rows from all over a data set."""
+def examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[tuple[int, dict]]:
+    """Return up to a thousand rows and their numbers: the first of a stream, or rows from all over a data set."""
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.take(1000)
+        return enumerate(dataset.take(1000))
     # Ten runs of a hundred. A thousand single rows would load much more of the memory-mapped file.
     starts = np.linspace(0, max(len(dataset) - 100, 0), 10).astype(int)
-    return dataset.select(sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))}))
+    numbers = sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))})
+    return zip(numbers, dataset.select(numbers))

@@ -6,6 +6,7 @@ import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.loading import load_unet
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 from ddpm_hf.weights import StateDict
@@ -50,6 +51,9 @@ def adapt(base: DDPMUNetModel, unet: DDPMUNetModel) -> list[str]:
     weights = dict(base.state_dict())
     notes = [_adapt_channels(weights, base.config.in_channels, unet.config.in_channels)]
     notes += _adapt_labels(weights, base.config, unet.config)
+    before, now = (PixelFormat.of_model(network.config) for network in (base, unet))
+    if (before.settings() or now.settings()) and before != now:
+        notes.append(f"Its samples were {before.describe()}, and those of this run are {now.describe()}.")
     with unet.without_augment_embedding():  # no base has this layer
         unet.load_state_dict(weights)
     return [note for note in notes if note]

@@ -17,6 +17,7 @@ from ddpm_hf.hardware import describe_machine
 from ddpm_hf.images.augmented_grid import augmented_grid
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
+from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.run_files import (
     AUGMENTED,
     CHECKPOINTS,
@@ -130,15 +131,12 @@ class RunFolder:
         with going_on(f"write {FACTS}"):
             write_json(self.path / FACTS, self.facts)
 
-    def note_unreadable(self, unreadable: list[dict]):
-        """Add the images that were left out to unreadable_images.jsonl, each once."""
+    def note_unreadable(self, unreadable: list[dict], small: list[dict]):
+        """Note images each once: unreadable ones in unreadable_images.jsonl, too small ones in small_images.jsonl."""
+        self._add_lines(SMALL, small)
         if new := self._add_lines(UNREADABLE, unreadable):
             where = self.path / UNREADABLE
             tqdm.write(f"{new:,} images cannot be read and are left out; they are listed in {where}.")
-
-    def note_small(self, small: list[dict]):
-        """Add the images that are smaller than the resolution to small_images.jsonl, each once."""
-        self._add_lines(SMALL, small)
 
     def _add_lines(self, name: str, lines: list[dict]) -> int:
         """Add lines to a file of JSON, each once, and return how many are new."""
@@ -155,7 +153,8 @@ class RunFolder:
         path = self.path / AUGMENTED
         if self.config.augment and images is not None and not path.exists():
             with going_on(f"write {AUGMENTED}"):
-                shown = [images[i] for i in range(min(6, len(images)))]
+                form, some = images.form, range(min(6, len(images)))
+                shown = [form.eight_bits(images[i], form.levels) if form.settings() else images[i] for i in some]
                 augmented_grid(shown, self.config.size, self.config.augment_probability, self.config.seed).save(path)
 
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
@@ -173,9 +172,9 @@ class RunFolder:
     def _samples(self, step: int) -> Path:
         return self.path / SAMPLES / f"step-{step:06d}.png"
 
-    def save_samples(self, step: int, images: list[Image.Image]):
-        """Write samples/step-000500.png, and loss.png up to this step."""
-        image_grid(images).save(self._samples(step))
+    def save_samples(self, step: int, images: list[Image.Image], form: PixelFormat = EIGHT_BITS):
+        """Write samples/step-000500.png, which shows samples of a format, and loss.png up to this step."""
+        form.captioned(image_grid(images)).save(self._samples(step))
         steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
         loss_curve(steps, losses).save(self.path / LOSS)
 

@@ -1,8 +1,10 @@
 """What train_ddpm.py tells the person at the terminal."""
 
+import numpy as np
 import torch
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.training.run_folder import bytes_of_run
 from ddpm_hf.training.step_cost import StepCost
 from ddpm_hf.unet_ddpm import DDPMUNetModel
@@ -12,6 +14,8 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    form = PixelFormat.of_model(unet.config)
+    pixels = f" Pixels: {form.describe()}." if form.settings() else ""
     base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
@@ -23,7 +27,7 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     return (
         f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
         f"{steps:,} steps{time} of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
-        f"{torch.get_num_threads()} CPU threads.{start}"
+        f"{torch.get_num_threads()} CPU threads.{pixels}{start}"
     )
 
 
@@ -34,8 +38,8 @@ def describe_cost(
     if cost is None:
         return "The memory of the GPU is too small: pass a smaller --train_batch_size, or --gradient_checkpointing."
     seconds, channels = config.total_steps * cost.seconds, unet.config.in_channels
-    height, width = config.size
-    cache = f", and {megabytes(images * height * width * channels)} for the decoded images" if images else ""
+    (height, width), itemsize = config.size, np.dtype(PixelFormat.of_model(unet.config).stored).itemsize
+    cache = f", and {megabytes(images * height * width * channels * itemsize)} for the decoded images" if images else ""
     how = "estimated from a part of its images" if cost.is_estimated else "measured"
     widths = " / ".join(map(str, unet.config.block_out_channels))
     rows = {
@@ -63,6 +67,13 @@ def duration(seconds: float) -> str:
 def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
     """Say where everything is, and how to go on."""
     again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
+    form = PixelFormat.of_model(config.model | {"in_channels": 1})
+    draw = (
+        f'python -c "from ddpm_hf import DDPMPipelineCustom; '
+        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
+        if form.suffix == ".png"
+        else f"ddpm-hf sample {config.output_dir} --num_images 16"
+    )
     once = {"--overwrite_output_dir": config.overwrite_output_dir}
     once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
     without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)
@@ -73,6 +84,5 @@ def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> s
     )
     return (
         f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
-        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
-        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
+        f"are in {config.output_dir}; draw more with: {draw}"
     )
