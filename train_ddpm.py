@@ -25,13 +25,15 @@ from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
+from ddpm_hf.images.held_out import count_images, describe_held_out, load_split
 from ddpm_hf.images.opening import open_images
 from ddpm_hf.images.sources import label_settings, load_dataset
 from ddpm_hf.images.survey import common_mode
-from ddpm_hf.processes import gathered, on_any_process
-from ddpm_hf.sampling import Classes, Drawing, draw_images
+from ddpm_hf.processes import on_any_process
+from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
+from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.divergence import stop_if_diverged
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.log_book import LogBook
@@ -43,6 +45,7 @@ from ddpm_hf.training.run_lock import alone_in
 from ddpm_hf.training.state import RunState
 from ddpm_hf.training.summary import describe, farewell
 from ddpm_hf.training.trackers import start_trackers, track_numbers, track_samples
+from ddpm_hf.training.validation import HeldOutLoss, validate
 
 
 def main():
@@ -139,6 +142,8 @@ class Run:
 
     def __post_init__(self):
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
+        self.best, held_out = KeptBest(config), self.images.held_out
+        self.held_out_loss = None if held_out is None else HeldOutLoss(held_out, config, self.scheduler)
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
         self.batches = Batches(self.images, *settings, cond_dropout=config.cond_dropout)
@@ -171,17 +176,18 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     with accelerator.main_process_first():
         dataset = load_dataset(config)
         mode = common_mode(dataset)
+        split = load_split(dataset, mode, config)
     config.model = config.model | label_settings(dataset)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=len(mode))
-    count = None if config.streaming else len(dataset)
+    count, held_out = count_images(dataset, split, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:
         check_before_training(config)
         if dry_run:
             print(config.to_json(), end="")
-        print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
+        print(*notes, describe(config, unet, count, images_per_step, held_out), sep="\n", flush=True)
     if dry_run:
         return None
 
@@ -195,7 +201,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     folder = RunFolder(config)
     if is_main:
         folder.check_space(unet.get_memory_footprint())
-    images = open_images(dataset, mode, config, accelerator, start.saved and start.saved["stream"])
+    stream = start.saved and start.saved["stream"]
+    images = open_images(dataset, mode, config, accelerator, stream, split, held_out)
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:
@@ -208,7 +215,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if is_main:
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable)
-        folder.note_run(accelerator, unet, count, images_per_step, start.step)
+        about_held_out = images.held_out is not None and describe_held_out(images.held_out, config)
+        folder.note_run(accelerator, unet, count, images_per_step, start.step, about_held_out)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
@@ -232,9 +240,10 @@ def save_checkpoint(run: Run, state: RunState):
 
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:
-    """Return which outputs are due after a step: `"save"`, `"draw"`, `"measure"`."""
+    """Return which outputs are due after a step: `"save"`, `"validate"`, `"draw"`, `"measure"`."""
     last = step == config.total_steps
     often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
+    often["validate"] = config.validation_steps
     return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
 
 
@@ -246,7 +255,7 @@ def missing_outputs(run: Run, state: RunState) -> set[str]:
 
 
 def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = False):
-    """Save the pipeline, draw samples and measure, as far as they are due, all with the averaged weights."""
+    """Save the pipeline, measure, and draw samples, as far as they are due, all with the averaged weights."""
     if not due:
         return
     is_main, accelerator = run.accelerator.is_main_process, run.accelerator
@@ -258,6 +267,10 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                     run.folder.save_last_pipeline(pipeline)
             else:
                 run.folder.save_pipeline(pipeline)
+        if "validate" in due:
+            with going_on("measure the held-out loss"):
+                held_out = validate(pipeline, run.held_out_loss, run.folder, run.best, state.step)
+                track_numbers(accelerator, held_out, state.step)
         if "draw" in due:
             with going_on("draw samples"):
                 samples = draw_samples(pipeline, run.config, accelerator)
@@ -266,19 +279,8 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):
-                arguments = (run.reference, run.measurement, run.folder.path, state.step)
+                arguments = (run.reference, run.measurement, run.folder.path, state.step, run.best)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
-
-
-def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
-    """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
-    mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
-    pipeline.unet.eval()
-    pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    classes = Classes.chosen(pipeline, None, config.guidance_scale)
-    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
-    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
-    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -23,7 +24,7 @@ from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.precision import autocast
-from ddpm_hf.processes import this_process, together
+from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import make_model
@@ -110,6 +111,20 @@ def draw_images(
             options = {**how.classes.options(batch), "return_dict": False}
             (images,) = pipeline(len(batch), generators, how.num_inference_steps, **options)
         yield from zip(batch, images)
+
+
+def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list[Image.Image]:
+    """Draw the `eval_batch_size` samples of a run, shared out over the processes.
+
+    Image i depends on nothing but the weights, the seed and i.
+    """
+    mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
+    pipeline.unet.eval()
+    pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
+    classes = Classes.chosen(pipeline, None, config.guidance_scale)
+    how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
+    parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
+    return [image for _, image in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
 
 
 def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> list[torch.Generator]:

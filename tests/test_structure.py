@@ -15,7 +15,7 @@ LAYERS = (
     LEAVES,
     ("tokens", "terminal", "forms", "files", "manifest", "run_files", "pictures"),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
-    ("option_fields", "presets", "config", "config_file", "command_line"),
+    ("option_fields", "presets", "held_out_options", "config", "config_file", "command_line"),
     ("images",),
     ("training",),
     ("sampling",),

@@ -101,19 +101,20 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: entries[name]["sha256"] for name in names}
 
 
-def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig) -> ImageCache:
+def load_images(dataset: datasets.Dataset, mode: str, config: TrainingConfig, white: White | None = None) -> ImageCache:
     """Open the cache of a data set's images. Decode the images first if there is no cache, or a spoilt one.
 
     Args:
         dataset (`datasets.Dataset`): Undecoded images, and labels if the options ask for them, from [`load_dataset`].
         mode (`str`): "L" or "RGB".
         config ([`TrainingConfig`]): The options of the group "Data".
+        white ([`White`], *optional*): The numbers that mean white; by default chosen for these images.
 
     Raises:
         ValueError: If an image is smaller than the resolution, or too many images cannot be read.
         OSError: If the cache cannot be written.
     """
-    white = choose_white(dataset)
+    white = white or choose_white(dataset)
     settings = (config.resolution, config.image_fit, config.center_crop, config.celeba_crop, mode, white)
     key = hashlib.sha256(repr((VERSION, dataset._fingerprint, *settings)).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf" / key

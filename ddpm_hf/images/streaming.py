@@ -50,7 +50,7 @@ class StreamedImages:
             labels are asked for and none of these images has one.
     """
 
-    images = fingerprint = None  # nothing is kept that could be read again
+    images = held_out = fingerprint = None  # nothing is kept that could be read again
 
     def __init__(self, dataset: datasets.IterableDataset, mode: str, config: TrainingConfig, state: dict | None = None):
         self.dataset, self.mode, self.config = dataset, mode, config

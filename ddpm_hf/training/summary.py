@@ -6,17 +6,20 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
-def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
+def describe(
+    config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int, held_out: int = 0
+) -> str:
     """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    apart = f" ({held_out:,} more are held out)" if held_out else ""
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
         if config.model_config_name_or_path
         else ""
     )
     return (
-        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
+        f"Preset {config.preset}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images{apart}, "
         f"{steps:,} steps of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
         f"{torch.get_num_threads()} CPU threads.{start}"
     )
