@@ -35,7 +35,8 @@ def load_split(dataset: datasets.Dataset, mode: str, config: TrainingConfig) -> 
     name = config.validation_split
     if name is None:
         return None
-    split = load_dataset(dataclasses.replace(config, dataset_split=name), flag="--validation_split")
+    of_training: dict = {"validation_split": None, "validation_steps": None, "keep_best": "none"}
+    split = load_dataset(dataclasses.replace(config, dataset_split=name, **of_training), flag="--validation_split")
     if common_mode(split) != mode:
         kinds = {"L": "greyscale", "RGB": "colour"}
         theirs, ours = (kinds.get(each, each) for each in (common_mode(split), mode))

@@ -3,6 +3,7 @@
 import torch
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.training.best import KeptBest
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -36,8 +37,9 @@ def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> s
         if step == config.total_steps
         else f"Stopped at step {step:,} of {config.total_steps:,}; the same command{without} goes on. "
     )
+    best = KeptBest(config).describe()
     return (
         f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
-        f'are in {config.output_dir}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
+        f'are in {config.output_dir}{best}; draw more with: python -c "from ddpm_hf import DDPMPipelineCustom; '
         f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
     )

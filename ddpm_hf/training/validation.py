@@ -168,7 +168,8 @@ def memorising(metrics: list[dict]) -> str:
         `str`: A sentence; empty if the curves have not parted, or had parted before.
     """
     steps, held_out, trained = _curves(metrics)
-    if not _have_parted(held_out, trained):
+    is_new = bool(steps) and steps[-1] == metrics[-1]["step"]
+    if not is_new or not _have_parted(held_out, trained):
         return ""
     if any(_have_parted(held_out[:n], trained[:n]) for n in range(2 * WINDOW, len(held_out))):
         return ""  # it was said before, perhaps before the run was resumed
