@@ -88,8 +88,9 @@ def count_images(
     count = round(total * fraction)
     if not 0 < count < total:
         nothing = "holds out none" if not count else "leaves none to train on"
-        fits = f"{1 / total:.2g} to {1 - 1 / total:.2g} holds out at least one" if total > 1 else "there has to be more"
-        raise ValueError(f"--validation_fraction {fraction:g} of {total:,} pictures {nothing}; {fits}.")
+        raise ValueError(
+            f"--validation_fraction {fraction:g} of {total:,} pictures {nothing}; one picture is {1 / total:.2g} of them."
+        )
     return total - count, count
 
 
