@@ -54,8 +54,9 @@ def open_part(
             f"the pictures of {folder} have changed: {apart['of']:,} then, {len(images):,} now, so nobody knows which "
             f"were held out. {ADVICE}"
         )
-    trained_on, others = part_images(images, apart["images"], apart["seed"], apart["fingerprint"])
-    return others if held_out else trained_on, trained_on, {**record, "part": "held out" if held_out else "trained on"}
+    trained_on, apart_from_it = part_images(images, apart["images"], apart["seed"], apart["fingerprint"])
+    part = "held out" if held_out else "trained on"
+    return apart_from_it if held_out else trained_on, trained_on, {**record, "part": part}
 
 
 def _what_was_held_out(folder: Path) -> dict:

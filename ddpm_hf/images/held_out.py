@@ -89,7 +89,8 @@ def count_images(
     if not 0 < count < total:
         nothing = "holds out none" if not count else "leaves none to train on"
         raise ValueError(
-            f"--validation_fraction {fraction:g} of {total:,} pictures {nothing}; one picture is {1 / total:.2g} of them."
+            f"--validation_fraction {fraction:g} of {total:,} pictures {nothing}; one picture is {1 / total:.2g} of "
+            "them."
         )
     return total - count, count
 
