@@ -25,6 +25,7 @@ from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measure import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
 from ddpm_hf.images.batches import Batches, ImageRow, seed_of
+from ddpm_hf.images.held_out import count_images, describe_held_out
 from ddpm_hf.images.opening import find_images, open_images
 from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
@@ -32,6 +33,7 @@ from ddpm_hf.processes import on_any_process
 from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
+from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.divergence import stop_if_diverged
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
@@ -46,6 +48,7 @@ from ddpm_hf.training.state import RunState
 from ddpm_hf.training.step_cost import measure_step
 from ddpm_hf.training.summary import describe, describe_cost, farewell
 from ddpm_hf.training.trackers import start_trackers, track_numbers, track_samples
+from ddpm_hf.training.validation import HeldOutLoss, validate
 
 
 def main():
@@ -143,6 +146,8 @@ class Run:
 
     def __post_init__(self):
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
+        self.best, held_out = KeptBest(config), self.images.held_out
+        self.held_out_loss = None if held_out is None else HeldOutLoss(held_out, config, self.scheduler)
         self.objective = Objective(self.scheduler, config, device)
         settings = (config.size, config.train_batch_size, config.seed, config.random_flip, device, names and len(names))
         self.form = PixelFormat.of_model(self.unet.config)
@@ -176,9 +181,10 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        dataset, small, form = find_images(config, fit_resolution)
-    config.model = config.model | label_settings(dataset) | form.settings()
-    count = None if config.streaming else len(dataset)
+        found = find_images(config, fit_resolution)
+    form = found.form
+    config.model = config.model | label_settings(found.dataset) | form.settings()
+    count, held_out = count_images(found.dataset, found.split, config)
     cost = fit_settings(config, accelerator, form.channels, count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=form.channels)
@@ -189,7 +195,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         check_before_training(config)
         if dry_run:
             print(config.to_json(), end="")
-        print(*notes, describe(config, unet, count, images_per_step), sep="\n", flush=True)
+        print(*notes, describe(config, unet, count, images_per_step, held_out), sep="\n", flush=True)
     if dry_run:
         cost = cost or measure_step(config, form.channels, accelerator)
         if is_main:
@@ -206,7 +212,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     folder = RunFolder(config)
     if is_main:
         folder.check_space(unet.get_memory_footprint())
-    images = open_images(dataset, form, config, accelerator, start.saved and start.saved["stream"])
+    images = open_images(found, config, accelerator, start.saved and start.saved["stream"], held_out)
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:
@@ -218,8 +224,9 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     accelerator.wait_for_everyone()  # all have read the folder as it was
     if is_main:
         folder.begin(start.step)
-        folder.note_unreadable(images.unreadable, [*small, *images.small])
-        folder.note_run(accelerator, unet, count, images_per_step, start.step)
+        folder.note_unreadable(images.unreadable, [*found.small, *images.small])
+        about_held_out = images.held_out is not None and describe_held_out(images.held_out, config)
+        folder.note_run(accelerator, unet, count, images_per_step, start.step, about_held_out)
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step)
@@ -244,9 +251,10 @@ def save_checkpoint(run: Run, state: RunState):
 
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:
-    """Return which outputs are due after a step: `"save"`, `"draw"`, `"measure"`."""
+    """Return which outputs are due after a step: `"save"`, `"validate"`, `"draw"`, `"measure"`."""
     last = step == config.total_steps
     often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
+    often["validate"] = config.validation_steps
     return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
 
 
@@ -258,7 +266,7 @@ def missing_outputs(run: Run, state: RunState) -> set[str]:
 
 
 def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = False):
-    """Save the pipeline, draw samples and measure, as far as they are due, all with the averaged weights."""
+    """Save the pipeline, measure, and draw samples, as far as they are due, all with the averaged weights."""
     if not due:
         return
     is_main, accelerator = run.accelerator.is_main_process, run.accelerator
@@ -270,6 +278,10 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                     run.folder.save_last_pipeline(pipeline)
             else:
                 run.folder.save_pipeline(pipeline)
+        if "validate" in due:
+            with going_on("measure the held-out loss"):
+                held_out = validate(pipeline, run.held_out_loss, run.folder, run.best, state.step)
+                track_numbers(accelerator, held_out, state.step)
         if "draw" in due:
             with going_on("draw samples"):
                 samples = draw_samples(pipeline, run.config, accelerator)
@@ -278,7 +290,7 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
                 track_samples(accelerator, samples, state.step)
         if "measure" in due:
             with going_on("measure the model"):
-                arguments = (run.reference, run.measurement, run.folder.path, state.step)
+                arguments = (run.reference, run.measurement, run.folder.path, state.step, run.best)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
 
 

@@ -46,7 +46,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
     folder = Path(folder)
     unfinished, replaced = folder / ".unfinished", folder / ".replaced"
     try:
-        _undo_half_replaced(folder, replaced)
+        undo_half_replaced(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
         pipeline.save_pretrained(unfinished)
         for file in unfinished.rglob("*"):
@@ -68,8 +68,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path):
     _remove_replaced(folder, replaced)
 
 
-def _undo_half_replaced(folder: Path, replaced: Path):
+def undo_half_replaced(folder: Path):
     """Bring back the older pipeline if there was a crash between the renames. The index is then missing."""
+    replaced = folder / ".replaced"
     if replaced.exists() and not (folder / INDEX).exists():
         for name in sorted(os.listdir(replaced), key=lambda name: name == INDEX):
             if (folder / name).is_dir():

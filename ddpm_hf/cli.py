@@ -221,12 +221,13 @@ def _add_evaluate(subcommands):
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
     group = parser.add_argument_group("Images to compare with", "By default those of the run, or the embedded digits.")
+    group.add_argument("--held_out", action="store_true", help="those that the run held out, not those it trained on")
     for option in options_for_evaluate("source", "reading", "flag"):
         add_flag(group, option, *(["--dataset"] if option.name == "dataset_name" else []))
     parser.set_defaults(run=_evaluate)
 
 
-def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **options):
+def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, held_out, **options):
     wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
     _check_numbers(
         num_inference_steps=(wanted["num_inference_steps"], 1),
@@ -241,7 +242,7 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, **o
         _check_folder(output.parent)
     if save_samples:
         _check_folder(save_samples, "--save_samples")
-    evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output)
+    evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output, held_out)
 
 
 # ---- ddpm-hf convert -----------------------------------------------------------------------------------------------

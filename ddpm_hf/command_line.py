@@ -29,6 +29,8 @@ _OVERRIDES = {
     "save_model_steps": {"save_model_epochs"},
     "model_config_name_or_path": {"model", "pretrained_model_name_or_path"},
     "pretrained_model_name_or_path": {"model", "model_config_name_or_path"},
+    "validation_split": {"validation_fraction"},
+    "validation_fraction": {"validation_split"},
 }
 
 
@@ -156,6 +158,8 @@ def add_flag(group, option: dataclasses.Field, *aliases: str, default: Any = Non
         kind = str if str in kinds else kinds[0]  # what else a text can be is checked with the options
     choices = PRESETS if option.name == "preset" else typing.get_args(kind)
     typed = {"type": str, "choices": choices} if choices else {"type": kind, "metavar": kind.__name__.upper()}
+    if option.metadata["alone"] is not None:
+        typed |= {"nargs": "?", "const": option.metadata["alone"]}
     group.add_argument(f"--{option.name}", *aliases, **flag, **typed)
 
 

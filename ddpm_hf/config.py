@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_hf.forms import shown
+from ddpm_hf.held_out_options import check_held_out
 from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds_of, option
 from ddpm_hf.presets import PRESETS
 
@@ -52,6 +53,8 @@ class TrainingConfig:
     class_conditional: bool = _data(False, "Train on the labels of the images too, so that samples of a class can be drawn.")
     label_column: str | None = _data(None, "Column of the labels; by default the first of type ClassLabel.")
     cond_dropout: float = _data(0.1, "Share of images whose label is left out in training, for guidance without a classifier (arXiv 2207.12598).", minimum=0, maximum=1)
+    validation_split: str | None = _data(None, "Hold out another split of the data set, or of a sorted folder: it is not trained on, and its loss is measured.")
+    validation_fraction: float | None = _data(None, "Hold out this share of the images instead, chosen by the seed and the images, such as 0.1.", minimum=0, maximum=1)
     cache_dir: str | None = _data(None, "Where downloads and decoded images are kept; by default the cache of `datasets`.", resume="free", evaluate="flag")
     streaming: bool = _data(False, "Read the data set as it comes, for those larger than the disk; needs max_train_steps.")
     streaming_buffer_size: int = _data(10_000, "Images that are held in memory and shuffled, when streaming.", minimum=1)
@@ -124,6 +127,9 @@ class TrainingConfig:
     eval_num_images: int = _output(256, "Images of a measurement.", minimum=1)
     eval_features: str = _output("inception", "Features to measure with: inception; a file of TorchScript or torch.export; or module:callable.")
 
+    validation_steps: int | None = _output(None, "Optimizer steps between two measurements of the loss of the images held out; by default as often as samples are drawn.", minimum=1)
+    keep_best: Literal["none", "loss", "bpd", "fid", "kid", "precision", "recall", "density", "coverage"] = _output("none", "Keep the best pipeline in best/, beside the last: by the held-out loss (--keep_best alone), or by one of eval_metrics.", alone="loss")
+
     push_to_hub: bool = _hub(False, "Upload the trained pipeline with its card, after training.")
     hub_model_id: str | None = _hub(None, "Repository to upload to, made if missing; by default your own, named like the output folder.")
     hub_private_repo: bool = _hub(False, "Make the repository private, if it is made.")
@@ -180,6 +186,7 @@ class TrainingConfig:
             )
         if self.streaming and self.eval_steps:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
+        check_held_out(self)
 
     def check_halvings(self):
         """Raise a ValueError if the U-Net cannot halve the height and the width as often as it has to."""
@@ -205,6 +212,9 @@ class TrainingConfig:
             self.save_images_steps = math.ceil(self.save_images_epochs * steps_per_epoch)
         if self.save_model_epochs is not None:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
+        # Up to a thousand images pass the network, which is little beside the drawing of samples.
+        if self.validation_steps is None and (self.validation_split or self.validation_fraction):
+            self.validation_steps = self.save_images_steps
 
     @property
     def size(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ def option(
     resume: Resume = "same",
     evaluate: Evaluate = "no",
     card: bool = False,
+    alone: Any = None,
 ) -> Any:
     """Declare an option as a field of a dataclass.
 
@@ -37,9 +38,10 @@ def option(
         resume ([`Resume`]): Whether a run may go on with another value.
         evaluate ([`Evaluate`]): Whether `ddpm-hf evaluate` has it.
         card (`bool`): Whether the model card lists it.
+        alone (*optional*): What its flag means without a value; by default it needs one.
     """
     about = {"group": group, "help": help, "minimum": minimum, "maximum": maximum}
-    about |= {"resume": resume, "evaluate": evaluate, "card": card}
+    about |= {"resume": resume, "evaluate": evaluate, "card": card, "alone": alone}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)

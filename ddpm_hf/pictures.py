@@ -61,13 +61,21 @@ def denoising_strip(
     return form.captioned(image_grid(pipeline.numpy_to_pil(seen), columns=len(predictions)))
 
 
-def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (800, 480)) -> Image.Image:
+def loss_curve(
+    steps: list[int],
+    losses: list[float],
+    size: tuple[int, int] = (800, 480),
+    held_out: tuple[list[int], list[float]] = ([], []),
+) -> Image.Image:
     """Draw the loss over the optimizer steps on a logarithmic scale: each value in grey, the running mean in blue.
+
+    The loss of images that are held out is a second curve, in red.
 
     Args:
         steps (`list[int]`): Optimizer steps, ascending.
         losses (`list[float]`): The loss at each step. Values that are not finite and positive are left out.
         size (`tuple[int, int]`): Width and height in pixels.
+        held_out (`tuple`): Steps and losses of the second curve.
 
     Returns:
         `PIL.Image.Image`: A picture of mode RGB. It is white if no value is left.
@@ -77,9 +85,7 @@ def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (8
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    x, y = np.array(steps, dtype=float), np.array(losses, dtype=float)
-    shown = np.isfinite(y) & (y > 0)
-    x, y = x[shown], y[shown]
+    (x, y), others = _drawable(steps, losses), _drawable(*held_out)
     if not len(y):
         return Image.new("RGB", size, "white")
     # The mean covers a twentieth of the values on each side, and fewer at the start, where the loss falls fast.
@@ -91,6 +97,8 @@ def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (8
     marker = "." if len(y) == 1 else ""  # one point makes no line
     axes.semilogy(x, y, color="#b0b0b0", linewidth=1, marker=marker, label="loss")
     axes.semilogy(x, mean, color="#1f5fbf", linewidth=3, marker=marker, label="running mean")
+    if len(others[0]):
+        axes.semilogy(*others, color="#c03020", linewidth=2, marker="o", markersize=4, label="held-out loss")
     axes.set(xlabel="optimizer step", ylabel="loss")
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -101,6 +109,13 @@ def loss_curve(steps: list[int], losses: list[float], size: tuple[int, int] = (8
     axes.legend()
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _drawable(steps: list[int], losses: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points that a logarithmic scale can show."""
+    x, y = np.array(steps, dtype=float), np.array(losses, dtype=float)
+    shown = np.isfinite(y) & (y > 0)
+    return x[shown], y[shown]
 
 
 # ---- Marks ---------------------------------------------------------------------------------------------------------

@@ -24,9 +24,16 @@ EARLIER_EVALUATION = "earlier-evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
 NEAREST = "nearest.png"
 PROGRESSIVE = "progressive.jsonl"
+BEST = "best"  # the folder of the best pipeline
+ABOUT_BEST = "best.json"  # in it: the step and the number that it is the best by
 
 METRICS_FORM = {"step": int, "loss": float | None}  # of each line
 
+# The files that a run, a card and an evaluation write into the folder of the best pipeline.
+_OF_BEST = re.compile(
+    r"(\.(unfinished|replaced)/)?(best\.json|model_index\.json|(unet|scheduler)/(scheduler_)?config\.json|"
+    r"(unet/|scheduler/)?\w+\.py|unet/diffusion_pytorch_model.*)|(earlier-)?evaluation\.json"
+)
 _ALWAYS_IN_OPTIONS = {"preset", "output_dir", "ddpm_num_steps", "train_batch_size"}
 
 
@@ -53,8 +60,17 @@ def parts_of_run(folder: Path) -> list[Path]:
     named = [folder / name for name in (*numbers, LOSS, DENOISING, AUGMENTED, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
     checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
-    found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named]
+    found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named, *_parts_of_best(folder / BEST)]
     return [path for path in found if path.exists()]
+
+
+def _parts_of_best(folder: Path) -> list[Path]:
+    """Return the folder of the best pipeline; or the files of it that runs write, if it holds others, too."""
+    if not (folder / ABOUT_BEST).is_file():
+        return []
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    ours = [path for path in files if _OF_BEST.fullmatch(path.relative_to(folder).as_posix())]
+    return [folder] if len(ours) == len(files) else ours
 
 
 def _read(path: Path) -> dict:

@@ -127,8 +127,11 @@ def pictures_in_order(
     return [form.picture_of(sample) for _, sample in sorted(drawn, key=lambda pair: pair[0])]
 
 
-def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list:
-    """Draw `eval_batch_size` images, shared out over the processes; image i depends on nothing but the seed and i."""
+def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerator: Accelerator) -> list[Image.Image]:
+    """Draw the `eval_batch_size` samples of a run, shared out over the processes.
+
+    Image i depends on nothing but the weights, the seed and i.
+    """
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)

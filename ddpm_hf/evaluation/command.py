@@ -6,7 +6,7 @@ from pathlib import Path
 from ddpm_hf.evaluation.image_sets import PictureFolder, Seen
 from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
 from ddpm_hf.evaluation.nearest import nearest_picture
-from ddpm_hf.evaluation.reference import open_reference, run_options
+from ddpm_hf.evaluation.parts_of_run import open_part
 from ddpm_hf.files import read_json, write_json, write_json_lines
 from ddpm_hf.forms import misfit
 from ddpm_hf.pictures import is_ours, save_marked
@@ -24,6 +24,7 @@ def evaluate(
     revision: str | None = None,
     save_samples: Path | None = None,
     output: Path | None = None,
+    held_out: bool = False,
 ):
     """Measure a saved model, print the numbers, and add them to the earlier numbers of the same model.
 
@@ -31,10 +32,12 @@ def evaluate(
         source, checkpoint, scheduler, revision: See [`~ddpm_hf.sampling.open_model`].
         wanted ([`Measurement`]): What to measure.
         reference (`dict`): Options of [`TrainingConfig`] that name the images to compare with. The default is the
-            images of the run, or the embedded digits.
+            images that the run trained on, or the embedded digits.
         save_samples (`Path`, *optional*): Folder to keep the samples in. By default they are deleted.
         output (`Path`, *optional*): JSON file for the numbers. The default is evaluation.json in the folder of the
             run, or in the current folder. nearest.png, and progressive.jsonl for an exact bpd, are written beside it.
+        held_out (`bool`): Whether to compare with the images that the run held out. nearest.png still shows those that
+            it trained on.
 
     Raises:
         ValueError: If an option does not fit the model or the images.
@@ -45,7 +48,7 @@ def evaluate(
     earlier = _earlier_results(output)
     pipeline = open_model(source, checkpoint, scheduler, revision)
     with state.main_process_first():
-        images, record = open_reference(pipeline, run_options(Path(source)), reference)
+        images, trained_on, record = open_part(pipeline, Path(source), reference, held_out)
     check_measurable(wanted, images)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -61,7 +64,7 @@ def evaluate(
             write_json_lines(output.with_name(PROGRESSIVE), progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images), images.form)
-            picture = nearest_picture(shown, Seen(images), k=8)
+            picture = nearest_picture(shown, Seen(trained_on), k=8)
             save_marked(images.form.captioned(picture), output.with_name(NEAREST))
         write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")

@@ -16,6 +16,7 @@ from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process, together
 from ddpm_hf.run_files import EVALUATIONS
 from ddpm_hf.sampling import clear_samples
+from ddpm_hf.training.best import KeptBest
 
 
 def measurement_of(config: TrainingConfig) -> Measurement | None:
@@ -57,7 +58,12 @@ def _names_of_options() -> Iterator[None]:
 
 
 def evaluate_during_training(
-    pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement, folder: Path, step: int
+    pipeline: DDPMPipelineCustom,
+    images: ReferenceSet,
+    wanted: Measurement,
+    folder: Path,
+    step: int,
+    best: KeptBest | None = None,
 ) -> dict[str, float]:
     """Measure a model during training, and add the numbers to evaluations.jsonl. All processes have to call this.
 
@@ -70,6 +76,7 @@ def evaluate_during_training(
         wanted ([`Measurement`]): What to measure.
         folder (`Path`): The folder of the run. It holds the samples until they are measured.
         step (`int`): Number of optimizer steps so far.
+        best ([`KeptBest`], *optional*): Keeps the pipeline if it is the best so far.
 
     Returns:
         `dict`: See [`flat`]. It is empty on all processes but the main one.
@@ -79,6 +86,8 @@ def evaluate_during_training(
     numbers = flat(measure(pipeline, images, wanted, samples, record={}))
     if state.is_main_process:
         clear_samples(samples)
+        if best:
+            best.offer(numbers, step, pipeline)  # before the numbers are noted, so that a crash between costs neither
         path = folder / EVALUATIONS
         # After a resume from a checkpoint, lines of later steps are out of date.
         earlier = [line for line in read_json_lines(path, {"step": int}) if line["step"] < step]

@@ -7,6 +7,7 @@ import jinja2
 
 from ddpm_hf.config import GUIDANCE_SCALE, options_of_card
 from ddpm_hf.files import replace_text
+from ddpm_hf.forms import is_of
 from ddpm_hf.hub.card_inputs import (
     read_evaluation,
     read_facts,
@@ -162,9 +163,22 @@ def _training(facts: dict, metrics: list[dict]) -> str:
         sentences.append("Versions: " + ", ".join(versions))
     if last.get("loss") is not None:
         sentences.append(f"The last mean loss was {last['loss']:.4f}")
+    sentences += _held_out(facts, metrics)
     if last.get("skipped_updates"):
         sentences.append(f"{last['skipped_updates']:g} updates were not finite and were skipped")
     return ". ".join(sentences) + "."
+
+
+def _held_out(facts: dict, metrics: list[dict]) -> list[str]:
+    """Tell how many pictures were held out, and the loss on them."""
+    losses = {line["step"]: line["val_loss"] for line in metrics if "val_loss" in line}
+    if not losses:
+        return []
+    count = facts.get("held_out", {}).get("images") if isinstance(facts.get("held_out"), dict) else None
+    pictures = f"{count:,} pictures were" if is_of(count, int) else "Some pictures were"
+    (last, loss), best = list(losses.items())[-1], min(losses, key=losses.__getitem__)
+    lowest = "" if best == last else f"; the lowest was {losses[best]:.4f}, at step {best:,}"
+    return [f"{pictures} held out and never trained on; the loss on them was {loss:.4f} at step {last:,}{lowest}"]
 
 
 def _training_seconds(metrics: list[dict], images_per_step: int) -> float:

@@ -28,7 +28,7 @@ FACTS_FORM = {
 DEPENDS_ON = (
     "num_images", "scheduler", "num_inference_steps", "seed", "extractor", "features", "variance_type",
     "standard_error", "standard_deviation", "images", "timesteps_per_image", "reference_images",
-    "reference_fingerprint", "note",
+    "reference_fingerprint", "part", "note",
 )  # fmt: skip
 PRDC = ("precision", "recall", "density", "coverage")
 

@@ -10,6 +10,7 @@ import torch
 
 from ddpm_hf.images.augment import draw_labels, transform
 from ddpm_hf.images.cache import ImageCache
+from ddpm_hf.images.parts import ImagePart
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 
 
@@ -23,14 +24,18 @@ class ImageRow(Protocol):
 
     Attributes:
         images ([`~ddpm_hf.images.cache.ImageCache`], *optional*): All images, by their number; None for a stream.
-        fingerprint (`str`, *optional*): A hash of all images and labels; None for a stream.
+        held_out ([`~ddpm_hf.images.cache.ImageCache`], *optional*): Images that are never in the row; None without.
+        fingerprint (`str`, *optional*): A hash of all images and labels, also of those held out; None for a stream.
         unreadable (`list[dict]`): `image` and `reason` of the images that were left out so far.
         small (`list[dict]`): The images found too small so far, see [`~ddpm_hf.images.small.find_small`]; only a stream
             finds any, since those of a data set are sorted out before.
     """
 
     @property
-    def images(self) -> ImageCache | None: ...
+    def images(self) -> ImageCache | ImagePart | None: ...
+
+    @property
+    def held_out(self) -> ImageCache | ImagePart | None: ...
 
     @property
     def fingerprint(self) -> str | None: ...
@@ -58,19 +63,28 @@ class ShuffledImages:
         images ([`~ddpm_hf.images.cache.ImageCache`]): The images, each `(height, width, channels)` uint8.
         seed (`int`): The run's seed.
         labels (`Sequence[int]`, *optional*): The class of each image, -1 where it has none.
+        held_out ([`~ddpm_hf.images.cache.ImageCache`], *optional*): Images that are kept beside the row, not in it.
     """
 
-    def __init__(self, images: ImageCache, seed: int, labels: Sequence[int] | None = None):
-        self.images, self.seed, self.labels = images, seed, labels
+    def __init__(
+        self,
+        images: ImageCache | ImagePart,
+        seed: int,
+        labels: Sequence[int] | None = None,
+        held_out: ImageCache | ImagePart | None = None,
+    ):
+        self.images, self.seed, self.labels, self.held_out = images, seed, labels, held_out
         self.orders: dict[int, np.ndarray] = {}  # of the epochs in use
 
     @property
     def fingerprint(self) -> str:
-        return self.images.fingerprint
+        if self.held_out is None:
+            return self.images.fingerprint
+        return hashlib.sha256(f"{self.images.fingerprint}/{self.held_out.fingerprint}".encode()).hexdigest()
 
     @property
     def unreadable(self) -> list[dict]:
-        return self.images.unreadable
+        return self.images.unreadable + ([] if self.held_out is None else self.held_out.unreadable)
 
     @property
     def small(self) -> list[dict]:

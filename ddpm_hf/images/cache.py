@@ -103,20 +103,23 @@ def _check_files(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: entries[name]["sha256"] for name in names}
 
 
-def load_images(dataset: datasets.Dataset, form: PixelFormat | str, config: TrainingConfig) -> ImageCache:
+def load_images(
+    dataset: datasets.Dataset, form: PixelFormat | str, config: TrainingConfig, white: White | None = None
+) -> ImageCache:
     """Open the cache of a data set's images. Decode the images first if there is no cache, or a spoilt one.
 
     Args:
         dataset (`datasets.Dataset`): Undecoded images, and labels if the options ask for them, from [`load_dataset`].
         form ([`~ddpm_hf.pixel_format.PixelFormat`] or `str`): The pixels; "L" and "RGB" stand for such pictures.
         config ([`TrainingConfig`]): The options of the group "Data".
+        white ([`White`], *optional*): The numbers that mean white; by default chosen for these images.
 
     Raises:
         ValueError: If an image is smaller than the resolution, images leave the range, or too many cannot be read.
         OSError: If the cache cannot be written.
     """
     form = PixelFormat.of_mode(form)
-    white = None if form.mode == BANDS else choose_white(dataset)
+    white = None if form.mode == BANDS else white or choose_white(dataset)
     about = form if form.settings() else form.mode
     settings = (config.resolution, config.image_fit, config.center_crop, config.celeba_crop, about, white)
     key = hashlib.sha256(repr((VERSION, dataset._fingerprint, *settings)).encode()).hexdigest()[:16]

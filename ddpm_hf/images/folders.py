@@ -176,13 +176,14 @@ def _is_hidden_folder(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def take_split(found: Pictures, folder: Path, split: str) -> str:
+def take_split(found: Pictures, folder: Path, split: str, flag: str = "--dataset_split") -> str:
     """Keep the pictures of a split only, if all pictures are in folders with names of splits.
 
     Args:
         found ([`Pictures`]): The pictures in the folder. Those of other splits are removed from it.
         folder (`Path`): The folder, for the messages.
-        split (`str`): The value of --dataset_split: train, or test, or train+test, ...
+        split (`str`): The split: train, or test, or train+test, ...
+        flag (`str`): The option that names it, for the messages.
 
     Returns:
         `str`: A sentence that says which pictures were taken; an empty text if no picture is in a folder of a split, or
@@ -196,7 +197,7 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
     if not {top.lower() for top in splits} <= SPLIT_NAMES:
         if split != "train":
             raise ValueError(
-                f"--dataset_split {split}: {folder} is not sorted into folders of splits, such as train and test; "
+                f"{flag} {split}: {folder} is not sorted into folders of splits, such as train and test; "
                 "leave the option out to take all of its pictures, or name the folder to take in --train_data_dir."
             )
         some = [top for top in splits if top.lower() in SPLIT_NAMES]
@@ -209,7 +210,7 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
         same = [top for top in splits if top.lower() in wanted]
         if not same:
             raise ValueError(
-                f"--dataset_split {split}: {folder} holds the folders {', '.join(splits)}; expected one of these "
+                f"{flag} {split}: {folder} holds the folders {', '.join(splits)}; expected one of these "
                 "splits, or several with + between them."
             )
         chosen += same
@@ -219,7 +220,7 @@ def take_split(found: Pictures, folder: Path, split: str) -> str:
     counts = Counter(tops.values())
     found.keep([name for name, top in tops.items() if top in chosen])
     taken, others = (", ".join(f"{top} ({counts[top]:,})" for top in names) for names in (sorted(set(chosen)), rest))
-    return f"--dataset_split {split} takes the pictures of {folder} in {taken}; not those in {others}."
+    return f"{flag} {split} takes the pictures of {folder} in {taken}; not those in {others}."
 
 
 def folder_name(part: str) -> str:

@@ -1,6 +1,7 @@
-"""Open the images that a run is trained on: decoded ones from the cache, or a stream."""
+"""Open the images of a run, decoded ones from the cache or a stream: those to train on, and those held out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import datasets
 from accelerate import Accelerator
@@ -8,26 +9,41 @@ from accelerate import Accelerator
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.batches import ImageRow, ShuffledImages
 from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.held_out import load_split, part_images
 from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.streaming import StreamedImages
-from ddpm_hf.images.survey import choose_format
-from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.images.survey import choose_format, choose_white
+from ddpm_hf.pixel_format import BANDS, PixelFormat
+
+
+@dataclass
+class FoundImages:
+    """The images that the options of a run name, undecoded.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Those to train on, or of which a part is held out.
+        split (`datasets.Dataset`, *optional*): Those that are held out, if they are a split of their own.
+        small (`list[dict]`): Those that are smaller than the resolution, as
+            [`~ddpm_hf.images.small.sort_out_small`] returns them.
+        form ([`~ddpm_hf.pixel_format.PixelFormat`]): Their pixels.
+    """
+
+    dataset: datasets.Dataset | datasets.IterableDataset
+    split: datasets.Dataset | None
+    small: list[dict]
+    form: PixelFormat
 
 
 def find_images(
     config: TrainingConfig,
     fit_resolution: Callable[[TrainingConfig, datasets.Dataset | datasets.IterableDataset], None],
-) -> tuple[datasets.Dataset | datasets.IterableDataset, list[dict], PixelFormat]:
+) -> FoundImages:
     """Find the images that the options name, and look at them before any is decoded.
 
     Args:
         config ([`TrainingConfig`]): The options.
         fit_resolution (callable): It is called with the options and the data set, and may choose the resolution.
-
-    Returns:
-        `tuple`: The data set; the images that are smaller than the resolution, as
-            [`~ddpm_hf.images.small.sort_out_small`] returns them; and what the pixels are.
 
     Raises:
         ValueError: If there are no such images, or they do not fit the options.
@@ -36,31 +52,37 @@ def find_images(
     dataset = load_dataset(config)
     fit_resolution(config, dataset)
     dataset, small = sort_out_small(dataset, config)
-    return dataset, small, choose_format(dataset, config)
+    form = choose_format(dataset, config)
+    split = load_split(dataset, form, config)
+    if split is not None:
+        split, others = sort_out_small(split, config)
+        small = [*small, *others]
+    return FoundImages(dataset, split, small, form)
 
 
 def open_images(
-    dataset: datasets.Dataset | datasets.IterableDataset,
-    form: PixelFormat,
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    stream: dict | None,
+    found: FoundImages, config: TrainingConfig, accelerator: Accelerator, stream: dict | None, held_out: int = 0
 ) -> ImageRow:
-    """Open the images of a data set as an endless row.
+    """Open images as an endless row.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): From [`~ddpm_hf.images.sources.load_dataset`].
-        form ([`~ddpm_hf.pixel_format.PixelFormat`]): The pixels.
+        found ([`FoundImages`]): From [`find_images`].
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         accelerator ([`~accelerate.Accelerator`]): Its main process decodes images, and the others wait for the cache.
         stream (`dict`, *optional*): The state that a stream goes on from.
+        held_out (`int`): How many are held out; without a split, of the data set.
 
     Raises:
-        ValueError: If an image is smaller than the resolution, or too many cannot be read.
+        ValueError: If an image is smaller than the resolution, images leave the range, or too many cannot be read.
         OSError: If the cache cannot be written.
     """
     if config.streaming:
-        return StreamedImages(dataset, form, config, stream)
+        return StreamedImages(found.dataset, found.form, config, stream)
     with accelerator.main_process_first():
-        images = load_images(dataset, form, config)
-    return ShuffledImages(images, config.seed, images.labels)
+        white = None if found.form.mode == BANDS else choose_white(found.dataset)
+        images = load_images(found.dataset, found.form, config, white)
+        others = None if found.split is None else load_images(found.split, found.form, config, white)
+    if found.split is None and held_out:
+        trained_on, apart = part_images(images, held_out, config.seed, images.fingerprint)
+        return ShuffledImages(trained_on, config.seed, trained_on.labels, apart)
+    return ShuffledImages(images, config.seed, images.labels, others)

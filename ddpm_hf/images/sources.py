@@ -16,11 +16,15 @@ EMBEDDED_DIGITS = Path(__file__).parent.parent / "data" / "mnist_10k.parquet"
 SAVED_TO_DISK = ("state.json", "dataset_dict.json")  # written by `save_to_disk` of datasets
 
 
-def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
+def load_dataset(config: TrainingConfig, flag: str = "--dataset_split") -> datasets.Dataset | datasets.IterableDataset:
     """Load the data set that the options name.
 
     `dataset_split` chooses the split of a data set, or of a folder of pictures that is sorted into folders of splits,
     such as train and test. All pictures of any other folder are taken.
+
+    Args:
+        config ([`TrainingConfig`]): The options of the group "Data".
+        flag (`str`): The option that names the split, for the messages.
 
     Returns:
         `datasets.Dataset`: The column `image` of undecoded images and, for a class-conditional model, the column
@@ -32,9 +36,9 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
             asked for and no image has one.
     """
     if config.train_data_dir:
-        return _load_folder(Path(config.train_data_dir), config)
+        return _load_folder(Path(config.train_data_dir), config, flag)
     if config.dataset_name:
-        dataset = _load_named(config.dataset_name, config)
+        dataset = _load_named(config.dataset_name, config, flag)
     else:
         dataset = datasets.Dataset.from_parquet(str(EMBEDDED_DIGITS), cache_dir=config.cache_dir)
 
@@ -45,9 +49,7 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
     if column not in images:
         raise ValueError(f"--image_column {column}: the data set's image columns are {images}, of {list(columns)}.")
     if not config.streaming and not len(dataset):
-        raise ValueError(
-            f"--dataset_name {config.dataset_name} --dataset_split {config.dataset_split} holds no images."
-        )
+        raise ValueError(f"--dataset_name {config.dataset_name} {flag} {config.dataset_split} holds no images.")
     names = {column: "image"}
     if config.class_conditional:
         names[find_labels(dataset, config)] = "label"
@@ -58,7 +60,7 @@ def load_dataset(config: TrainingConfig) -> datasets.Dataset | datasets.Iterable
     return name_classes(dataset) if config.class_conditional else dataset
 
 
-def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
+def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Dataset:
     if not folder.is_dir():
         raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
     # If both are one folder, the output folder has to change, and the check of that folder says so.
@@ -71,7 +73,7 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     if not found.places:
         kinds = found.describe_kinds()
         raise ValueError(f"--train_data_dir {folder}: expected pictures, such as .jpg or .png; found {kinds}.")
-    notes = [found.describe_left_out(), take_split(found, folder, config.dataset_split)]
+    notes = [found.describe_left_out(), take_split(found, folder, config.dataset_split, flag)]
     if config.image_column not in (None, "image"):
         found.keep(named_pictures(found, config.image_column))
     columns: dict[str, list] = {"image": [{"bytes": None, "path": place} for place in found.places.values()]}
@@ -89,7 +91,7 @@ def _load_folder(folder: Path, config: TrainingConfig) -> datasets.Dataset:
     return name_classes(dataset) if config.class_conditional else dataset
 
 
-def _load_named(name: str, config: TrainingConfig) -> datasets.Dataset | datasets.IterableDataset:
+def _load_named(name: str, config: TrainingConfig, flag: str) -> datasets.Dataset | datasets.IterableDataset:
     split = config.dataset_split
     try:
         if not config.streaming and any((Path(name) / file).exists() for file in SAVED_TO_DISK):
@@ -105,7 +107,7 @@ def _load_named(name: str, config: TrainingConfig) -> datasets.Dataset | dataset
         reason = ": ".join(
             dict.fromkeys(one_line(cause) for cause in (error, error.__cause__) if isinstance(cause, Exception))
         )
-        raise ValueError(f"--dataset_name {name} --dataset_split {split} cannot be loaded: {reason}") from error
+        raise ValueError(f"--dataset_name {name} {flag} {split} cannot be loaded: {reason}") from error
     if dataset.info.builder_name == "imagefolder":
         rule = "where a metadata file lists pictures, `datasets` reads only these"
         say([f"--dataset_name {name}: {rule}. --train_data_dir reads all pictures of a local folder."])

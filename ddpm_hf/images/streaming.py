@@ -57,7 +57,7 @@ class StreamedImages:
             labels are asked for and none of these images has one.
     """
 
-    images = fingerprint = None  # nothing is kept that could be read again
+    images = held_out = fingerprint = None  # nothing is kept that could be read again
 
     def __init__(
         self,

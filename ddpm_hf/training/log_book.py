@@ -52,8 +52,12 @@ class LogBook:
         self.bar.update()
 
     def note(self, state: RunState):
-        """Note the mean loss since the last note, and how fast the training is, if a note is due."""
-        if state.step % self.config.logging_steps and state.step != self.config.total_steps:
+        """Note the mean loss since the last note, and how fast the training is, if a note is due.
+
+        One is due, too, where the held-out loss will be added to its line.
+        """
+        intervals = filter(None, (self.config.logging_steps, self.config.validation_steps))
+        if state.step != self.config.total_steps and all(state.step % steps for steps in intervals):
             return
         numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds

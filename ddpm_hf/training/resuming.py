@@ -18,6 +18,7 @@ from ddpm_hf.run_files import (
     is_run,
     list_samples,
 )
+from ddpm_hf.training.best import KeptBest
 
 SHOWN = 5  # names of files in an error
 
@@ -50,6 +51,7 @@ def check_folder(config: TrainingConfig):
     """Raise a ValueError if the output folder holds the training images, or files that no run wrote."""
     folder = config.folder
     _refuse_data_inside(folder, config)
+    KeptBest(config).check()
     if not is_run(folder):
         _refuse_other_files(folder)
 

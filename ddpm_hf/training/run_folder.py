@@ -42,10 +42,11 @@ from ddpm_hf.terminal import going_on
 def bytes_of_run(config: TrainingConfig, model_bytes: int) -> int:
     """Return the bytes of disk that the models and the checkpoints of a run take at most.
 
-    A checkpoint is four models: weights, average, and two moments. The pipeline is one. While saving, the old and the
-    new copy both exist.
+    A checkpoint is four models: weights, average, and two moments. The pipeline is one, and so is the best one. While
+    saving, the old and the new copy both exist.
     """
-    return (2 + 4 * (config.checkpoints_total_limit + 1)) * model_bytes
+    pipelines = 2 if config.keep_best == "none" else 4
+    return (pipelines + 4 * (config.checkpoints_total_limit + 1)) * model_bytes
 
 
 class RunFolder:
@@ -121,9 +122,31 @@ class RunFolder:
                 write_json_lines(self.path / METRICS, self.metrics)
             self.metrics_are_on_disk = True
 
-    def note_run(self, accelerator: Accelerator, unet: ModelMixin, images: int | None, images_per_step: int, step: int):
+    def add_to_log(self, step: int, numbers: dict[str, float | None]):
+        """Add numbers to the line of the last step in metrics.jsonl, and draw loss.png again."""
+        if not self.metrics or self.metrics[-1]["step"] != step:  # its line could not be written
+            self.metrics.append({"step": step, "loss": None})
+        self.metrics[-1].update(numbers)
+        with going_on(f"write {METRICS}"):
+            self.metrics_are_on_disk = False
+            write_json_lines(self.path / METRICS, self.metrics)
+            self.metrics_are_on_disk = True
+        with going_on(f"draw {LOSS}"):
+            self._save_curve()
+
+    def note_run(
+        self,
+        accelerator: Accelerator,
+        unet: ModelMixin,
+        images: int | None,
+        images_per_step: int,
+        step: int,
+        held_out: dict | None = None,
+    ):
         """Write run.json: facts about the run that are no options, for the model card and for resuming."""
         self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        if held_out:
+            self.facts["held_out"] = held_out
         self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
         self._write_facts()
 
@@ -158,14 +181,16 @@ class RunFolder:
                 augmented_grid(shown, self.config.size, self.config.augment_probability, self.config.seed).save(path)
 
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
-        """Return which outputs of a step exist: samples (`"draw"`), a measurement (`"measure"`), a pipeline (`"save"`).
+        """Return which outputs of a step exist.
 
-        A pipeline does not tell its step, so that of the last step never counts.
+        They are samples (`"draw"`), a measurement (`"measure"`), the held-out loss (`"validate"`) and a pipeline
+        (`"save"`). A pipeline does not tell its step, so that of the last step never counts.
         """
         there = {
             "draw": self._samples(step).exists(),
             "measure": any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int})),
             "save": (self.path / INDEX).exists() and not is_last,
+            "validate": any(line["step"] == step and "val_loss" in line for line in self.metrics),
         }
         return {name for name, is_there in there.items() if is_there}
 
@@ -175,8 +200,13 @@ class RunFolder:
     def save_samples(self, step: int, images: list[Image.Image], form: PixelFormat = EIGHT_BITS):
         """Write samples/step-000500.png, which shows samples of a format, and loss.png up to this step."""
         form.captioned(image_grid(images)).save(self._samples(step))
+        self._save_curve()
+
+    def _save_curve(self):
         steps, losses = [m["step"] for m in self.metrics], [m["loss"] or math.nan for m in self.metrics]
-        loss_curve(steps, losses).save(self.path / LOSS)
+        held_out = [(m["step"], m["val_loss"] or math.nan) for m in self.metrics if "val_loss" in m]
+        curve = loss_curve(steps, losses, held_out=([step for step, _ in held_out], [loss for _, loss in held_out]))
+        curve.save(self.path / LOSS)
 
     def save_pipeline(self, pipeline: DiffusionPipeline):
         """Save the pipeline while training goes on."""

@@ -5,18 +5,22 @@ import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.run_folder import bytes_of_run
 from ddpm_hf.training.step_cost import StepCost
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
-def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int) -> str:
+def describe(
+    config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int, held_out: int = 0
+) -> str:
     """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
     data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
     form = PixelFormat.of_model(unet.config)
     pixels = f" Pixels: {form.describe()}." if form.settings() else ""
     base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
+    apart = f" ({held_out:,} more are held out)" if held_out else ""
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."
         if config.model_config_name_or_path
@@ -25,9 +29,9 @@ def describe(config: TrainingConfig, unet: DDPMUNetModel, images: int | None, im
     size = "" if config.model_size == "auto" else f", size {config.model_size}"
     time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
     return (
-        f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images, "
-        f"{steps:,} steps{time} of {images_per_step} images ({length}), mixed precision {config.mixed_precision}, "
-        f"{torch.get_num_threads()} CPU threads.{pixels}{start}"
+        f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images"
+        f"{apart}, {steps:,} steps{time} of {images_per_step} images ({length}), mixed precision "
+        f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{start}"
     )
 
 
@@ -82,7 +86,8 @@ def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> s
         if step == config.total_steps
         else f"Stopped at step {step:,} of {config.total_steps:,}; the same command{without} goes on. "
     )
+    best = KeptBest(config).describe()
     return (
         f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
-        f"are in {config.output_dir}; draw more with: {draw}"
+        f"are in {config.output_dir}{best}; draw more with: {draw}"
     )
