@@ -36,7 +36,7 @@ from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.divergence import stop_if_diverged
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
-from ddpm_hf.training.launcher import check_launcher, start_accelerator
+from ddpm_hf.training.launcher import check_launcher, end_processes, start_accelerator
 from ddpm_hf.training.log_book import LogBook
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import Objective, denoising_loss
@@ -292,15 +292,6 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
             with going_on("measure the model"):
                 arguments = (run.reference, run.measurement, run.folder.path, state.step, run.best)
                 track_numbers(accelerator, evaluate_during_training(pipeline, *arguments), state.step)
-
-
-def end_processes(accelerator: Accelerator, state: RunState):
-    """Let the processes end together."""
-    accelerator.wait_for_everyone()
-    # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
-    del state.model
-    accelerator.free_memory()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

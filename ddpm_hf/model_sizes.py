@@ -59,7 +59,7 @@ FITTED = frozenset({
     "model", "model_size", "max_train_steps", "max_train_minutes", "train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta2", "ema_max_decay", "prediction_type",
     "timestep_sampling", "lognormal_mean", "lognormal_std", "resolution", "save_images_steps", "save_model_steps",
-    "checkpointing_steps", "ddpm_num_inference_steps", "eval_batch_size",
+    "checkpointing_steps", "validation_steps", "ddpm_num_inference_steps", "eval_batch_size",
 })  # fmt: skip
 
 

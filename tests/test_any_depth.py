@@ -157,8 +157,13 @@ BAD = {
         r"2 of 3 images looked at leave the range from 0 to 5 of --value_range: .*b.npy \(-7 to -7\), .*c.npy "
         r"\(9.5 to 9.5\); pass --value_range -7 9.5, which holds them",
     ),
-    "NaN": ({"a": zeros(8, 12, value=np.nan)}, ["--value_range", "0", "1"], r"a.npy \(NaN\); replace NaN by numbers"),
+    "NaN": (
+        {"a": zeros(8, 12, value=np.nan)},
+        ["--value_range", "0", "1"],
+        r"a.npy \(NaN\); replace NaN and infinity by numbers",
+    ),
     "NaN without a range": ({"a": zeros(8, 12, value=np.nan)}, [], "a.npy holds NaN; replace it"),
+    "infinity": ({"a": zeros(8, 12, value=np.inf)}, [], "a.npy holds infinity; replace it"),
     "needs a range": ({"a": zeros(8, 12, value=-7)}, [], r"reach from -7 to -7, .*a.npy; pass --value_range LOW HIGH"),
     "channels": (
         {"a": zeros(8, 12, 5), "b": zeros(8, 12, 4)},

@@ -252,16 +252,17 @@ def refuse_leaving(leaving: Sequence[dict], of_images: str, form: PixelFormat):
     if not leaving:
         return
     numbers = np.array([[line["smallest"], line["largest"]] for line in leaving])
+    finite = np.isfinite(numbers).all(1)
     names = ", ".join(
         f"{line['image']} ({'NaN' if np.isnan(both).any() else f'{number(both[0])} to {number(both[1])}'})"
         for line, both in zip(leaving[:3], numbers)
     )
     advice = []
-    if not np.isnan(numbers).all():
-        least, most = min(np.nanmin(numbers), form.low), max(np.nanmax(numbers), form.high)
+    if finite.any():
+        least, most = min(numbers[finite].min(), form.low), max(numbers[finite].max(), form.high)
         advice.append(f"pass --value_range {number(least)} {number(most)}, which holds them")
-    if np.isnan(numbers).any():
-        advice.append("replace NaN by numbers of the range")
+    if not finite.all():
+        advice.append("replace NaN and infinity by numbers of the range")
     raise ValueError(
         f"{len(leaving):,} of {of_images} leave the range from {number(form.low)} to {number(form.high)} of "
         f"--value_range: {names}{', ...' if len(leaving) > 3 else ''}; {', and '.join(advice)}."

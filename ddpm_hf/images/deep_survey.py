@@ -67,8 +67,10 @@ def survey_arrays(examples: Iterable[tuple[int, dict]], element: str | None, con
             had, has = (f"{channels} channels of {kind}" for channels, kind in (first[1], about))
             raise ValueError(f"{first[0]} has {had}, and {name} has {has}; keep those alike in a folder of their own.")
         count, low, high = count + 1, float(array.min()), float(array.max())
-        if config.range_of_pixels is None and np.isnan(low):
-            raise ValueError(f"{name} holds NaN; replace it by numbers of the range.")
+        if config.range_of_pixels is None and not np.isfinite((low, high)).all():
+            raise ValueError(
+                f"{name} holds {'NaN' if np.isnan(low) else 'infinity'}; replace it by numbers of the range."
+            )
         smallest, largest = min(low, smallest), max(high, largest)
         if config.range_of_pixels is not None:
             try:

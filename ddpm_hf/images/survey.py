@@ -24,8 +24,8 @@ def choose_format(dataset: datasets.Dataset | datasets.IterableDataset, config: 
     Raises:
         ValueError: If the images differ too much, or leave the range.
     """
-    if is_deep(examples(dataset), config):
-        return survey_arrays(examples(dataset), element_type(dataset.features["image"]), config)
+    if is_deep(_numbered_examples(dataset), config):
+        return survey_arrays(_numbered_examples(dataset), element_type(dataset.features["image"]), config)
     mode = common_mode(dataset) if config.image_mode == "auto" else config.image_mode
     low, high = config.range_of_pixels or (0, 255)
     return PixelFormat(mode, len(mode), low=low, high=high)
@@ -63,7 +63,7 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     if key in _SURVEYS:
         return _SURVEYS[key]
     greyscale, largest = True, {"I": -1.0, "F": -1.0, "RGB": -1.0}
-    for _, row in examples(dataset):
+    for row in examples(dataset):
         with suppress(UnreadableImage):
             greyscale = is_greyscale(row["image"]) and greyscale
             for kind, number in largest_number(row["image"]).items():
@@ -73,11 +73,21 @@ def _survey(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[bool,
     return greyscale, largest
 
 
-def examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[tuple[int, dict]]:
-    """Return up to a thousand rows and their numbers: the first of a stream, or rows from all over a data set."""
+def examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[dict]:
+    """Return up to a thousand rows: the first of a stream, or rows from all over a data set."""
     if isinstance(dataset, datasets.IterableDataset):
-        return enumerate(dataset.take(1000))
+        return dataset.take(1000)
+    return dataset.select(_numbers(dataset))
+
+
+def _numbered_examples(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[tuple[int, dict]]:
+    """Return the [`examples`], each with the number of its row."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return enumerate(examples(dataset))
+    return zip(_numbers(dataset), examples(dataset))
+
+
+def _numbers(dataset: datasets.Dataset) -> list[int]:
     # Ten runs of a hundred. A thousand single rows would load much more of the memory-mapped file.
     starts = np.linspace(0, max(len(dataset) - 100, 0), 10).astype(int)
-    numbers = sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))})
-    return zip(numbers, dataset.select(numbers))
+    return sorted({i for start in starts for i in range(start, min(start + 100, len(dataset)))})

@@ -17,7 +17,7 @@ SMALLER = 10  # percent of the pictures that may be smaller
 def typical_resolution(dataset: datasets.Dataset | datasets.IterableDataset) -> int:
     """Return the resolution that most pictures have, by the headers of those looked at: a multiple of 4, at most 64."""
     sides = []
-    for _, row in examples(dataset):
+    for row in examples(dataset):
         with suppress(UnreadableImage):
             sides.append(attempt(lambda: min(_size(row["image"]))))  # noqa: B023, it is called at once
     if not sides:

@@ -121,6 +121,8 @@ class _Fitting:
             steps = config.total_steps
         batch = config.train_batch_size * config.gradient_accumulation_steps
         self.take(max_train_steps=steps, **settings_of(SIZES[name], steps, batch))
+        if config.validation_steps:
+            self.take(validation_steps=math.ceil(steps / 10))
 
     def given_steps(self) -> int | None:
         """Return the number of steps, if it is given."""
@@ -158,6 +160,7 @@ class _Fitting:
         return self.steps_at_this_cost() if self.cost else 0
 
     def steps_at_this_cost(self) -> int:
+        assert self.cost and self.config.max_train_minutes
         return max(1, int(SHARE * 60 * self.config.max_train_minutes / self.cost.seconds))
 
     def count_steps(self):

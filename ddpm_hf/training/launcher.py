@@ -1,4 +1,4 @@
-"""Start accelerate, as the options and its launcher or configuration say."""
+"""Start accelerate, as the options and its launcher or configuration say, and end it."""
 
 import os
 
@@ -59,3 +59,12 @@ def check_launcher(config: TrainingConfig) -> list[str]:
         for name, wish in told.items()
         if wish is not None and wish != str(getattr(config, name))
     ]
+
+
+def end_processes(accelerator: Accelerator, state: Any):
+    """Let the processes end together."""
+    accelerator.wait_for_everyone()
+    # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
+    del state.model
+    accelerator.free_memory()
+    accelerator.end_training()

@@ -299,7 +299,7 @@ def test_a_brighter_picture_than_those_looked_at_is_refused(tmp_path, monkeypatc
     (tmp_path / "in").mkdir()
     for i, number in enumerate((4000, 4096)):
         PILImage.fromarray(np.full((8, 8), number, dtype=np.uint16)).save(tmp_path / "in" / f"{i}.png")
-    monkeypatch.setattr("ddpm_hf.images.survey._examples", lambda dataset: enumerate(dataset.select([0])))
+    monkeypatch.setattr("ddpm_hf.images.survey.examples", lambda dataset: dataset.select([0]))
     (line,) = load(from_folder(tmp_path, "--max_unreadable", "0.5"))[1]
     assert line["image"].endswith("1.png")
     assert "expected numbers from 0 to 4095, found 4096 to 4096" in line["reason"]
