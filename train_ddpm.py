@@ -182,12 +182,11 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
         found = find_images(config, fit_resolution)
-    form = found.form
-    config.model = config.model | label_settings(found.dataset) | form.settings()
+    config.model = config.model | label_settings(found.dataset) | found.form.settings()
     count, held_out = count_images(found.dataset, found.split, config)
-    cost = fit_settings(config, accelerator, form.channels, count)
+    cost = fit_settings(config, accelerator, found.form.channels, count)
     measurement = measurement_of(config)
-    unet, scheduler = make_model(config, channels=form.channels)
+    unet, scheduler = make_model(config, channels=found.form.channels)
     notes += start_at_base(unet, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
@@ -197,7 +196,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
             print(config.to_json(), end="")
         print(*notes, describe(config, unet, count, images_per_step, held_out), sep="\n", flush=True)
     if dry_run:
-        cost = cost or measure_step(config, form.channels, accelerator)
+        cost = cost or measure_step(config, found.form.channels, accelerator)
         if is_main:
             print(describe_cost(config, unet, count, images_per_step, cost))
         return None

@@ -11,6 +11,7 @@ from ddpm_hf.hardware import keep_freed_memory
 from ddpm_hf.precision import choose_mixed_precision, wished_precision
 from ddpm_hf.processes import join_processes_on_cpus, use_all_cores
 from ddpm_hf.training.sharding import check_sharding
+from ddpm_hf.training.state import RunState
 from ddpm_hf.training.trackers import tracking_options
 
 
@@ -61,7 +62,7 @@ def check_launcher(config: TrainingConfig) -> list[str]:
     ]
 
 
-def end_processes(accelerator: Accelerator, state: Any):
+def end_processes(accelerator: Accelerator, state: RunState):
     """Let the processes end together."""
     accelerator.wait_for_everyone()
     # The wrapped model has to go before the group of processes: freed after it, it can wait for ever (PyTorch 2.13).
