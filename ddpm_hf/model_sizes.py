@@ -44,8 +44,8 @@ class ModelSize:
 
 SIZES = {
     #                  widths               layers  attention  groups  narrow  learning rate  batch  steps    images
-    "tiny": ModelSize((16, 32, 48, 64),        1,       0,        8,    True,      8e-3,        64,        0,      0),
-    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,      4e-3,        64,    1_500,      0),
+    "tiny": ModelSize((16, 32, 48, 64),        1,       0,        8,    True,      6e-3,        32,        0,      0),
+    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,      3e-3,        32,    4_000,      0),
     "base": ModelSize((64, 128, 192, 256),     2,      16,       32,    False,     1e-3,        64,   10_000,  1_000),
     "large": ModelSize((128, 256, 256, 512),   2,      16,       32,    False,     2e-4,       128,  100_000, 10_000),
 }  # fmt: skip

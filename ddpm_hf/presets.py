@@ -109,6 +109,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         resolution=64,
         prediction_type="v_prediction",
         timestep_sampling="lognormal",
+        lognormal_mean=-0.3,
+        lognormal_std=1.3,
         lr_scheduler="linear",
         ddpm_num_inference_steps=100,
     ),

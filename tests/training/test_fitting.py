@@ -65,7 +65,7 @@ def test_networks_fit_the_pixels(size, pixels):
 
 def test_larger_images_come_in_smaller_batches():
     small = SIZES["small"]
-    assert [batch_of(small, n, n, None) for n in (8, 64, 65, 128, 256, 1024)] == [64, 64, 32, 32, 16, 8]
+    assert [batch_of(small, n, n, None) for n in (8, 64, 65, 128, 256, 1024)] == [32, 32, 16, 16, 8, 8]
     assert batch_of(small, 8, 8, images=30) == 16
     assert settings_of(small, 5000, 16)["learning_rate"] == pytest.approx(small.learning_rate / 2)
 
