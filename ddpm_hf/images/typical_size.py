@@ -22,7 +22,7 @@ def typical_resolution(dataset: datasets.Dataset | datasets.IterableDataset) -> 
             sides.append(attempt(lambda: min(_size(row["image"]))))  # noqa: B023, it is called at once
     if not sides:
         return MOST
-    side = int(np.percentile(sides, SMALLER))
+    side = int(np.percentile(sides, SMALLER, method="higher"))
     return min(MOST, max(STEP, side // STEP * STEP))
 
 
