@@ -72,7 +72,12 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
             raise ValueError(
                 "--max_train_minutes chooses the number of steps; pass it without --max_train_steps and --num_epochs."
             )
-        given = options.keys() - (PRESETS[preset].keys() - said.keys())
+        if options.get("streaming") and "num_epochs" in said and "max_train_steps" not in options:
+            raise ValueError(
+                "--streaming reads a data set of unknown length: pass --max_train_steps or --max_train_minutes, and no "
+                "--num_epochs."
+            )
+        given = options.keys() - (PRESETS.get(preset, {}).keys() - said.keys())
         if options.get("pretrained_model_name_or_path"):
             options = take_base(options, _override(file, flags), token)
             given |= options_of(options["base"]).keys()

@@ -10,7 +10,8 @@ from PIL import Image
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.held_out import count_images, held_out_numbers, load_split, part_images
 from ddpm_hf.images.sources import load_dataset
-from ddpm_hf.images.survey import common_mode
+from ddpm_hf.images.survey import choose_format
+from ddpm_hf.pixel_format import PixelFormat
 
 
 def test_the_partition_is_a_fixed_function_of_seed_and_images():
@@ -21,7 +22,7 @@ def test_the_partition_is_a_fixed_function_of_seed_and_images():
 
 
 def test_the_parts_are_disjoint_and_complete():
-    images = SimpleNamespace(folder="x", fingerprint="abc", unreadable=[], labels=np.arange(10) * 2)
+    images = SimpleNamespace(folder="x", fingerprint="abc", form=None, unreadable=[], labels=np.arange(10) * 2)
     whole = type("Cache", (), {"__len__": lambda _: 10, "__getitem__": lambda _, i: int(i) * 7, **vars(images)})()
     trained_on, held_out = part_images(whole, 3, 0, "abc")
     assert (len(trained_on), len(held_out)) == (7, 3)
@@ -61,7 +62,7 @@ def save(folder, shade, count=1, mode="L"):
 def load(tmp_path, **options):
     config = TrainingConfig(train_data_dir=str(tmp_path), resolution=8, cache_dir=str(tmp_path / "cache"), **options)
     dataset = load_dataset(config)
-    return dataset, load_split(dataset, common_mode(dataset), config)
+    return dataset, load_split(dataset, choose_format(dataset, config), config)
 
 
 def test_a_split_of_a_sorted_folder(tmp_path, capsys):
@@ -96,7 +97,7 @@ def test_a_split_of_a_saved_data_set(tmp_path):
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     config = TrainingConfig(dataset_name=str(tmp_path / "saved"), resolution=8, validation_split="test")
     dataset = load_dataset(config)
-    split = load_split(dataset, "L", config)
+    split = load_split(dataset, PixelFormat("L", 1), config)
     assert count_images(dataset, split, config) == (3, 2)
 
 

@@ -132,7 +132,7 @@ def test_celeba_crop():
             lambda folder: (folder.mkdir(), (folder / "a.heic").write_text("a")),
             "only .heic .pip install pillow-heif",
         ),
-        (lambda folder: save_pictures(folder, size=(30, 20)), "30x20 pixels are fewer than --resolution 28"),
+        (lambda folder: save_pictures(folder, size=(30, 20)), "30x20 pixels are fewer than --resolution 64"),
         (lambda folder: (folder.mkdir(), (folder / "broken.png").write_bytes(b"no png")), "broken.png"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_moved_folder_of_the_same_pictures_goes_on(train, tmp_path, capsys):
     train(train_data_dir=tmp_path / "again", **options)
     assert "is trained: 4 steps" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="other pictures: 6 images then, 10000 now"):
-        train(**options)
+        train(preset="auto", **options)
     (tmp_path / "again").rename(tmp_path / "moved")
     Image.new("L", (28, 28), 7).save(tmp_path / "moved" / "0.png")
     with pytest.raises(SystemExit, match="other pictures: 6 images then, 6 now, and not with the same pixels"):

@@ -238,7 +238,7 @@ def test_grey_to_more_channels(grey, channels):
     torch.testing.assert_close(predict(unet, grey.expand(-1, channels, -1, -1)), expected)
     x = torch.randn(2, channels, 8, 8)
     torch.testing.assert_close(predict(unet, x)[:, :1], predict(base, x.mean(1, keepdim=True)))
-    assert [f"adapted from 1 to {channels} channels" in note for note in notes] == [True]
+    assert sum(f"adapted from 1 to {channels} channels" in note for note in notes) == 1
 
 
 def test_colour_to_grey(grey):

@@ -18,6 +18,7 @@ from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.push import _files
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.held_out import held_out_numbers
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.training import run_folder, validation
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.run_folder import RunFolder
@@ -49,7 +50,7 @@ def read(path):
 
 
 class Pictures(list):
-    labels = None
+    labels, form = None, PixelFormat("L", 1)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
