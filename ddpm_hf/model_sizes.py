@@ -96,12 +96,12 @@ def settings_of(size: ModelSize, steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def size_of(parameters: int, height: int, width: int) -> str:
-    """Return the name of the size whose network is nearest to so many parameters, for images of these pixels."""
+def size_of(network: dict[str, Any], height: int, width: int) -> str:
+    """Return the name of the size that is nearest to a network by its parameters, for images of these pixels."""
+    parameters = _parameters(network)
+    return min(SIZES, key=lambda name: abs(math.log(_parameters(network_of(SIZES[name], height, width)) / parameters)))
 
-    def distance(name: str) -> float:
-        with torch.device("meta"):
-            network = DDPMUNetModel(**network_of(SIZES[name], height, width))
-        return abs(math.log(network.num_parameters() / parameters))
 
-    return min(SIZES, key=distance)
+def _parameters(network: dict[str, Any]) -> int:
+    with torch.device("meta"):  # nothing is allocated
+        return DDPMUNetModel(**network).num_parameters()

@@ -1,6 +1,7 @@
 """What runs of train_ddpm.py leave behind: reading it, and making it."""
 
 import json
+import os
 
 import torch
 from PIL import Image
@@ -55,3 +56,16 @@ def make_run(folder, **options):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("private")
     return folder
+
+
+def crash_at_rename(number, monkeypatch):
+    """Interrupt the process in place of its n-th renaming of a file or folder from now on."""
+    renames, rename = [], os.rename
+
+    def crashing(*args):
+        renames.append(args)
+        if len(renames) == number:
+            raise KeyboardInterrupt
+        rename(*args)
+
+    monkeypatch.setattr(os, "rename", crashing)

@@ -19,7 +19,6 @@ from ddpm_hf.model_sizes import (
     size_of,
 )
 from ddpm_hf.run_files import OPTIONS
-from ddpm_hf.training.model import make_model
 from ddpm_hf.training.resuming import saved_options
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
@@ -121,8 +120,6 @@ class _Fitting:
             steps = config.total_steps
         batch = config.train_batch_size * config.gradient_accumulation_steps
         self.take(max_train_steps=steps, **settings_of(SIZES[name], steps, batch))
-        if config.validation_steps:
-            self.take(validation_steps=math.ceil(steps / 10))
 
     def given_steps(self) -> int | None:
         """Return the number of steps, if it is given."""
@@ -133,8 +130,7 @@ class _Fitting:
     def size(self, steps: int | None) -> str:
         """Return the size that is given, or the largest one for which there are enough steps and images."""
         if "model" not in self.free:
-            unet, _ = make_model(self.config, self.channels)
-            return size_of(unet.num_parameters(), *self.config.size)
+            return size_of(self.config.model, *self.config.size)
         if self.config.model_size != "auto":
             return self.config.model_size
         smaller, *others = SIZES

@@ -2,13 +2,12 @@
 
 import io
 import json
-import os
 import shutil
 
 import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
-from runs import metrics
+from runs import crash_at_rename, metrics
 
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.command_line import parse_command_line
@@ -58,15 +57,7 @@ def test_full_disk_leaves_the_older_pipeline(tmp_path, fail_after):
 @pytest.mark.parametrize("crash_at", range(1, 7))
 def test_a_crash_between_the_renames_is_undone_or_complete(tmp_path, monkeypatch, crash_at):
     save_pipeline(FakePipeline("old"), tmp_path)
-    renames, rename = [], os.rename
-
-    def crashing(*args):
-        renames.append(args)
-        if len(renames) == crash_at:
-            raise KeyboardInterrupt
-        rename(*args)
-
-    monkeypatch.setattr(os, "rename", crashing)
+    crash_at_rename(crash_at, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         save_pipeline(FakePipeline("new"), tmp_path)
     monkeypatch.undo()

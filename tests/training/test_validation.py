@@ -1,14 +1,13 @@
 """The held-out loss of a run, its best pipeline, and the line when the curves part."""
 
 import json
-import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import equal, metrics
+from runs import crash_at_rename, equal, metrics
 from test_resume import assert_equal_runs
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
@@ -272,15 +271,7 @@ def test_a_crash_leaves_the_old_best_or_the_new(tmp_path, monkeypatch, crash_at)
     best = best_of(tmp_path, "loss")
     best.offer({"val_loss": 0.5}, 1, Weights("1"))
     (tmp_path / "best" / "notes.txt").write_text("mine")
-    renames, rename = [], os.rename
-
-    def crashing(*args):
-        renames.append(args)
-        if len(renames) == crash_at:
-            raise KeyboardInterrupt
-        rename(*args)
-
-    monkeypatch.setattr(os, "rename", crashing)
+    crash_at_rename(crash_at, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         best.offer({"val_loss": 0.4}, 2, Weights("2"))
     monkeypatch.undo()
