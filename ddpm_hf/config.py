@@ -93,7 +93,7 @@ class TrainingConfig:
     num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
     max_train_steps: int | None = _optimisation(None, "Optimizer steps; overrides num_epochs.", minimum=1, resume="free", card=True)
     max_train_minutes: float | None = _optimisation(None, "Minutes of training: before the first step, max_train_steps is chosen from the time that a step takes.", minimum=0.01, resume="free", card=True)
-    optimizer: Literal["adam", "adamw"] = _optimisation("adamw", "adamw decouples the weight decay.", card=True)
+    optimizer: Literal["adam", "adamw", "muon"] = _optimisation("adamw", "adamw decouples the weight decay; muon takes orthogonal steps for the convolutions, which learn faster, and is adamw for the rest.", card=True)
     learning_rate: float = _optimisation(1e-4, "Highest learning rate.", minimum=0, card=True)
     lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = _optimisation("cosine", "Course of the learning rate.", card=True)
     lr_warmup_steps: int = _optimisation(500, "Optimizer steps from 0 to the highest learning rate.", minimum=0, card=True)

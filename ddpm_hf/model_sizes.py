@@ -25,6 +25,7 @@ class ModelSize:
         attention (`int`): Levels of at most so many pixels on the short side attend.
         groups (`int`): Groups of a group norm.
         narrow_up_blocks (`bool`): See [`DDPMUNetModel`]. It is faster; a `UNet2DModel` has no such blocks.
+        optimizer (`str`): Of the training; see [`TrainingConfig`].
         learning_rate (`float`): Highest learning rate, at the batch below.
         batch (`int`): Images in a step, if they have at most 64 x 64 pixels.
         fewest_steps (`int`): With fewer steps, the next smaller size draws better.
@@ -36,6 +37,7 @@ class ModelSize:
     attention: int
     groups: int
     narrow_up_blocks: bool
+    optimizer: str
     learning_rate: float
     batch: int
     fewest_steps: int
@@ -43,11 +45,11 @@ class ModelSize:
 
 
 SIZES = {
-    #                  widths               layers  attention  groups  narrow  learning rate  batch  steps    images
-    "tiny": ModelSize((16, 32, 48, 64),        1,       0,        8,    True,      6e-3,        32,        0,      0),
-    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,      3e-3,        32,    4_000,      0),
-    "base": ModelSize((64, 128, 192, 256),     2,      16,       32,    False,     1e-3,        64,   10_000,  1_000),
-    "large": ModelSize((128, 256, 256, 512),   2,      16,       32,    False,     2e-4,       128,  100_000, 10_000),
+    #                  widths               layers  attention  groups  narrow  optimizer  lr    batch  steps    images
+    "tiny": ModelSize((16, 32, 48, 64),        1,       0,        8,    True,  "muon",   8e-3,  32,        0,      0),
+    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,  "muon",   6e-3,  32,    2_500,      0),
+    "base": ModelSize((64, 128, 192, 256),     2,      16,       32,    False, "adamw",  1e-3,  64,   10_000,  1_000),
+    "large": ModelSize((128, 256, 256, 512),   2,      16,       32,    False, "adamw",  2e-4, 128,  100_000, 10_000),
 }  # fmt: skip
 
 COARSEST = 8  # pixels on the short side of the coarsest level, at most
@@ -57,7 +59,7 @@ MOST_EPOCHS = 3000  # of a run whose command does not say how long
 # What is chosen for a run, unless its command says it. A run that goes on keeps all of it.
 FITTED = frozenset({
     "model", "model_size", "max_train_steps", "max_train_minutes", "train_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta2", "ema_max_decay", "prediction_type",
+    "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta2", "ema_max_decay", "prediction_type",
     "timestep_sampling", "lognormal_mean", "lognormal_std", "resolution", "save_images_steps", "save_model_steps",
     "checkpointing_steps", "validation_steps", "ddpm_num_inference_steps", "eval_batch_size",
 })  # fmt: skip

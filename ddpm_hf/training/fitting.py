@@ -18,10 +18,11 @@ from ddpm_hf.model_sizes import (
     settings_of,
     size_of,
 )
-from ddpm_hf.run_files import OPTIONS
+from ddpm_hf.run_files import CHECKPOINTS, INDEX, OPTIONS, list_checkpoints
 from ddpm_hf.training.resuming import saved_options
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
+VALIDATIONS = 12  # of images that are held out; six have to be seen before the curves can part
 SHARE = 0.95  # of the minutes is for steps; the rest is for drawing and saving
 
 
@@ -70,11 +71,13 @@ def fit_settings(
 
 
 def _earlier_options(config: TrainingConfig) -> dict:
-    """Return the options of the run that goes on, all of them; nothing for a new run."""
-    if config.overwrite_output_dir or not (config.folder / OPTIONS).exists():
+    """Return the options of the run that goes on, all of them; nothing for one that begins, or begins again."""
+    folder = config.folder
+    goes_on = (folder / OPTIONS).exists() and (list_checkpoints(folder / CHECKPOINTS) or (folder / INDEX).exists())
+    if config.overwrite_output_dir or not goes_on:
         return {}
     # The run may be older than an option.
-    return {**dataclasses.asdict(TrainingConfig()), **saved_options(config.folder)}
+    return {**dataclasses.asdict(TrainingConfig()), **saved_options(folder)}
 
 
 @dataclasses.dataclass
@@ -120,6 +123,8 @@ class _Fitting:
             steps = config.total_steps
         batch = config.train_batch_size * config.gradient_accumulation_steps
         self.take(max_train_steps=steps, **settings_of(SIZES[name], steps, batch))
+        if config.validation_split or config.validation_fraction:
+            self.take(validation_steps=math.ceil(steps / VALIDATIONS))
 
     def given_steps(self) -> int | None:
         """Return the number of steps, if it is given."""
@@ -147,7 +152,7 @@ class _Fitting:
     def take_network(self, name: str):
         size, pixels = SIZES[name], self.config.size
         self.take(model_size=name, model=network_of(size, *pixels) | self.network)
-        self.take(train_batch_size=batch_of(size, *pixels, self.images))
+        self.take(train_batch_size=batch_of(size, *pixels, self.images), optimizer=size.optimizer)
 
     def steps_in_time(self, name: str) -> int:
         """Return how many steps a size takes in the minutes of the run; 0 if the memory is too small for it."""

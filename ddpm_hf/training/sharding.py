@@ -45,7 +45,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def copy_whole(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Copy a whole tensor, which all processes have, into a target that may be sharded. Return the target."""
+    return target.copy_(like(source.to(target.device), target))
+
+
+def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return a whole tensor, which all processes have, sharded as the target is."""
     if isinstance(target, DTensor):
-        source = source.to(target.device)
-        source = distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)
-    return target.copy_(source)
+        return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
+    return tensor

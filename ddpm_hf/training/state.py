@@ -119,7 +119,7 @@ class RunState:
             copy_whole(tensors["model"][name], tensor)
         if self.ema:
             self.ema.load_state_dict(tensors["ema"])
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             i, name = key.split(".")

@@ -159,6 +159,30 @@ def test_a_run_keeps_what_was_chosen(train, pictures, monkeypatch):
     assert (now["model"], now["max_train_steps"]) == (chosen["model"], 12)
 
 
+def test_a_run_without_results_chooses_again(train, pictures, monkeypatch, tmp_path):
+    """A run that was killed before its first checkpoint begins again, with what fits now."""
+    monkeypatch.setattr(fitting, "measure_step", cost_by_width(4.0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("train_ddpm.RunState", interrupted)
+        train("run", **options_of(pictures))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resolution"] == 8
+    monkeypatch.setattr(fitting, "measure_step", cost_by_width(1.0))
+    run = train("run", **options_of(pictures, resolution=4))
+    chosen = json.loads((run / "config.json").read_text())
+    assert (chosen["resolution"], chosen["max_train_steps"]) == (4, 28)
+    assert chosen["model"]["block_out_channels"] == [16]
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_what_is_held_out_is_seen_often(monkeypatch):
+    config, _ = fit(monkeypatch, "--max_train_steps 120 --validation_fraction 0.1")
+    assert config.validation_steps == 10
+    assert fit(monkeypatch, "--max_train_steps 120")[0].validation_steps is None
+
+
 def stop_after(step):
     def stop(config, state):
         if state.step == step:

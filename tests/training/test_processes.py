@@ -74,9 +74,9 @@ def test_two_processes_share_the_held_out_loss(train, small, tmp_path):
 def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
     """Under FSDP each process holds a part of every tensor, also of the layer that only the training has.
 
-    A run goes on with it or without it.
+    Muon needs whole matrices. A run goes on with it or without it.
     """
-    fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup"}
+    fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup", "optimizer": "muon"}
     whole = train("whole", "--augment", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     train("sharded", "--augment", max_train_steps=5, gradient_accumulation_steps=2, **constant)
     done = launch(2, small("sharded", "--augment", max_train_steps=12, **constant), fsdp)
