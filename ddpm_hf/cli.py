@@ -1,4 +1,7 @@
-"""The command `ddpm-hf`: use a trained model. Each subcommand has a function for its flags and one that runs it."""
+"""The command `ddpm-hf`: train a model and use it. Each subcommand has a function for its flags and one that runs it.
+
+The functions import what needs torch, diffusers or the Hub. So --help and mistyped flags are answered at once.
+"""
 
 import dataclasses
 import math
@@ -7,26 +10,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
-from PIL import Image
-
-from ddpm_hf.checkpoint import save_pipeline
-from ddpm_hf.command_line import Parser, add_flag
+from ddpm_hf import __version__
+from ddpm_hf.command_line import Parser, add_flag, parse_command_line
 from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate, parse_size
-from ddpm_hf.convert import to_stock_pipeline
-from ddpm_hf.evaluation.command import evaluate
-from ddpm_hf.evaluation.measure import METRICS, Measurement
+from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
-from ddpm_hf.hub.checks import check_name
-from ddpm_hf.hub.push import default_repo_id, push_run
-from ddpm_hf.hub.space import push_space, write_space
-from ddpm_hf.loading import load_pipeline
-from ddpm_hf.pictures import is_ours
-from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.precision import choose_mixed_precision
-from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import INDEX
-from ddpm_hf.sampling import SCHEDULERS, Classes, Drawing, fill_folder, open_model, save_grid
+from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.terminal import one_line_errors
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
@@ -62,12 +52,17 @@ def main(argv: list[str] | None = None):
         argv (`list[str]`, *optional*): The arguments; the default is the process's.
     """
     parser = CommandParser(prog="ddpm-hf")
+    parser.add_argument("--version", action="version", version=f"ddpm-hf {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subcommands.add_parser("train", help="train a model, in one process", add_help=False)
     _add_sample(subcommands)
     _add_evaluate(subcommands)
     _add_convert(subcommands)
     _add_push(subcommands)
     _add_demo(subcommands)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        return _train(argv[1:])
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -77,12 +72,16 @@ def main(argv: list[str] | None = None):
         if not _is_out_of_memory(error):
             raise
         sys.exit("ddpm-hf: error: the memory does not suffice; a smaller --batch_size needs less.")
+    import torch
+
     # The threads of a process group can abort the process at the interpreter's end, so end them before.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
@@ -96,11 +95,12 @@ def _add_model(parser):
 
 
 def _add_drawing(parser):
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the samples; default: all T")
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="denoising steps of the samples; default: those of the run"
+    )
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="draws the samples in place of the saved one")
     parser.add_argument(
         "--mixed_precision",
-        type=choose_mixed_precision,
         choices=("auto", "no", "bf16", "fp16"),
         default="no",
         help="of samples; auto: bf16 where the hardware is fast at it; default: no, so that seeds hold everywhere",
@@ -121,6 +121,16 @@ def _check_folder(path: Path, name: str = "--output"):
         raise ValueError(f"{name} {path}: {existing} is a file; expected a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{name} {path}: {existing} may not be written to; name another.")
+
+
+# ---- ddpm-hf train -------------------------------------------------------------------------------------------------
+
+
+def _train(argv: list[str]):
+    options = parse_command_line(argv, program="ddpm-hf train")
+    from ddpm_hf.train import train
+
+    train(*options)
 
 
 # ---- ddpm-hf sample ------------------------------------------------------------------------------------------------
@@ -147,6 +157,12 @@ def _add_sample(subcommands):
 
 
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
+    from ddpm_hf.pictures import is_ours
+    from ddpm_hf.precision import choose_mixed_precision
+    from ddpm_hf.processes import this_process
+    from ddpm_hf.sampling import Classes, Drawing, fill_folder, open_model, save_grid
+
+    how["mixed_precision"] = choose_mixed_precision(how["mixed_precision"])
     is_grid = num_images is None
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
         raise ValueError("samples.png was not written by this command; name another with --output.")
@@ -176,6 +192,8 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
 
 def _check_picture(path: Path):
     """Raise a ValueError unless a picture can be written to this path."""
+    from PIL import Image
+
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; expected the name of a picture, such as {path}/samples.png.")
     Image.init()
@@ -228,7 +246,11 @@ def _add_evaluate(subcommands):
 
 
 def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, held_out, **options):
+    from ddpm_hf.evaluation.command import evaluate
+    from ddpm_hf.precision import choose_mixed_precision
+
     wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
+    wanted["mixed_precision"] = choose_mixed_precision(wanted["mixed_precision"])
     _check_numbers(
         num_inference_steps=(wanted["num_inference_steps"], 1),
         seed=(wanted["seed"], 0),
@@ -273,6 +295,11 @@ def _add_convert(subcommands):
 def _convert(
     source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: str, revision: str | None
 ):
+    from ddpm_hf.checkpoint import save_pipeline
+    from ddpm_hf.convert import to_stock_pipeline
+    from ddpm_hf.loading import load_pipeline
+    from ddpm_hf.pixel_format import PixelFormat
+
     height, width = parse_size("--sample_size", sample_size)
     _check_target(Path(source), output_dir, overwrite_output_dir)
     pipeline = load_pipeline(source, height if height == width else (height, width), revision=revision)
@@ -319,6 +346,10 @@ def _add_push(subcommands):
 
 
 def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
+    from ddpm_hf.hub.checks import check_name
+    from ddpm_hf.hub.push import default_repo_id, push_run
+    from ddpm_hf.hub.space import push_space, write_space
+
     if no_upload and not space:
         raise ValueError("--no_upload is for --space; pass --space too, or leave it out.")
     repo_id = hub_model_id or default_repo_id(folder)

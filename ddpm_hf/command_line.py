@@ -1,4 +1,4 @@
-"""The command line of train_ddpm.py, made from the options."""
+"""The command line of a training, made from the options."""
 
 import argparse
 import dataclasses
@@ -11,12 +11,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.base_options import options_of, take_base
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
-from ddpm_hf.config_file import load_model_config, read_config_file
-from ddpm_hf.model_sizes import FITTED
+from ddpm_hf.config_file import read_config_file
 from ddpm_hf.option_fields import kinds_of
-from ddpm_hf.presets import PRESETS
+from ddpm_hf.presets import FITTED, PRESETS
 from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
@@ -34,17 +32,18 @@ _OVERRIDES = {
 }
 
 
-def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, bool]:
-    """Read the options of train_ddpm.py: the preset's, overridden by those of `--config`, overridden by the flags.
+def parse_command_line(argv: list[str] | None = None, program: str = "train_ddpm.py") -> tuple[TrainingConfig, bool]:
+    """Read the options of a training: the preset's, overridden by those of `--config`, overridden by the flags.
 
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
+        program (`str`): The name of the command, for its help and its errors.
 
     Returns:
         `tuple`: The [`TrainingConfig`], and whether `--dry_run` was given. A bad option ends the process with one line
         on standard error and exit code 2.
     """
-    parser = _make_parser({})
+    parser = _make_parser({}, program)
     flags = vars(parser.parse_args(argv))
     path, wants_help, dry_run, token = (flags.pop(name) for name in ("config", "help", "dry_run", "hub_token"))
     unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
@@ -58,11 +57,13 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
         below = _override(PRESETS.get(preset, {}), file)
         if wants_help:
             chosen = dict.fromkeys(FITTED, "chosen for the run") if preset == "auto" else {}
-            _make_parser(chosen | below | {"preset": preset}).print_help()
+            _make_parser(chosen | below | {"preset": preset}, program).print_help()
             sys.exit(0)
         if steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
             below.setdefault("gradient_accumulation_steps", _whole_number(steps))
         if flags.get("model_config_name_or_path"):
+            from ddpm_hf.model_config import load_model_config
+
             flags["model"] = load_model_config(flags["model_config_name_or_path"])
         options = _override(below, flags) | {"preset": preset}
         refuse_token("--hub_model_id", options.get("hub_model_id") or "")
@@ -79,6 +80,8 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[TrainingConfig, b
             )
         given = options.keys() - (PRESETS.get(preset, {}).keys() - said.keys())
         if options.get("pretrained_model_name_or_path"):
+            from ddpm_hf.base_options import options_of, take_base
+
             options = take_base(options, _override(file, flags), token)
             given |= options_of(options["base"]).keys()
         config = TrainingConfig(**options)
@@ -104,11 +107,12 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _make_parser(defaults: dict[str, Any]) -> "Parser":
+def _make_parser(defaults: dict[str, Any], program: str) -> "Parser":
     """Make the parser. Its help shows these defaults, and those of [`TrainingConfig`] for all other options."""
+    launch = program if program.startswith("ddpm-hf") else f"accelerate launch {program}"
     parser = Parser(
-        prog="train_ddpm.py",
-        usage="accelerate launch train_ddpm.py [--preset NAME] [--config FILE] [--FLAG VALUE ...]",
+        prog=program,
+        usage=f"{launch} [--preset NAME] [--config FILE] [--FLAG VALUE ...]",
         description="Train a denoising diffusion probabilistic model. Without flags: handwritten digits, in minutes.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
         allow_abbrev=False,

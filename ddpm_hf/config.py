@@ -120,7 +120,7 @@ class TrainingConfig:
     logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)
-    ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid and to measure.", minimum=1)
+    ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid, to measure, and by default of the saved pipeline.", minimum=1)
     guidance_scale: float | None = _output(None, f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
     eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _output("bpd", "What to measure: bpd, fid, kid and prdc, with commas between them.")

@@ -1,21 +1,16 @@
-"""Options from files: `--config`, and the network of `--model_config_name_or_path`."""
+"""Options from the file of `--config`."""
 
 import difflib
-import inspect
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig, option_misfit
-from ddpm_hf.convert import config_from_unet2d
+from ddpm_hf.config import TrainingConfig, option_misfit
 from ddpm_hf.files import read_json
-from ddpm_hf.loading import check_id
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.terminal import one_line
-from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 # Options that are not to be repeated with the others of a file, and their defaults.
 FOR_ONE_COMMAND = {"overwrite_output_dir": False, "resume_from_checkpoint": "latest"}
@@ -42,10 +37,14 @@ def read_config_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items():
             options[name] = _checked(name, value)
         if options.get("model"):
-            options["model"] = _checked_model(options["model"])
+            from ddpm_hf.model_config import checked_model
+
+            options["model"] = checked_model(options["model"])
         if options.pop("base", None) and not is_of_run:
             raise ValueError("`base` is read from --pretrained_model_name_or_path; take it out of the file")
         if not options.get("model") and options.get("model_config_name_or_path"):
+            from ddpm_hf.model_config import load_model_config
+
             options["model"] = load_model_config(options["model_config_name_or_path"])
     except (ValueError, OSError) as error:
         raise ValueError(f"--config {path}: {error}") from error
@@ -90,36 +89,3 @@ def _checked(name: Any, value: Any) -> Any:
     if problem := option_misfit(name, value):
         raise ValueError(problem)
     return value
-
-
-def load_model_config(name_or_path: str) -> dict[str, Any]:
-    """Load the arguments of a saved U-Net, except the size and the channels, which the data decides.
-
-    Args:
-        name_or_path (`str`): JSON file, folder or Hub id of a [`DDPMUNetModel`] or a `UNet2DModel`, or the folder of a
-            pipeline.
-
-    Raises:
-        ValueError: If it cannot be loaded or is no such network.
-    """
-    source = Path(name_or_path)
-    try:
-        if not source.exists():
-            check_id(name_or_path)
-        # The network of a pipeline is in its folder unet/.
-        config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
-        if config.get("_class_name") == "UNet2DModel":
-            config = config_from_unet2d(config)
-        return _checked_model({key: value for key, value in config.items() if key[0] != "_"})
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--model_config_name_or_path {name_or_path}: {error}") from error
-
-
-def _checked_model(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a U-Net that the data does not decide, once a network could be made of them."""
-    model = {key: value for key, value in config.items() if key not in DECIDED_BY_DATA}
-    if unknown := model.keys() - inspect.signature(DDPMUNetModel).parameters.keys():
-        raise ValueError(f"it has the unknown keys {', '.join(sorted(unknown))}; expected those of a DDPMUNetModel.")
-    with torch.device("meta"):
-        DDPMUNetModel(**model)
-    return model

@@ -12,8 +12,9 @@ import statistics
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
+from ddpm_hf.lineages import ANNOTATED_LINEAGE
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
-from ddpm_hf.unet_ddpm import ANNOTATED_LINEAGE, DDPMUNetModel, ResidualBlock
+from ddpm_hf.unet_ddpm import DDPMUNetModel, ResidualBlock
 from ddpm_hf.weights import StateDict, check_keys
 
 PARAMETERS = ("weight", "bias")

@@ -56,14 +56,6 @@ COARSEST = 8  # pixels on the short side of the coarsest level, at most
 MINUTES = {"cpu": 20, "gpu": 180}  # of a run whose command does not say how long
 MOST_EPOCHS = 3000  # of a run whose command does not say how long
 
-# What is chosen for a run, unless its command says it. A run that goes on keeps all of it.
-FITTED = frozenset({
-    "model", "model_size", "max_train_steps", "max_train_minutes", "train_batch_size", "gradient_accumulation_steps",
-    "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta2", "ema_max_decay", "prediction_type",
-    "timestep_sampling", "lognormal_mean", "lognormal_std", "resolution", "save_images_steps", "save_model_steps",
-    "checkpointing_steps", "validation_steps", "ddpm_num_inference_steps", "eval_batch_size",
-})  # fmt: skip
-
 
 def network_of(size: ModelSize, height: int, width: int) -> dict[str, Any]:
     """Return the configuration of the U-Net of a size, for images of these pixels.

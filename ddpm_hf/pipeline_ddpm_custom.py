@@ -29,6 +29,7 @@ from PIL import Image
 
 # The source files that a saved pipeline holds. Where this package is installed, they are its modules.
 SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
+RECOMMENDED_STEPS = "_num_inference_steps"  # in model_index.json; other pipelines pass over names that begin with _
 CPU_PIXELS = 2**16  # pixels that a CPU computes at once; more of them take memory and gain no speed
 INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
 
@@ -39,6 +40,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
     Args:
         unet ([`DDPMUNetModel`] or [`~diffusers.UNet2DModel`]): The network that predicts the noise in `x_t`.
         scheduler ([`DDPMLinearScheduler`] or another of diffusers): The reverse process.
+        num_inference_steps (`int`, *optional*): Denoising steps that are recommended for this model. A call takes them
+            unless it says otherwise. The default is the T of training.
 
     Example:
         >>> pipeline = DDPMPipelineCustom.from_pretrained("user/repo")
@@ -47,9 +50,18 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, num_inference_steps: int | None = None):
         super().__init__()
+        if num_inference_steps is not None:
+            num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(num_inference_steps=num_inference_steps)
+
+    @property
+    def default_num_inference_steps(self) -> int:
+        """Denoising steps of a call that does not name them: the recommended ones, or all T."""
+        T = self.scheduler.config.num_train_timesteps
+        return min(self.config.get("num_inference_steps") or T, T)
 
     @torch.no_grad()
     def __call__(
@@ -70,7 +82,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 network computes them in parts if the memory is too small for all at once.
             generator (`torch.Generator` or a list or tuple of them, *optional*): Source of all noise. A list holds one
                 generator for each image, and then an image does not depend on the others of its batch.
-            num_inference_steps (`int`, *optional*): Number of denoising steps. The default is the T of training.
+            num_inference_steps (`int`, *optional*): Number of denoising steps. The default is what the model
+                recommends, or else the T of training.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three; samples of a network with a
                 `pixel_format` come in the form of its training data, as pictures of Pillow or as arrays `(height,
                 width, channels)` with the range undone), `"np"` for an array `(batch, height,
@@ -109,7 +122,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         network = self._network(labels, guidance_scale)
         # A GPU raises an error when its memory is full. A process that fills the main memory is killed.
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
-        steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
@@ -263,11 +276,20 @@ class DDPMPipelineCustom(DiffusionPipeline):
         """Return the contents of model_index.json, with shipped classes by their files and without local paths."""
         config = json.loads(super().to_json_string())
         config.pop("_name_or_path", None)
+        if steps := config.pop("num_inference_steps", None):
+            config[RECOMMENDED_STEPS] = steps
         config["_class_name"] = [type(self).__module__, type(self).__name__]
         for key, entry in config.items():
             if isinstance(entry, list) and _shipped_module(entry[0]):
                 config[key] = [_shipped_module(entry[0]), entry[1]]
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """Return the arguments that model_index.json has for the constructor, as diffusers asks for them."""
+        if RECOMMENDED_STEPS in config_dict:
+            config_dict = {**config_dict, "num_inference_steps": config_dict[RECOMMENDED_STEPS]}
+        return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_hf.unet_ddpm import ANNOTATED_LINEAGE
+from ddpm_hf.lineages import ANNOTATED_LINEAGE
 
 
 def unet(*widths: int, attention: Sequence[int] = (), layers: int = 2, **keys: Any) -> dict[str, Any]:
@@ -115,3 +115,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         ddpm_num_inference_steps=100,
     ),
 }
+
+# What is chosen for a run with the preset auto, unless its command says it. A run that goes on keeps all of it.
+FITTED = frozenset({
+    "model", "model_size", "max_train_steps", "max_train_minutes", "train_batch_size", "gradient_accumulation_steps",
+    "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta2", "ema_max_decay", "prediction_type",
+    "timestep_sampling", "lognormal_mean", "lognormal_std", "resolution", "save_images_steps", "save_model_steps",
+    "checkpointing_steps", "validation_steps", "ddpm_num_inference_steps", "eval_batch_size",
+})  # fmt: skip

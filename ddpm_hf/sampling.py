@@ -4,16 +4,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import SchedulerMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -29,20 +31,11 @@ from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.run_files import CHECKPOINTS, STATE
+from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import make_model
 from ddpm_hf.weights import check_finite, digest_of_weights
 
-SCHEDULERS = {
-    "ddpm": DDPMLinearScheduler,
-    "ddim": diffusers.DDIMScheduler,
-    "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
-    "unipc": diffusers.UniPCMultistepScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-    "heun": diffusers.HeunDiscreteScheduler,
-    "pndm": diffusers.PNDMScheduler,
-}
 _DRAWN, _UNFINISHED = (
     re.compile(r"\d{6,}\.(png|tif|npy)"),
     re.compile(r"\.unfinished-\d+-\d{6,}\.(png|tif|npy)"),
@@ -84,7 +77,7 @@ class Drawing:
 
     Args:
         seed (`int`): Seed of the noise. Image i depends on the model, the settings here, and i.
-        num_inference_steps (`int`, *optional*): Denoising steps; by default T.
+        num_inference_steps (`int`, *optional*): Denoising steps; by default those that the model recommends.
         batch_size (`int`): Number of images drawn at once.
         classes ([`Classes`]): Classes of the images, for a class-conditional model.
         mixed_precision (`str`): Precision of the network, see [`~ddpm_hf.precision.autocast`].
@@ -164,8 +157,19 @@ def open_model(source: str, checkpoint: str | None, scheduler: str | None, revis
     """
     pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
     if scheduler:
-        pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline.to(this_process().device)
+
+
+def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """Make a scheduler with the betas and the prediction type of another one.
+
+    Args:
+        name (`str`): A key of `SCHEDULERS`.
+        config (`Mapping`): The configuration of the other scheduler.
+    """
+    kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
+    return kind.from_config(config)
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
@@ -183,7 +187,7 @@ def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
             parameter.data.copy_(tensors["ema"][str(i)])
     check_finite(unet, str(path))
     unet.augment_embedding = None  # a sample is not augmented
-    return DDPMPipelineCustom(unet.eval(), scheduler)
+    return DDPMPipelineCustom(unet.eval(), scheduler, config.ddpm_num_inference_steps)
 
 
 def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
@@ -219,7 +223,7 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
         "source": source,
         "model": fingerprint(pipeline),
         "seed": how.seed,
-        "num_inference_steps": how.num_inference_steps,
+        "num_inference_steps": how.num_inference_steps or pipeline.default_num_inference_steps,
         "scheduler": type(pipeline.scheduler).__name__,
         "mixed_precision": how.mixed_precision,
         "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -33,9 +34,13 @@ def say(sentences: Iterable[str]):
 
 
 @contextmanager
-def one_line_errors(program: str = "train_ddpm.py"):
-    """End the process with one line instead of a traceback if an option or the disk is at fault."""
+def one_line_errors(program: str | None = None):
+    """End the process with one line instead of a traceback if an option or the disk is at fault.
+
+    Args:
+        program (`str`, *optional*): The name that the line begins with; by default that of the program's file.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"{program}: error: {one_line(error)}.")
+        sys.exit(f"{program or Path(sys.argv[0]).name}: error: {one_line(error)}.")

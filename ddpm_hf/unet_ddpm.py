@@ -22,17 +22,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-# The keys by which the annotated tutorial's network differs from the paper's.
-ANNOTATED_LINEAGE: dict[str, Any] = {
-    "norm_eps": 1e-5,
-    "downsample_padding": 1,
-    "upsample_type": "conv_transpose",
-    "narrow_up_blocks": True,
-    "attention_norm": False,
-    "norm_out_num_groups": 8,
-    "zero_init": False,
-}
-
 # Arguments of `from_pretrained` that say where the configuration is.
 WHERE_A_CONFIG_IS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 

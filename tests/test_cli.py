@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import make_run
+from runs import equal, make_run
 
 from ddpm_hf import cli
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less."
 TOKEN = "hf_OfAliceWhoMayWrite"
-SUBCOMMANDS = ("sample", "evaluate", "convert", "push", "demo")
+SUBCOMMANDS = ("train", "sample", "evaluate", "convert", "push", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def run(made_run, tmp_path):
 @pytest.fixture
 def no_loading(monkeypatch):
     """Fail if a model is loaded."""
-    for name in ("open_model", "load_pipeline", "evaluate"):
-        monkeypatch.setattr(cli, name, lambda *arguments, **options: pytest.fail("it was loaded"))
+    for home in ("sampling.open_model", "loading.load_pipeline", "evaluation.command.evaluate"):
+        monkeypatch.setattr(f"ddpm_hf.{home}", lambda *arguments, **options: pytest.fail("it was loaded"))
 
 
 def error_of(*arguments):
@@ -138,7 +138,7 @@ def test_what_ends_a_subcommand(error, code, monkeypatch):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(cli, "open_model", fail)
+    monkeypatch.setattr("ddpm_hf.sampling.open_model", fail)
     assert error_of("sample", "x", "--output", "a.png") == f"ddpm-hf: error: {code}"
 
 
@@ -154,7 +154,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(error, monkeypatch):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(cli, "open_model", fail)
+    monkeypatch.setattr("ddpm_hf.sampling.open_model", fail)
     with pytest.raises(type(error)):
         cli.main(["sample", "x", "--output", "a.png"])
 
@@ -165,7 +165,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(error, monkeypatch):
 def test_one_process_draws_the_grid(run, tmp_path, monkeypatch, capsys):
     arguments = ["sample", str(run), "--output", str(tmp_path / "grid.png"), "--batch_size", "2"]
     with monkeypatch.context() as other:
-        other.setattr(cli, "this_process", lambda: SimpleNamespace(is_main_process=False))
+        other.setattr("ddpm_hf.processes.this_process", lambda: SimpleNamespace(is_main_process=False))
         cli.main(arguments)
     assert not (tmp_path / "grid.png").exists()
     assert capsys.readouterr().out == ""
@@ -222,3 +222,41 @@ def test_a_folder_of_hidden_files_is_empty(run, tmp_path):
 def test_help_is_there(subcommand, capsys):
     assert error_of(subcommand, "--help") == 0
     assert f"usage: ddpm-hf {subcommand}" in capsys.readouterr().out
+
+
+HEAVY = {"torch", "diffusers", "accelerate", "datasets", "huggingface_hub", "numpy", "PIL", "scipy", "gradio"}
+ANSWERED_AT_ONCE = f"""
+import sys
+from ddpm_hf import __version__, cli, command_line
+for arguments in ("--help", "--version", "nosuch", "sample x --sed 1", "train --learning_rat 1", "train --help",
+                  "train --train_data_dir x --help", "train --resolution 64x"):
+    try:
+        cli.main(arguments.split())
+    except SystemExit:
+        print("answered", arguments)
+assert not {HEAVY} & sys.modules.keys(), {HEAVY} & sys.modules.keys()
+"""
+
+
+def test_nothing_heavy_is_imported_to_answer():
+    done = subprocess.run([sys.executable, "-c", ANSWERED_AT_ONCE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("answered") == 8
+    assert "did you mean --learning_rate?" in done.stderr and "--resolution 64x" in done.stderr
+
+
+def test_classes_are_imported_when_they_are_asked_for():
+    import ddpm_hf
+
+    assert set(ddpm_hf.__all__) <= set(dir(ddpm_hf))
+    assert all(getattr(ddpm_hf, name).__name__ == name for name in ddpm_hf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'DDPMUNet'"):
+        _ = ddpm_hf.DDPMUNet
+
+
+def test_train_is_the_script_without_a_launcher(train, small, tmp_path):
+    script = train("script", max_train_steps=2)
+    command = [sys.executable, "-m", "ddpm_hf.cli", "train", *small("command", max_train_steps=2)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert equal(script, tmp_path / "command")

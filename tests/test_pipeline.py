@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import json
 import math
 import pickle
 
@@ -291,6 +292,40 @@ def test_a_bad_index_is_refused(tmp_path, index, message):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(ValueError, match=rf"model_index\.json of .* {message}"):
         DDPMPipelineCustom.from_pretrained(tmp_path)
+
+
+def test_recommended_steps_are_saved_and_taken(make_pipeline, tmp_path, caplog):
+    """Calls take them, unless they say otherwise. Stock classes read the same file without a word about it."""
+    plain = make_pipeline(T=10)
+    pipeline = DDPMPipelineCustom(plain.unet, plain.scheduler, num_inference_steps=4)
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = quiet(DDPMPipelineCustom.from_pretrained(tmp_path / "saved"))
+    steps = []
+    for options in ({}, {"num_inference_steps": 3}):
+        loaded(callback_on_step_end=lambda pipeline, i, t, tensors: steps.append(i), **options)
+    assert steps == [0, 1, 2, 3, 0, 1, 2]
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model_index.json").read_text() == (tmp_path / "saved/model_index.json").read_text()
+    other = DDPMPipelineCustom.from_pretrained(tmp_path / "saved", num_inference_steps=6)
+    assert other.default_num_inference_steps == 6
+    other.scheduler = DDPMLinearScheduler(num_train_timesteps=5)
+    assert other.default_num_inference_steps == 5
+    assert plain.default_num_inference_steps == 10
+
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    diffusers.utils.logging.enable_propagation()
+    try:
+        assert DDPMPipeline.extract_init_dict(index)[1] == {}
+    finally:
+        diffusers.utils.logging.disable_propagation()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "4"])
+def test_bad_recommendations_are_refused(make_pipeline, steps):
+    plain = make_pipeline()
+    with pytest.raises(ValueError, match=f"num_inference_steps={steps!r}"):
+        DDPMPipelineCustom(plain.unet, plain.scheduler, num_inference_steps=steps)
 
 
 class OfAnotherDevice(torch.Generator):

@@ -16,7 +16,8 @@ from runs import weights
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
 from ddpm_hf.images.batches import seed_of
-from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, generators_of, open_model
+from ddpm_hf.sampling import Drawing, draw_images, generators_of, open_model
+from ddpm_hf.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.sampling import SCHEDULERS, generators_of
+from ddpm_hf.sampling import generators_of, make_scheduler
 
 Track = Callable[[Iterable], Iterable]
 LARGE = 280  # pixels a side; smaller pictures are shown enlarged to about this size
@@ -161,7 +161,7 @@ class DemoModel:
         return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
 
     def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track) -> DiffusionPipeline:
-        pipeline = kind(unet=self.unet, scheduler=SCHEDULERS[scheduler].from_config(self.scheduler_config))
+        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config))
         pipeline.progress_bar = track
         return pipeline
 

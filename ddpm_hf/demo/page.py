@@ -16,7 +16,8 @@ from PIL import Image
 
 from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.demo.model import DemoModel, enlarge
-from ddpm_hf.sampling import SCHEDULERS, open_model
+from ddpm_hf.sampling import open_model
+from ddpm_hf.schedulers import SCHEDULERS
 
 ANY_CLASS = "any"
 MOST_PIXELS = 25_000_000  # most pixels of a picture; its first bytes tell how many there are

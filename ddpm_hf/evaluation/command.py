@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from ddpm_hf.evaluation.image_sets import PictureFolder, Seen
-from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
+from ddpm_hf.evaluation.measure import check_measurable, flat, measure
+from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.evaluation.nearest import nearest_picture
 from ddpm_hf.evaluation.parts_of_run import open_part
 from ddpm_hf.files import read_json, write_json, write_json_lines
@@ -54,7 +55,7 @@ def evaluate(
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(f"{output} cannot be written; name another file with --output.")
     # A command that was interrupted finds its samples again. A command with other settings has another folder.
-    steps, kind = wanted.num_inference_steps or "all", type(pipeline.scheduler).__name__
+    steps, kind = wanted.num_inference_steps or pipeline.default_num_inference_steps, type(pipeline.scheduler).__name__
     drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
     results = measure(pipeline, images, wanted, samples, record)

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.image_sets import ReferenceSet
-from ddpm_hf.evaluation.measure import Measurement, check_measurable, flat, measure
+from ddpm_hf.evaluation.measure import check_measurable, flat, measure
+from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.files import read_json_lines, write_json_lines
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process, together

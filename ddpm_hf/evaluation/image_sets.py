@@ -9,6 +9,7 @@ import torch
 
 from ddpm_hf.images.batches import cut
 from ddpm_hf.images.cache import ImageCache
+from ddpm_hf.images.parts import ImagePart
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.sampling import picture_path, read_sample
 
@@ -73,7 +74,7 @@ class CentralCuts:
         size (`tuple[int, int]`): Height and width of the centres.
     """
 
-    def __init__(self, images: ImageCache, size: tuple[int, int]):
+    def __init__(self, images: ImageCache | ImagePart, size: tuple[int, int]):
         self.images, self.size = images, size
         self.folder, self.fingerprint, self.form = images.folder, images.fingerprint, images.form
 

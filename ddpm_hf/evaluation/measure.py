@@ -7,8 +7,7 @@ of the number of an image. So several processes can share a measurement, and it 
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -20,61 +19,14 @@ from ddpm_hf.evaluation.distances import check_enough, frechet_distance, kernel_
 from ddpm_hf.evaluation.features import extract, features_file, keep_features, load_extractor, read_features
 from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, ReferenceSet, Seen, as_batch
 from ddpm_hf.evaluation.likelihood import Bound, variational_bound
+from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
-METRICS = ("bpd", "fid", "kid", "prdc")
 ENOUGH_SAMPLES = 10_000  # a smaller number alone makes FID larger
-
-
-@dataclass
-class Measurement:
-    """What to measure, and how.
-
-    Args:
-        metrics (`Sequence[str]`): Some of `METRICS`.
-        num_images (`int`): Number of samples to draw. For bpd, number of images to choose from the reference set.
-        batch_size (`int`): Number of images computed at once.
-        num_inference_steps (`int`, *optional*): Denoising steps of the samples; by default T.
-        bpd_timesteps (`int`): Timesteps for each image of bpd. With T, the sum is exact.
-        seed (`int`): Seed of all noise and choices.
-        features (`str`): See [`~ddpm_hf.evaluation.features.load_extractor`].
-        guidance_scale (`float`): Guidance of the samples of a class-conditional model, whose classes take turns. 1
-            means no guidance. The bound is always that of the model without a class.
-        mixed_precision (`str`): Precision in which samples are drawn, see [`~ddpm_hf.precision.autocast`]. The bound
-            is always computed in the network's own type.
-
-    Raises:
-        ValueError: If a value is out of range, or torchmetrics is needed and not installed.
-    """
-
-    metrics: Sequence[str] = METRICS
-    num_images: int = 10_000
-    batch_size: int = 64
-    num_inference_steps: int | None = None
-    bpd_timesteps: int = 50
-    seed: int = 0
-    features: str = "inception"
-    guidance_scale: float = 1.0
-    mixed_precision: str = "no"
-
-    def __post_init__(self):
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f"--metrics {metric}: expected some of {', '.join(METRICS)}.")
-        for name, least in (("num_images", 1), ("batch_size", 1), ("bpd_timesteps", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least {least}.")
-        if self.of_samples and importlib.util.find_spec("torchmetrics") is None:
-            raise ValueError(f"--metrics {self.of_samples[0]} needs a package: pip install torchmetrics.")
-
-    @property
-    def of_samples(self) -> list[str]:
-        """The metrics that need samples."""
-        return [metric for metric in self.metrics if metric != "bpd"]
 
 
 def flat(results: dict[str, dict]) -> dict[str, float]:
@@ -119,7 +71,7 @@ def measure(
     }
     results = {}
     if wanted.of_samples:  # before bpd, since more can go wrong with samples
-        steps = wanted.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+        steps = wanted.num_inference_steps or pipeline.default_num_inference_steps
         real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
         about = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": steps, **about_features}
         about["num_images"] = wanted.num_images

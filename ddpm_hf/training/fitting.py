@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.typical_size import typical_resolution
 from ddpm_hf.model_sizes import (
-    FITTED,
     MINUTES,
     MOST_EPOCHS,
     SIZES,
@@ -18,6 +17,7 @@ from ddpm_hf.model_sizes import (
     settings_of,
     size_of,
 )
+from ddpm_hf.presets import FITTED
 from ddpm_hf.run_files import CHECKPOINTS, INDEX, OPTIONS, list_checkpoints
 from ddpm_hf.training.resuming import saved_options
 from ddpm_hf.training.step_cost import StepCost, measure_step
@@ -39,7 +39,7 @@ def fit_settings(
 ) -> StepCost | None:
     """Choose what is not given, in place. All processes have to call it, and all choose alike.
 
-    For `--preset auto` these are the options [`~ddpm_hf.model_sizes.FITTED`]; for another preset with
+    For `--preset auto` these are the options [`~ddpm_hf.presets.FITTED`]; for another preset with
     `--max_train_minutes`, only the number of steps. A run that goes on keeps what was chosen for it, so that it stays
     exact; if it is given other minutes, its steps are counted again.
 

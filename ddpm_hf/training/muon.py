@@ -14,13 +14,13 @@ ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(torch.optim.AdamW):
+class Muon(torch.optim.Optimizer):
     """Muon for the convolutions between the first and the last one, AdamW for all else.
 
     Muon (Jordan et al. 2024) takes the weight of a convolution as a matrix, `(out_channels, in_channels * height *
-    width)`, and steps along the nearest matrix with orthogonal rows or columns to its momentum: no direction counts more
-    than another. Each step is scaled to the length that is usual for Adam (Liu et al. 2025, arXiv 2502.16982, eq. 4), so
-    that both share a learning rate.
+    width)`. It steps along the matrix with orthogonal rows or columns that is nearest to the momentum, so no direction
+    counts more than another. Each step is scaled to the length that is usual for Adam (Liu et al. 2025, arXiv
+    2502.16982, eq. 4), so that both share a learning rate.
 
     Args:
         unet ([`DDPMUNetModel`]): The network.
@@ -35,16 +35,16 @@ class Muon(torch.optim.AdamW):
         }
         learn = [p for p in unet.parameters() if p.requires_grad]
         others = [p for p in learn if id(p) not in inner]
-        super().__init__([{"params": others}, {"params": [p for p in learn if id(p) in inner]}], **options)
-        self._step_supports_amp_scaling = False  # a gradient scaler leaves a step out by itself
+        self.adamw = torch.optim.AdamW(others, **options)
+        groups = [{"params": others}, {"params": [p for p in learn if id(p) in inner]}]
+        super().__init__(groups, self.adamw.defaults)
 
     @torch.no_grad()
     def step(self, closure=None):
         """Take a step, as [`torch.optim.Optimizer.step`] does."""
-        others, convolutions = self.param_groups
-        self.param_groups = [others]
-        loss = super().step(closure)
-        self.param_groups = [others, convolutions]
+        self.adamw.param_groups, self.adamw.state = self.param_groups[:1], self.state
+        loss = self.adamw.step(closure)
+        convolutions = self.param_groups[1]
         learning_rate, decay = convolutions["lr"], convolutions["weight_decay"]
         for weights in self._of_one_shape(convolutions["params"]):
             directions = orthogonal(torch.stack([self._momentum(weight).flatten(1) for weight in weights]))
@@ -64,6 +64,7 @@ class Muon(torch.optim.AdamW):
 
     def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the momentum of a weight, in Nesterov's form, after this step's gradient."""
+        assert weight.grad is not None  # `_of_one_shape` leaves the others out
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)

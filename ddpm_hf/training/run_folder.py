@@ -16,6 +16,7 @@ from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.images.augmented_grid import augmented_grid
 from ddpm_hf.images.cache import ImageCache
+from ddpm_hf.images.parts import ImagePart
 from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.run_files import (
@@ -171,7 +172,7 @@ class RunFolder:
                 replace_text(self.path / name, "".join(f"{line}\n" for line in [*sorted(known), *new]))
         return len(new)
 
-    def show_augmentation(self, images: ImageCache | None):
+    def show_augmentation(self, images: ImageCache | ImagePart | None):
         """Write augmented.png: some images, and how training transforms them. A stream cannot be looked at before."""
         path = self.path / AUGMENTED
         if self.config.augment and images is not None and not path.exists():

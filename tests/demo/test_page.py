@@ -22,7 +22,8 @@ from runs import make_run
 from ddpm_hf import cli
 from ddpm_hf.demo import model as model_module
 from ddpm_hf.demo.model import DemoModel, enlarge
-from ddpm_hf.sampling import SCHEDULERS, Drawing, draw_images, open_model
+from ddpm_hf.sampling import Drawing, draw_images, open_model
+from ddpm_hf.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 

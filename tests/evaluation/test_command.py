@@ -19,7 +19,7 @@ from ddpm_hf.evaluation.distances import frechet_distance
 from ddpm_hf.evaluation.during_training import evaluate_during_training
 from ddpm_hf.evaluation.features import _load_inception, load_extractor
 from ddpm_hf.evaluation.image_sets import PictureFolder
-from ddpm_hf.evaluation.measure import Measurement
+from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.evaluation.reference import open_reference
 
 ROOT = Path(__file__).parents[2]

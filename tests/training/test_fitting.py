@@ -145,7 +145,7 @@ def test_a_run_keeps_what_was_chosen(train, pictures, monkeypatch):
     chosen = json.loads((whole / "config.json").read_text())
     assert (chosen["preset"], chosen["model_size"], chosen["max_train_steps"]) == ("auto", "tiny", 7)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("train_ddpm.stop_if_diverged", stop_after(3))
+        patch.setattr("ddpm_hf.train.stop_if_diverged", stop_after(3))
         train("run", **options)
 
     monkeypatch.setattr(fitting, "measure_step", None)
@@ -163,7 +163,7 @@ def test_a_run_without_results_chooses_again(train, pictures, monkeypatch, tmp_p
     """A run that was killed before its first checkpoint begins again, with what fits now."""
     monkeypatch.setattr(fitting, "measure_step", cost_by_width(4.0))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("train_ddpm.RunState", interrupted)
+        patch.setattr("ddpm_hf.train.RunState", interrupted)
         train("run", **options_of(pictures))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["resolution"] == 8
     monkeypatch.setattr(fitting, "measure_step", cost_by_width(1.0))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from runs import equal, make_run, metrics
 
-import train_ddpm
+import ddpm_hf.train as loop
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.training import log_book
 from ddpm_hf.training.run_folder import RunFolder
@@ -281,11 +281,11 @@ def test_training_goes_on_when_outputs_fail(train, monkeypatch, capsys):
     options = {"eval_steps": 2, "eval_num_images": 2, "save_images_steps": 2, "checkpointing_steps": 2}
     plain = train("plain", **options)
     tmp = plain.parent / "failing"
-    monkeypatch.setattr(train_ddpm, "track_samples", failing("track_samples"))
+    monkeypatch.setattr(loop, "track_samples", failing("track_samples"))
     assert equal(train("failing", **options), plain)
     assert "no track_samples. Training goes on" in capsys.readouterr().out
     for name in ("draw_samples", "track_numbers", "evaluate_during_training"):
-        monkeypatch.setattr(train_ddpm, name, failing(name))
+        monkeypatch.setattr(loop, name, failing(name))
     monkeypatch.setattr(log_book, "track_numbers", failing("track_numbers"))
     assert equal(train("failing", "--overwrite_output_dir", **options), plain)
     printed = capsys.readouterr().out

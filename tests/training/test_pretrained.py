@@ -474,7 +474,7 @@ def test_the_base_is_not_overwritten(tune, base):
 def test_weights_that_miss_some_are_refused_before_images_are_decoded(tune, base, monkeypatch):
     file = base / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if key != "conv_in.bias"}, file)
-    monkeypatch.setattr(sys.modules["train_ddpm"], "open_images", None)
+    monkeypatch.setattr("ddpm_hf.prepare.open_images", None)
     with pytest.raises(SystemExit, match=r"--pretrained_model_name_or_path .* misses conv_in.bias"):
         tune()
 

@@ -12,7 +12,7 @@ import torch
 from runs import equal, metrics, weights
 from safetensors.torch import load_file
 
-import train_ddpm
+import ddpm_hf.train as loop
 from ddpm_hf.checkpoint import find_checkpoint, load_state, verify_checkpoint
 from ddpm_hf.training.objective import denoising_loss
 
@@ -70,8 +70,8 @@ def stop_after(monkeypatch):
                 os.kill(os.getpid(), number)
             return denoising_loss(*args)
 
-        monkeypatch.setattr(train_ddpm, "denoising_loss", loss_and_signal)
-        return lambda: monkeypatch.setattr(train_ddpm, "denoising_loss", denoising_loss)
+        monkeypatch.setattr(loop, "denoising_loss", loss_and_signal)
+        return lambda: monkeypatch.setattr(loop, "denoising_loss", denoising_loss)
 
     return arrange
 
@@ -201,7 +201,7 @@ def spoil(monkeypatch, steps):
         calls.append(args)
         return denoising_loss(*args) * (float("nan") if len(calls) in steps else 1)
 
-    monkeypatch.setattr(train_ddpm, "denoising_loss", spoiled)
+    monkeypatch.setattr(loop, "denoising_loss", spoiled)
 
 
 def test_updates_that_are_not_finite_are_skipped(train, monkeypatch):
@@ -229,7 +229,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from ddpm_hf import checkpoint, files, manifest
+from ddpm_hf import checkpoint, files, manifest, prepare, train
 from ddpm_hf.images import opening
 from ddpm_hf.training import run_folder
 import train_ddpm
@@ -253,7 +253,8 @@ def kill_after(event):
         checkpoint.shutil: ["rmtree"],
         run_folder: ["write_json_lines"],
         opening: ["load_images"],
-        train_ddpm: ["find_start", "load_tensors", "denoising_loss", "draw_samples"],
+        prepare: ["find_start"],
+        train: ["load_tensors", "denoising_loss", "draw_samples"],
     }}.items():
         for name in names:
             setattr(module, name, dying(getattr(module, name)))

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
-import train_ddpm
+import ddpm_hf.train as loop
 from ddpm_hf import DDPMLinearScheduler
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.batches import Batches, ShuffledImages
@@ -43,7 +43,7 @@ def make_run(small, monkeypatch):
             drawn.append(draws)
             return denoising_loss(unet, scheduler, *draws)
 
-        monkeypatch.setattr(train_ddpm, "denoising_loss", noting)
+        monkeypatch.setattr(loop, "denoising_loss", noting)
         return run, RunState(unet, config, accelerator), drawn
 
     yield make
@@ -52,7 +52,7 @@ def make_run(small, monkeypatch):
 
 def test_what_a_step_draws(make_run):
     run, state, drawn = make_run("--timestep_sampling", "uniform", batch_size=2000)
-    train_ddpm.train_step(run, state)
+    loop.train_step(run, state)
     x_0, t, eps, labels, augment_labels = drawn[0]
     assert x_0.shape == eps.shape == (2000, 1, 8, 8)
     assert labels is augment_labels is None
@@ -72,16 +72,16 @@ def test_a_micro_batch_is_a_function_of_seed_and_number(make_run):
     """Whatever was computed before: here the steps of one run are taken in another order by another."""
     run, state, drawn = make_run("--seed", "1")
     for _ in range(3):
-        train_ddpm.train_step(run, state)
+        loop.train_step(run, state)
     again, state, drawn_again = make_run("--seed", "1")
     for state.micro_batches in (2, 0):
         torch.randn(3)
-        train_ddpm.train_step(again, state)
+        loop.train_step(again, state)
     for a, b in zip([*drawn[2][:3], *drawn[0][:3]], [*drawn_again[0][:3], *drawn_again[1][:3]]):
         assert torch.equal(a, b)
     assert not torch.equal(drawn[0][2], drawn[1][2])
     other, state, drawn_other = make_run("--seed", "2")
-    train_ddpm.train_step(other, state)
+    loop.train_step(other, state)
     assert not torch.equal(drawn[0][2], drawn_other[0][2])
 
 
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_all_micro_batches(make_run):
     run, state, drawn = make_run("--max_grad_norm", "0", "--optimizer", "adam", accumulation=3)
     parameters = list(state.unet.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    train_ddpm.train_step(run, state)
+    loop.train_step(run, state)
     assert (state.step, state.micro_batches, len(drawn)) == (1, 3, 3)
     moments = [state.optimizer.state[parameter]["exp_avg"] / (1 - run.config.adam_beta1) for parameter in parameters]
     with torch.no_grad():
