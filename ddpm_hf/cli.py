@@ -247,7 +247,10 @@ def _add_evaluate(subcommands):
 
 def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, held_out, **options):
     from ddpm_hf.evaluation.command import evaluate
+    from ddpm_hf.hub.card import write_card
+    from ddpm_hf.hub.card_merging import CARD
     from ddpm_hf.precision import choose_mixed_precision
+    from ddpm_hf.processes import this_process
 
     wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
     wanted["mixed_precision"] = choose_mixed_precision(wanted["mixed_precision"])
@@ -265,6 +268,8 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
     if save_samples:
         _check_folder(save_samples, "--save_samples")
     evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output, held_out)
+    if output is None and Path(source, CARD).is_file() and this_process().is_main_process:
+        write_card(source)  # it shows the numbers
 
 
 # ---- ddpm-hf convert -----------------------------------------------------------------------------------------------

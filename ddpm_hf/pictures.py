@@ -11,17 +11,29 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddpm_hf.pixel_format import PixelFormat
 
+LARGE = 512  # pixels
 SOFTWARE = "ddpm_hf"  # the mark of pictures that may be replaced
 
 
 def image_grid(images: list[Image.Image], columns: int | None = None) -> Image.Image:
-    """Return a grid of images of one size and mode, filled row by row. By default it is nearly square."""
+    """Return a grid of images of one size and mode with white gaps, filled row by row, and enlarged if it is small.
+
+    By default it is nearly square.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
-    grid = Image.new(images[0].mode, (columns * width, math.ceil(len(images) / columns) * height))
+    gap = max(1, width // 16)
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new(images[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
-        grid.paste(image, (i % columns * width, i // columns * height))
-    return grid
+        grid.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
+    return enlarged(grid)
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Return a picture with each pixel as a square of pixels, so that its longer side has at least `LARGE`."""
+    factor = math.ceil(LARGE / max(picture.size))
+    return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)
 
 
 @torch.no_grad()

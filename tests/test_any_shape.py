@@ -91,7 +91,8 @@ def test_a_run(train, pictures, capsys):
     train("parts", *switches, **{**options, "max_train_steps": 2})
     assert equal(train("parts", *switches, **options), whole)
     with Image.open(whole / "samples" / "step-000004.png") as grid:
-        assert (grid.width % WIDTH, grid.height % HEIGHT) == (0, 0)
+        factor = grid.width // (2 * WIDTH + 1)  # two columns and a gap
+        assert grid.size == (factor * (2 * WIDTH + 1), factor * (2 * HEIGHT + 1))
     assert "8x12" in render_card(whole)
     assert json.loads((whole / "unet" / "config.json").read_text())["sample_size"] == [HEIGHT, WIDTH]
     cli.main(["evaluate", str(whole), "--num_images", "3", "--metrics", "bpd", "--bpd_timesteps", "2"])

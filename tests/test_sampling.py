@@ -88,7 +88,7 @@ def test_a_checkpoint_holds_the_pipeline_of_its_step(train, switches):
 def test_every_scheduler_by_name(run, tmp_path, name):
     flags = f"--scheduler {name} --batch_size 2 --num_inference_steps 10 --output".split()
     main(["sample", str(run), *flags, str(tmp_path / "grid.png")])
-    assert pixels(tmp_path / "grid.png").shape == (28, 56)
+    assert pixels(tmp_path / "grid.png").shape == (252, 513)
 
 
 def test_images_depend_on_seed_and_index_alone(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_hf.evaluation.image_sets import ImageSet
+from ddpm_hf.pictures import enlarged
 
 GAP = 4  # pixels between a sample and its neighbours
 
@@ -37,4 +38,4 @@ def nearest_picture(samples: ImageSet, images: ImageSet, k: int) -> Image.Image:
         gap = np.full((len(sample), GAP, sample.shape[2]), 255, dtype=np.uint8)
         rows.append(np.concatenate([sample, gap, *(images[j] for j in neighbours)], axis=1))
     pixels = np.concatenate(rows)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return enlarged(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

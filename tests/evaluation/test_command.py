@@ -226,7 +226,7 @@ def test_numbers_are_recorded_with_all_they_depend_on(model, capsys):
     curve = [json.loads(line) for line in (model / "progressive.jsonl").read_text().splitlines()]
     assert [line["t"] for line in curve] == list(range(9, -1, -1))
     assert curve[-1]["rate"] == pytest.approx(metrics["bpd"]["rate"])
-    assert Image.open(model / "nearest.png").size[1] == 8 * 8
+    assert Image.open(model / "nearest.png").size[1] == 7 * 8 * 8  # eight rows of 8 pixels, enlarged
     printed = capsys.readouterr().out
     assert f"fid        {fid['value']:>10.4f}" in printed and "few samples: 12" in printed
 

@@ -91,7 +91,7 @@ def test_nearest_images():
     np.testing.assert_array_equal(order[0], expected.argsort()[:4])
     np.testing.assert_allclose(distances[0], np.sort(expected)[:4], rtol=1e-6)
 
-    picture = np.asarray(nearest_picture([images[11], near], images, k=4))
+    picture = np.asarray(nearest_picture([images[11], near], images, k=4))[::16, ::16]  # it is enlarged 16 times
     assert picture.shape == (12, 6 * 5 + GAP, 3)
     np.testing.assert_array_equal(picture[6:, :6], near)
     np.testing.assert_array_equal(picture[6:, 6 + GAP : 12 + GAP], images[3])

@@ -65,8 +65,8 @@ def test_the_exported_model_is_a_plain_one(train, tmp_path):
 
     # What training sees can be looked at, and is not shared.
     with Image.open(folder / "augmented.png") as picture:
-        assert picture.size == (10 * 28, 6 * 28)
-        first = [np.asarray(picture.crop((28 * i, 0, 28 * i + 28, 28))) for i in range(10)]
+        assert picture.size == (2 * (10 * 29 - 1), 2 * (6 * 29 - 1))
+        first = [np.asarray(picture.crop((58 * i, 0, 58 * i + 56, 56))) for i in range(10)]
     assert any((first[0] != other).any() for other in first)
     assert "augmented.png" not in pictures_in(card, folder)
     train("run", "--overwrite_output_dir", max_train_steps=1)

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -85,7 +86,7 @@ def test_metrics_samples_and_curve(tmp_path):
     run.save_samples(3, [Image.new("L", (4, 4), 50 * i) for i in range(5)])
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": s, "loss": 1 / s} for s in (1, 2, 3)]
-    assert Image.open(run.path / "samples" / "step-000003.png").size == (12, 8)
+    assert Image.open(run.path / "samples" / "step-000003.png").size == (518, 333)
     assert Image.open(run.path / "loss.png").mode == "RGB"
     assert json.loads((run.path / "config.json").read_text())["preset"] == "mnist-mini"
 
@@ -141,9 +142,12 @@ def test_files_that_somebody_put_beside_the_weights_stay(tmp_path, monkeypatch):
 
 
 def test_grid_is_filled_row_by_row():
+    """With a white gap of a pixel, and 64 times as large, so that it can be seen."""
     grid = image_grid([Image.new("L", (2, 1), i + 1) for i in range(5)])
-    assert grid.size == (6, 2)
-    assert [grid.getpixel((x, y)) for y in (0, 1) for x in (0, 2, 4)] == [1, 2, 3, 4, 5, 0]
+    assert grid.size == (64 * 8, 64 * 3)
+    small = np.asarray(grid)[::64, ::64]
+    assert small.tolist() == [[1, 1, 255, 2, 2, 255, 3, 3], [255] * 8, [4, 4, 255, 5, 5, 255, 255, 255]]
+    assert image_grid([Image.new("RGB", (600, 20))]).size == (600, 20)
 
 
 def test_loss_curve_falls_from_left_to_right():

@@ -23,7 +23,7 @@ def test_a_run_leaves_a_pipeline_samples_and_numbers(train, capsys):
     folder = train()
     images = DDPMPipelineCustom.from_pretrained(folder)(batch_size=16, num_inference_steps=3).images
     assert [(i.mode, i.size) for i in images] == [("L", (28, 28))] * 16
-    assert Image.open(folder / "samples" / "step-000004.png").size == (56, 56)
+    assert Image.open(folder / "samples" / "step-000004.png").size == (513, 513)
     assert Image.open(folder / "loss.png").size == (800, 480)
     assert [m["step"] for m in metrics(folder)] == [1, 2, 3, 4]
     assert metrics(folder)[0]["loss"] == pytest.approx(1, abs=0.3)  # the network starts at zero, and eps ~ N(0, 1)
