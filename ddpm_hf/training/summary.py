@@ -1,5 +1,7 @@
 """What train_ddpm.py tells the person at the terminal."""
 
+import shlex
+
 import numpy as np
 import torch
 
@@ -70,14 +72,9 @@ def duration(seconds: float) -> str:
 
 def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
     """Say where everything is, and how to go on."""
-    again = f"DDPMPipelineCustom.from_pretrained('{config.output_dir}')(batch_size=16).images"
-    form = PixelFormat.of_model(config.model | {"in_channels": 1})
-    draw = (
-        f'python -c "from ddpm_hf import DDPMPipelineCustom; '
-        f"[image.save(f'{{i}}.png') for i, image in enumerate({again})]\""
-        if form.suffix == ".png"
-        else f"ddpm-hf sample {config.output_dir} --num_images 16"
-    )
+    draw = f"ddpm-hf sample {shlex.quote(str(config.folder))}"
+    if PixelFormat.of_model(config.model | {"in_channels": 1}).suffix != ".png":
+        draw += " --num_images 16"  # a grid would show less than these are
     once = {"--overwrite_output_dir": config.overwrite_output_dir}
     once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
     without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)

@@ -284,7 +284,7 @@ def test_killed_at_any_moment(train, small, tmp_path, again_and_again):
     if again_and_again:
         trials = [(event, "killed") for event in range(1, 100, 2)]
     else:
-        trials = [(event, f"killed-{n}") for n in range(1, 140, 5) for event in (n, 0)]
+        trials = [(event, f"killed-{n}") for n in range(1, 140, 7) for event in (n, 0)]
     driver = DRIVER.format(root=str(ROOT), trials=trials, flags=small("killed", **options))
     done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, cwd=tmp_path)
     codes = [int(line) for line in done.stdout.split()]
