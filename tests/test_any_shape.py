@@ -95,8 +95,10 @@ def test_a_run(train, pictures, capsys):
         assert grid.size == (factor * (2 * WIDTH + 1), factor * (2 * HEIGHT + 1))
     assert "8x12" in render_card(whole)
     assert json.loads((whole / "unet" / "config.json").read_text())["sample_size"] == [HEIGHT, WIDTH]
+    assert "No metrics have been measured" in (whole / "README.md").read_text()
     cli.main(["evaluate", str(whole), "--num_images", "3", "--metrics", "bpd", "--bpd_timesteps", "2"])
     assert "bpd" in capsys.readouterr().out
+    assert "| bpd |" in (whole / "README.md").read_text()  # the card is renewed at once
 
 
 @pytest.fixture
