@@ -47,7 +47,7 @@ class ModelSize:
 SIZES = {
     #                  widths               layers  attention  groups  narrow  optimizer  lr    batch  steps    images
     "tiny": ModelSize((16, 32, 48, 64),        1,       0,        8,    True,  "muon",   8e-3,  32,        0,      0),
-    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,  "muon",   6e-3,  32,    2_500,      0),
+    "small": ModelSize((32, 64, 96, 128),      1,       0,        8,    True,  "muon",   6e-3,  32,    1_500,      0),
     "base": ModelSize((64, 128, 192, 256),     2,      16,       32,    False, "adamw",  1e-3,  64,   10_000,  1_000),
     "large": ModelSize((128, 256, 256, 512),   2,      16,       32,    False, "adamw",  2e-4, 128,  100_000, 10_000),
 }  # fmt: skip
