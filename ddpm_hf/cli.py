@@ -157,6 +157,13 @@ def _add_sample(subcommands):
 
 
 def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
+    _check_numbers(
+        num_images=(num_images, 1),
+        batch_size=(how["batch_size"], 1),
+        num_inference_steps=(how["num_inference_steps"], 1),
+        seed=(how["seed"], 0),
+        guidance_scale=(guidance_scale, 0),
+    )
     from ddpm_hf.pictures import is_ours
     from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
@@ -167,13 +174,6 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
         raise ValueError("samples.png was not written by this command; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
-    _check_numbers(
-        num_images=(num_images, 1),
-        batch_size=(how["batch_size"], 1),
-        num_inference_steps=(how["num_inference_steps"], 1),
-        seed=(how["seed"], 0),
-        guidance_scale=(guidance_scale, 0),
-    )
     _check_picture(output) if is_grid else _check_folder(output)
     if is_grid and not this_process().is_main_process:
         return  # one process draws the grid
@@ -246,19 +246,19 @@ def _add_evaluate(subcommands):
 
 
 def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, held_out, **options):
+    wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
+    _check_numbers(
+        num_inference_steps=(wanted["num_inference_steps"], 1),
+        seed=(wanted["seed"], 0),
+        guidance_scale=(wanted["guidance_scale"], 0),
+    )
     from ddpm_hf.evaluation.command import evaluate
     from ddpm_hf.hub.card import write_card
     from ddpm_hf.hub.card_merging import CARD
     from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
 
-    wanted = {field.name: options.pop(field.name) for field in dataclasses.fields(Measurement)}
     wanted["mixed_precision"] = choose_mixed_precision(wanted["mixed_precision"])
-    _check_numbers(
-        num_inference_steps=(wanted["num_inference_steps"], 1),
-        seed=(wanted["seed"], 0),
-        guidance_scale=(wanted["guidance_scale"], 0),
-    )
     if output:
         if output.is_dir():
             raise ValueError(
