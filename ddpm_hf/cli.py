@@ -15,7 +15,7 @@ from ddpm_hf.command_line import Parser, add_flag, parse_command_line
 from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate, parse_size
 from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
-from ddpm_hf.run_files import INDEX
+from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.terminal import one_line_errors
 
@@ -254,7 +254,6 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
     )
     from ddpm_hf.evaluation.command import evaluate
     from ddpm_hf.hub.card import write_card
-    from ddpm_hf.hub.card_merging import CARD
     from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
 
@@ -268,7 +267,7 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
     if save_samples:
         _check_folder(save_samples, "--save_samples")
     evaluate(source, Measurement(**wanted), options, scheduler, checkpoint, revision, save_samples, output, held_out)
-    if output is None and Path(source, CARD).is_file() and this_process().is_main_process:
+    if output is None and checkpoint is None and is_run(Path(source)) and this_process().is_main_process:
         write_card(source)  # it shows the numbers
 
 

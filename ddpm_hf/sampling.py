@@ -228,7 +228,8 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
         "mixed_precision": how.mixed_precision,
         "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
     }
-    together(lambda: _claim(folder, settings) if state.is_main_process else None)
+    T = pipeline.scheduler.config.num_train_timesteps
+    together(lambda: _claim(folder, settings, T) if state.is_main_process else None)
     mine = range(state.process_index, num_images, state.num_processes)
     form = PixelFormat.of_model(pipeline.unet.config)
     missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i, form.suffix))])
@@ -304,8 +305,10 @@ def read_sample(path: Path) -> np.ndarray:
     return read_array({"bytes": None, "path": str(path)})
 
 
-def _claim(folder: Path, settings: dict):
+def _claim(folder: Path, settings: dict, T: int):
     """Write the settings to a new folder, or compare them with the settings of an old one.
+
+    Older versions wrote None for all T denoising steps.
 
     Raises:
         ValueError: If the folder holds images drawn with other settings, or pictures of somebody else.
@@ -314,6 +317,8 @@ def _claim(folder: Path, settings: dict):
     path = folder / SETTINGS
     if path.exists():
         others = read_json(path, {}, "Name another folder.")
+        if others.get("num_inference_steps", T) is None:
+            others["num_inference_steps"] = T
         differences = [
             f"{key} {others.get(key)} -> {value}"
             for key, value in settings.items()

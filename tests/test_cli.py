@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from runs import equal, make_run
 
+import ddpm_hf.demo.page  # these two keep what they import, so they are imported before anything is replaced
+import ddpm_hf.evaluation.command  # noqa: F401
 from ddpm_hf import cli
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less."

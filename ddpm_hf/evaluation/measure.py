@@ -5,7 +5,6 @@ of the number of an image. So several processes can share a measurement, and it 
 """
 
 import importlib.metadata
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -20,8 +20,9 @@ from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.card_metadata import make_metadata, to_yaml
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
+from ddpm_hf.pipeline_ddpm_custom import RECOMMENDED_STEPS
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.run_files import DENOISING, LOSS, SAMPLES, list_samples
+from ddpm_hf.run_files import DENOISING, INDEX, LOSS, SAMPLES, list_samples
 from ddpm_hf.tokens import holds_token
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -66,6 +67,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     height, width = unet["sample_size"]
     class_names, form = unet.get("class_names"), PixelFormat.of_model(unet)
     scheduler = read_side_file(folder / "scheduler" / "scheduler_config.json", {"num_train_timesteps": int})
+    recommended = read_side_file(folder / INDEX, {}).get(RECOMMENDED_STEPS)
+    recommended = recommended if is_of(recommended, int) else None
     arguments = "batch_size=4"
     if class_names:
         arguments = f"class_labels={literal(class_names[:4])}, guidance_scale={GUIDANCE_SCALE}"
@@ -80,7 +83,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         save='images[0].save("sample.png")' if form.suffix == ".png" else _SAVE_ARRAY,
         height=height,
         width=width,
-        steps=config.get("ddpm_num_inference_steps") or scheduler.get("num_train_timesteps", 1000),
+        steps=config.get("ddpm_num_inference_steps") or recommended or scheduler.get("num_train_timesteps", 1000),
         class_names=class_names and [markdown(name) for name in class_names],
         arguments=arguments,
         data=data,

@@ -2,5 +2,5 @@
 
 In: the options, and batches of images.
 Out: the folder of the run: a pipeline with averaged weights, checkpoints, samples and numbers.
-`train_ddpm.py` is the loop. `objective` is the loss, `state` is what a run learns, and `run_folder` writes it.
+`ddpm_hf/train.py` is the loop. `objective` is the loss, `state` is what a run learns, and `run_folder` writes it.
 """

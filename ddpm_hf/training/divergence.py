@@ -1,6 +1,7 @@
 """When a run has diverged, and what its user can do."""
 
 import sys
+from pathlib import Path
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
@@ -16,6 +17,6 @@ def stop_if_diverged(config: TrainingConfig, state: RunState):
     good = list_checkpoints(config.folder / CHECKPOINTS)
     where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     sys.exit(
-        f"train_ddpm.py: error: up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a "
-        f"row; {where}. Try a lower --learning_rate, or --mixed_precision no."
+        f"{Path(sys.argv[0]).name}: error: up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} "
+        f"times in a row; {where}. Try a lower --learning_rate, or --mixed_precision no."
     )

@@ -1,4 +1,4 @@
-"""What train_ddpm.py tells the person at the terminal."""
+"""What a training tells the person at the terminal."""
 
 import shlex
 
@@ -74,7 +74,7 @@ def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> s
     """Say where everything is, and how to go on."""
     draw = f"ddpm-hf sample {shlex.quote(str(config.folder))}"
     if PixelFormat.of_model(config.model | {"in_channels": 1}).suffix != ".png":
-        draw += " --num_images 16"  # a grid would show less than these are
+        draw += " --num_images 16"  # a grid shows such samples with 8 bits only
     once = {"--overwrite_output_dir": config.overwrite_output_dir}
     once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
     without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)
