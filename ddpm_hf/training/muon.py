@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for the convolutions between the first and the last one, AdamW for all else.
 
     Muon (Jordan et al. 2024) takes the weight of a convolution as a matrix, `(out_channels, in_channels * height *
-    width)`, or with both channels swapped if it is transposed. It steps along the matrix with orthogonal rows or columns
+    width)`, with both channels swapped if it is transposed. It steps along the matrix with orthogonal rows or columns
     that is nearest to the momentum, so no direction counts more than another. Each step is scaled to the length that is
     usual for Adam (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that both share a learning rate.
 
