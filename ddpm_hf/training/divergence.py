@@ -1,10 +1,8 @@
 """When a run has diverged, and what its user can do."""
 
-import sys
-from pathlib import Path
-
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
+from ddpm_hf.terminal import one_line_errors
 from ddpm_hf.training.state import RunState
 
 MOST_SKIPPED_UPDATES = 20  # in a row; then the run has diverged
@@ -16,7 +14,8 @@ def stop_if_diverged(config: TrainingConfig, state: RunState):
         return
     good = list_checkpoints(config.folder / CHECKPOINTS)
     where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    sys.exit(
-        f"{Path(sys.argv[0]).name}: error: up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} "
-        f"times in a row; {where}. Try a lower --learning_rate, or --mixed_precision no."
-    )
+    with one_line_errors():
+        raise ValueError(
+            f"up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; {where}. Try "
+            "a lower --learning_rate, or --mixed_precision no."
+        )
