@@ -10,19 +10,10 @@ The loop is in ddpm_hf/train.py. `ddpm-hf train` is the same without a launcher,
 import signal
 import sys
 
-from ddpm_hf.command_line import parse_command_line
-
-
-def main():
-    """Train as the command line says."""
-    options = parse_command_line()
-    from ddpm_hf.train import train  # after the flags are read, since torch and diffusers take seconds to import
-
-    train(*options)
-
+from ddpm_hf.cli import start_training
 
 if __name__ == "__main__":
     try:
-        main()
+        start_training()
     except KeyboardInterrupt:  # before the first step, or for the second time
         sys.exit(128 + signal.SIGINT)

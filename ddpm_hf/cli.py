@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None):
     _add_demo(subcommands)
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
-        return _train(argv[1:])
+        return start_training(argv[1:], "ddpm-hf train")
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -126,11 +126,20 @@ def _check_folder(path: Path, name: str = "--output"):
 # ---- ddpm-hf train -------------------------------------------------------------------------------------------------
 
 
-def _train(argv: list[str]):
-    options = parse_command_line(argv, program="ddpm-hf train")
+def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py"):
+    """Read the flags, look for the pictures that they name, and train.
+
+    Args:
+        argv, program: See [`~ddpm_hf.command_line.parse_command_line`].
+    """
+    config, dry_run = parse_command_line(argv, program)
+    from ddpm_hf.places import check_pictures
+
+    with one_line_errors():
+        check_pictures(config.train_data_dir, None if dry_run else config.dataset_name)
     from ddpm_hf.train import train
 
-    train(*options)
+    train(config, dry_run)
 
 
 # ---- ddpm-hf sample ------------------------------------------------------------------------------------------------
@@ -164,6 +173,9 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
         seed=(how["seed"], 0),
         guidance_scale=(guidance_scale, 0),
     )
+    from ddpm_hf.places import check_model
+
+    check_model(source, revision)
     from ddpm_hf.pictures import is_ours
     from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
@@ -252,6 +264,10 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
         seed=(wanted["seed"], 0),
         guidance_scale=(wanted["guidance_scale"], 0),
     )
+    from ddpm_hf.places import check_model, check_pictures
+
+    check_model(source, revision)
+    check_pictures(options.get("train_data_dir"), options.get("dataset_name"))
     from ddpm_hf.evaluation.command import evaluate
     from ddpm_hf.hub.card import write_card
     from ddpm_hf.precision import choose_mixed_precision
@@ -299,6 +315,9 @@ def _add_convert(subcommands):
 def _convert(
     source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: str, revision: str | None
 ):
+    from ddpm_hf.places import check_model
+
+    check_model(source, revision)
     from ddpm_hf.checkpoint import save_pipeline
     from ddpm_hf.convert import to_stock_pipeline
     from ddpm_hf.loading import load_pipeline
@@ -389,6 +408,9 @@ def _demo(**options):
     port = options["server_port"]
     if port is not None and not 0 < port < 2**16:
         raise ValueError(f"--server_port {port}: expected 1 to {2**16 - 1}.")
+    from ddpm_hf.places import check_model
+
+    check_model(options["source"], options["revision"])
     try:
         from ddpm_hf.demo.page import run_demo
     except ModuleNotFoundError as error:

@@ -67,8 +67,9 @@ def parse_command_line(argv: list[str] | None = None, program: str = "train_ddpm
             flags["model"] = load_model_config(flags["model_config_name_or_path"])
         options = _override(below, flags) | {"preset": preset}
         refuse_token("--hub_model_id", options.get("hub_model_id") or "")
-        if holds_token(options.get("output_dir") or ""):
-            refuse_token("--output_dir", options["output_dir"])
+        for name in ("output_dir", "run_name"):
+            if holds_token(options.get(name) or ""):
+                refuse_token(f"--{name}", options[name])
         if "max_train_minutes" in flags and flags.keys() & {"max_train_steps", "num_epochs"}:
             raise ValueError(
                 "--max_train_minutes chooses the number of steps; pass it without --max_train_steps and --num_epochs."

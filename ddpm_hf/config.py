@@ -117,6 +117,7 @@ class TrainingConfig:
     checkpointing_steps: int = _output(500, "Optimizer steps between two checkpoints, from which the same command goes on.", minimum=1)
     checkpoints_total_limit: int = _output(2, "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
     logger: Literal["none", "tensorboard", "wandb", "all"] = _output("none", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
+    run_name: str | None = _output(None, "Name of the run in TensorBoard and Weights & Biases; by default that of the output folder.")
     logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)
@@ -186,6 +187,10 @@ class TrainingConfig:
             )
         if self.streaming and self.eval_steps:
             raise ValueError("--eval_steps measures with the images on the disk, and --streaming leaves none there.")
+        if self.run_name is not None and self.logger == "none":
+            raise ValueError(f"--run_name {self.run_name} is the name at the trackers; pass --logger, too.")
+        if self.run_name is not None and not re.fullmatch(r"\w[\w. -]*", self.run_name):
+            raise ValueError(f"--run_name {self.run_name}: expected letters, digits, and _ . - or spaces among them.")
         check_held_out(self)
 
     def check_halvings(self):
@@ -205,8 +210,15 @@ class TrainingConfig:
         )
 
     def count_steps(self, steps_per_epoch: float):
-        """Turn what was given in epochs into optimizer steps, now that the size of the data set is known."""
+        """Turn what was given in epochs into optimizer steps, now that the size of the data set is known; 0 if not.
+
+        Raises:
+            ValueError: If the number of steps depends on a size that is not known.
+        """
         if self.max_train_steps is None:
+            if not steps_per_epoch:
+                raise ValueError(f"--num_epochs {self.num_epochs}: the size of the data set is not known; pass "
+                    "--max_train_steps, or --dry_run where the Hub can be reached.")  # fmt: skip
             self.max_train_steps = math.ceil(self.num_epochs * steps_per_epoch)
         if self.save_images_epochs is not None:
             self.save_images_steps = math.ceil(self.save_images_epochs * steps_per_epoch)

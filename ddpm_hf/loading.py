@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import httpx2
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import FrozenDict
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import snapshot_download
 
 from ddpm_hf.convert import config_from_annotated, config_from_unet2d, from_annotated, from_unet2d
 from ddpm_hf.files import read_json
 from ddpm_hf.forms import Form, misfit
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.places import check_model
 from ddpm_hf.run_files import CHECKPOINTS, INDEX, list_checkpoints
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
-from ddpm_hf.terminal import one_line
 from ddpm_hf.unet_ddpm import DDPMUNetModel, check_config
 from ddpm_hf.weights import check_finite, check_keys, read_state_dict
 
@@ -147,7 +144,8 @@ def _open(
             raise ValueError(f"--revision {hub_options['revision']} is for a Hub id, and {source} is a folder.")
         _check_index(folder, hint)
     else:
-        check_id(str(source), **hub_options)
+        if not hub_options.get("local_files_only"):
+            check_model(str(source), *(hub_options.get(key) for key in ("revision", "token", "cache_dir")))
     index = DDPMPipelineCustom.load_config(source, **hub_options)
     parts = {key: entry[1] for key, entry in index.items() if isinstance(entry, list)}
     if parts.keys() != {"unet", "scheduler"} or parts["unet"] not in ("UNet2DModel", "DDPMUNetModel"):
@@ -176,31 +174,6 @@ def _check_index(folder: Path, hint: str):
         hint = hint if list_checkpoints(folder / CHECKPOINTS) else ""
         raise ValueError(f"{folder} holds no {INDEX}, so it is not the folder of a pipeline.{hint}")
     read_json(folder / INDEX, {"_class_name": str | list}, ADVICE)
-
-
-def check_id(source: str, revision=None, token=None, cache_dir=None, local_files_only=False, **_):
-    """Raise a ValueError for a text that is no Hub id, or if neither the Hub nor a copy in the cache can be reached.
-
-    huggingface_hub tries to reach the Hub for half a minute. This tries once.
-    """
-    try:
-        validate_repo_id(source)
-        is_id = source.count("/") == 1 and source.isascii()
-    except HFValidationError:
-        is_id = False
-    if not is_id:
-        raise ValueError(f"{source}: there is no such folder, and it is no Hub id, which has the form owner/name.")
-    if local_files_only or isinstance(try_to_load_from_cache(source, INDEX, cache_dir, revision), str):
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(source, INDEX, revision=revision), token=token)
-    except HfHubHTTPError:
-        pass  # the Hub can be reached, and its answer becomes an error when the files are loaded
-    except (httpx2.TransportError, OSError) as error:
-        raise ValueError(
-            f"{source}: there is no such folder, and the Hub, which may have a model of that name, cannot be reached "
-            f"({one_line(error)}). Check the name, or the connection."
-        ) from error
 
 
 def _read_config(path: Path, form: Form) -> dict:

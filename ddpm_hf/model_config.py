@@ -8,7 +8,7 @@ import torch
 
 from ddpm_hf.config import DECIDED_BY_DATA
 from ddpm_hf.convert import config_from_unet2d
-from ddpm_hf.loading import check_id
+from ddpm_hf.places import check_model
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -24,8 +24,7 @@ def load_model_config(name_or_path: str) -> dict[str, Any]:
     """
     source = Path(name_or_path)
     try:
-        if not source.exists():
-            check_id(name_or_path)
+        check_model(name_or_path)
         # The network of a pipeline is in its folder unet/.
         config = DDPMUNetModel.load_config(source / "unet" if (source / "unet" / "config.json").exists() else source)
         if config.get("_class_name") == "UNet2DModel":

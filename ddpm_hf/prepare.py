@@ -11,6 +11,7 @@ from ddpm_hf.evaluation.during_training import check_measurement, measurement_of
 from ddpm_hf.evaluation.image_sets import CentralCuts
 from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.hub.share import check_before_training, share_run
+from ddpm_hf.images.announced import announced_images
 from ddpm_hf.images.batches import Batches, ImageRow
 from ddpm_hf.images.held_out import count_images, describe_held_out
 from ddpm_hf.images.opening import find_images, open_images
@@ -99,6 +100,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     notes = check_launcher(config)
     accelerator = start_accelerator(config)
     is_main = accelerator.is_main_process
+    if is_main:
+        check_before_training(config)
     if not dry_run:
         check_folder(config)
         if is_main:
@@ -106,9 +109,9 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
 
     # The pictures decide about the channels and the classes of the network, and how many steps an epoch has.
     with accelerator.main_process_first():
-        found = find_images(config, fit_resolution)
+        found = (dry_run and announced_images(config)) or find_images(config, fit_resolution)
     config.model = config.model | label_settings(found.dataset) | found.form.settings()
-    count, held_out = count_images(found.dataset, found.split, config)
+    count, held_out = count_images(found.count, found.count_of_split, config)
     cost = fit_settings(config, accelerator, found.form.channels, count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=found.form.channels)
@@ -116,14 +119,11 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:
-        check_before_training(config)
-        if dry_run:
-            print(config.to_json(), end="")
         print(*notes, describe(config, unet, count, images_per_step, held_out), sep="\n", flush=True)
     if dry_run:
         cost = cost or measure_step(config, found.form.channels, accelerator)
         if is_main:
-            print(describe_cost(config, unet, count, images_per_step, cost))
+            print(describe_cost(config, unet, count, images_per_step, cost), config.to_json(), sep="\n", end="")
         return None
 
     # The folder decides where the run begins.

@@ -3,7 +3,6 @@
 import dataclasses
 import signal
 import sys
-import time
 from contextlib import ExitStack
 
 import torch
@@ -49,7 +48,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
             state.load(load_tensors(run.start.checkpoint), run.start.saved)
             write_outputs(missing_outputs(run, state), run, state)
 
-        signals, interrupted, began = note_signals(), False, time.perf_counter()
+        signals, interrupted = note_signals(), False
         log = LogBook(config, run.accelerator, run.folder, run.count, run.images_per_step, first_step=state.step)
         while state.step < config.total_steps and not interrupted:
             with log.timed_step():
@@ -62,9 +61,10 @@ def train(config: TrainingConfig, dry_run: bool = False):
             interrupted = on_any_process(bool(signals), run.accelerator)
             last = state.step == config.total_steps
             regular = state.step % config.checkpointing_steps == 0 and state.skipped_in_a_row == 0
-            if last or interrupted or regular:
-                save_checkpoint(run, state)
-            write_outputs({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
+            with log.timed_output():
+                if last or interrupted or regular:
+                    save_checkpoint(run, state)
+                write_outputs({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
 
         log.bar.close()
         finished = state.step == config.total_steps and not interrupted
@@ -72,7 +72,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
             run.folder.finish(state.step)
         end_processes(run.accelerator, state)
         if run.accelerator.is_main_process:
-            print(farewell(config, state.step - run.start.step, state.step, time.perf_counter() - began))
+            print(farewell(config, state.step - run.start.step, state.step, log.training, log.others))
             share_run(config, finished)
         if signal.SIGINT in signals:
             sys.exit(128 + signal.SIGINT)

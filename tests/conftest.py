@@ -69,7 +69,7 @@ def train(small, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *small(name, *switches, **options)])
         handlers = {number: signal.getsignal(number) for number in signals_to_end()}
         try:
-            train_ddpm.main()
+            train_ddpm.start_training()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -40,4 +40,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     import train_ddpm
 
-    train_ddpm.main()
+    train_ddpm.start_training()

@@ -79,28 +79,28 @@ def test_flags_that_cannot_be_read_end_with_code_2(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "x", "--num_inference_steps", "0"], "--num_inference_steps 0: expected at least 1."),
-        (["sample", "x", "--seed", "-1"], "--seed -1: expected at least 0."),
-        (["sample", "x", "--batch_size", "-2"], "--batch_size -2: expected at least 1."),
-        (["sample", "x", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
-        (["sample", "x", "--guidance_scale", "inf"], "--guidance_scale inf: expected at least 0."),
-        (["sample", "x", "--output", "folder"], "--output folder is a folder; expected the name of a picture"),
-        (["sample", "x", "--output", "a.psd"], "--output a.psd: expected the name of a picture"),
-        (["sample", "x", "--output", "a"], "--output a: expected the name of a picture"),
-        (["sample", "x", "--output", "file/a.png"], "--output file: file is a file; expected a folder."),
-        (["sample", "x", "--num_images", "2", "--output", "file"], "--output file: file is a file; expected a folder."),
-        (["evaluate", "x", "--seed", "-1"], "--seed -1: expected at least 0."),
-        (["evaluate", "x", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
-        (["evaluate", "x", "--output", "folder"], "--output folder is a folder; expected the name of a file"),
-        (["convert", "x", "new", "--sample_size", "0"], "--sample_size 0: expected a number of pixels, such as 64, or"),
-        (["convert", "x", "file"], "OUTPUT_DIR file: file is a file; expected a folder."),
-        (["convert", "x", "folder"], "folder holds files; name an empty folder, or pass --overwrite_output_dir"),
-        (["convert", "x", "folder", "--overwrite_output_dir"], "folder holds files and no pipeline (model_index.json)"),
-        (["evaluate", "x", "--save_samples", "file"], "--save_samples file: file is a file; expected a folder."),
+        (["sample", ".", "--num_inference_steps", "0"], "--num_inference_steps 0: expected at least 1."),
+        (["sample", ".", "--seed", "-1"], "--seed -1: expected at least 0."),
+        (["sample", ".", "--batch_size", "-2"], "--batch_size -2: expected at least 1."),
+        (["sample", ".", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
+        (["sample", ".", "--guidance_scale", "inf"], "--guidance_scale inf: expected at least 0."),
+        (["sample", ".", "--output", "folder"], "--output folder is a folder; expected the name of a picture"),
+        (["sample", ".", "--output", "a.psd"], "--output a.psd: expected the name of a picture"),
+        (["sample", ".", "--output", "a"], "--output a: expected the name of a picture"),
+        (["sample", ".", "--output", "file/a.png"], "--output file: file is a file; expected a folder."),
+        (["sample", ".", "--num_images", "2", "--output", "file"], "--output file: file is a file; expected a folder."),
+        (["evaluate", ".", "--seed", "-1"], "--seed -1: expected at least 0."),
+        (["evaluate", ".", "--guidance_scale", "nan"], "--guidance_scale nan: expected at least 0."),
+        (["evaluate", ".", "--output", "folder"], "--output folder is a folder; expected the name of a file"),
+        (["convert", ".", "new", "--sample_size", "0"], "--sample_size 0: expected a number of pixels, such as 64, or"),
+        (["convert", ".", "file"], "OUTPUT_DIR file: file is a file; expected a folder."),
+        (["convert", ".", "folder"], "folder holds files; name an empty folder, or pass --overwrite_output_dir"),
+        (["convert", ".", "folder", "--overwrite_output_dir"], "folder holds files and no pipeline (model_index.json)"),
+        (["evaluate", ".", "--save_samples", "file"], "--save_samples file: file is a file; expected a folder."),
         (["convert", "folder/diary.txt", "folder", "--overwrite_output_dir"], "folder is, or holds, the source;"),
         (["convert", "folder", "folder"], "folder is, or holds, the source; name another"),
         (["convert", "folder", "link", "--overwrite_output_dir"], "link is, or holds, the source; name another"),
-        (["demo", "x", "--server_port", "99999"], "--server_port 99999: expected 1 to 65535."),
+        (["demo", ".", "--server_port", "99999"], "--server_port 99999: expected 1 to 65535."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_found_before_a_model_is_loaded(arguments, message, no_loading, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_what_cannot_be_done_is_found_before_a_model_is_loaded(arguments, messag
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(no_loading, tmp_path):
     tmp_path.chmod(0o500)
-    assert "may not be written to; name another" in error_of("sample", "x", "--output", tmp_path / "a.png")
+    assert "may not be written to; name another" in error_of("sample", ".", "--output", tmp_path / "a.png")
 
 
 def test_classes_of_a_model_without(run):
@@ -141,7 +141,7 @@ def test_what_ends_a_subcommand(error, code, monkeypatch):
         raise error
 
     monkeypatch.setattr("ddpm_hf.sampling.open_model", fail)
-    assert error_of("sample", "x", "--output", "a.png") == f"ddpm-hf: error: {code}"
+    assert error_of("sample", ".", "--output", "a.png") == f"ddpm-hf: error: {code}"
 
 
 def test_ctrl_c_ends_the_command_without_a_traceback(monkeypatch):
@@ -158,7 +158,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(error, monkeypatch):
 
     monkeypatch.setattr("ddpm_hf.sampling.open_model", fail)
     with pytest.raises(type(error)):
-        cli.main(["sample", "x", "--output", "a.png"])
+        cli.main(["sample", ".", "--output", "a.png"])
 
 
 # ---- Grids -----------------------------------------------------------------------------------------------------------
@@ -238,13 +238,20 @@ for arguments in ("--help", "--version", "nosuch", "sample x --sed 1", "train --
     except SystemExit:
         print("answered", arguments)
 assert not {HEAVY} & sys.modules.keys(), {HEAVY} & sys.modules.keys()
+for arguments in ("sample ./no/such", "demo no/such/one", "train --train_data_dir nosuch", "train --dataset_name ~/a"):
+    try:
+        cli.main(arguments.split())
+    except SystemExit as stop:
+        print("mistyped", stop)
+left = {HEAVY} - {{"huggingface_hub"}}  # it knows the form of a Hub id
+assert not left & sys.modules.keys(), left & sys.modules.keys()
 """
 
 
 def test_nothing_heavy_is_imported_to_answer():
     done = subprocess.run([sys.executable, "-c", ANSWERED_AT_ONCE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("answered") == 10
+    assert done.stdout.count("answered") == 10 and done.stdout.count("there is no such folder") == 4
     assert "did you mean --learning_rate?" in done.stderr and "--resolution 64x" in done.stderr
 
 

@@ -391,7 +391,7 @@ def asked(monkeypatch):
         requests.append(url)
         raise httpx2.ConnectError("Name or service not known")
 
-    monkeypatch.setattr("ddpm_hf.loading.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("ddpm_hf.places.get_hf_file_metadata", refuse)
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", refuse)
     return requests
 
@@ -417,7 +417,7 @@ def test_the_hub_is_asked_once_where_it_cannot_be_reached(asked):
 
 
 def test_a_copy_of_a_repository_is_read_where_the_hub_cannot_be_reached(asked, ours, monkeypatch):
-    monkeypatch.setattr("ddpm_hf.loading.try_to_load_from_cache", lambda *args: str(ours / "model_index.json"))
+    monkeypatch.setattr("ddpm_hf.places.try_to_load_from_cache", lambda *args: str(ours / "model_index.json"))
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", lambda *args, **kw: ours / "model_index.json")
     monkeypatch.setattr(DDPMPipelineCustom, "download", lambda *args, **kw: str(ours))
     assert type(load_pipeline("somebody/something").unet) is DDPMUNetModel

@@ -20,6 +20,7 @@ LAYERS = (
         "files",
         "manifest",
         "run_files",
+        "places",
         "lineages",
         "schedulers",
         "pixel_format",

@@ -70,23 +70,22 @@ def _with_classes_of(dataset: datasets.Dataset, split: datasets.Dataset, name: s
     return split.remove_columns("label").add_column("label", labels, new_fingerprint=key, feature=ours)
 
 
-def count_images(
-    dataset: datasets.Dataset | datasets.IterableDataset, split: datasets.Dataset | None, config: TrainingConfig
-) -> tuple[int | None, int]:
+def count_images(total: int | None, of_split: int | None, config: TrainingConfig) -> tuple[int | None, int]:
     """Return how many images are trained on, None for a stream, and how many are held out.
 
-    Nothing is decoded for that, so images that cannot be read are counted, too.
+    Images that cannot be read are counted, too, since none is decoded yet.
+
+    Args:
+        total (`int`, *optional*): Images of the data set; None for a stream.
+        of_split (`int`, *optional*): Images of the split that is held out, if there is one.
+        config ([`TrainingConfig`]): `validation_fraction` counts.
 
     Raises:
         ValueError: If nothing is left to be trained on or to be held out.
     """
-    if config.streaming:
-        return None, 0
-    if split is not None:
-        return len(dataset), len(split)
-    if config.validation_fraction is None:
-        return len(dataset), 0
-    total, fraction = len(dataset), config.validation_fraction
+    fraction = config.validation_fraction
+    if total is None or of_split is not None or fraction is None:
+        return total, of_split or 0
     count = round(total * fraction)
     if not 0 < count < total:
         nothing = "holds out none" if not count else "leaves none to train on"

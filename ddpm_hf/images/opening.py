@@ -27,12 +27,16 @@ class FoundImages:
         small (`list[dict]`): Those that are smaller than the resolution, as
             [`~ddpm_hf.images.small.sort_out_small`] returns them.
         form ([`~ddpm_hf.pixel_format.PixelFormat`]): Their pixels.
+        count (`int`, *optional*): How many there are; None for a stream.
+        count_of_split (`int`, *optional*): How many the split holds, if there is one.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     split: datasets.Dataset | None
     small: list[dict]
     form: PixelFormat
+    count: int | None
+    count_of_split: int | None
 
 
 def find_images(
@@ -57,7 +61,8 @@ def find_images(
     if split is not None:
         split, others = sort_out_small(split, config)
         small = [*small, *others]
-    return FoundImages(dataset, split, small, form)
+    count = None if config.streaming else len(dataset)
+    return FoundImages(dataset, split, small, form, count, None if split is None else len(split))
 
 
 def open_images(

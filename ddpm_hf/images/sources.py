@@ -9,6 +9,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.deep_survey import element_type
 from ddpm_hf.images.folders import list_pictures, take_split
 from ddpm_hf.images.labels import find_labels, label_pictures, name_classes, named_pictures
+from ddpm_hf.places import check_pictures
 from ddpm_hf.run_files import is_run
 from ddpm_hf.terminal import one_line, say
 
@@ -42,27 +43,37 @@ def load_dataset(config: TrainingConfig, flag: str = "--dataset_split") -> datas
     else:
         dataset = datasets.Dataset.from_parquet(str(EMBEDDED_DIGITS), cache_dir=config.cache_dir)
 
+    if not config.streaming and not len(dataset):
+        raise ValueError(f"--dataset_name {config.dataset_name} {flag} {config.dataset_split} holds no images.")
+    dataset = choose_columns(dataset, config)
+    return name_classes(dataset) if config.class_conditional else dataset
+
+
+def choose_columns(
+    dataset: datasets.Dataset | datasets.IterableDataset, config: TrainingConfig
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Return the data set with the columns `image`, undecoded, and `label`, if labels are asked for.
+
+    Raises:
+        ValueError: If there are no such columns.
+    """
     columns = dataset.features or {}
     images = [name for name, feature in columns.items() if isinstance(feature, datasets.Image)]
     images += [name for name, feature in columns.items() if element_type(feature)]
     column = config.image_column or (images[0] if images else None)
     if column not in images:
         raise ValueError(f"--image_column {column}: the data set's image columns are {images}, of {list(columns)}.")
-    if not config.streaming and not len(dataset):
-        raise ValueError(f"--dataset_name {config.dataset_name} {flag} {config.dataset_split} holds no images.")
     names = {column: "image"}
     if config.class_conditional:
         names[find_labels(dataset, config)] = "label"
     dataset = dataset.select_columns(list(names))
     if isinstance(columns[column], datasets.Image):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
-    return name_classes(dataset) if config.class_conditional else dataset
+    return dataset.rename_columns({old: new for old, new in names.items() if old != new})
 
 
 def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Dataset:
-    if not folder.is_dir():
-        raise ValueError(f"--train_data_dir {folder}: there is no such folder.")
+    check_pictures(str(folder), None)
     # If both are one folder, the output folder has to change, and the check of that folder says so.
     if is_run(folder) and folder.resolve() != config.folder.resolve():
         raise ValueError(
@@ -92,6 +103,7 @@ def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Da
 
 
 def _load_named(name: str, config: TrainingConfig, flag: str) -> datasets.Dataset | datasets.IterableDataset:
+    check_pictures(None, name)
     split = config.dataset_split
     try:
         if not config.streaming and any((Path(name) / file).exists() for file in SAVED_TO_DISK):

@@ -49,9 +49,9 @@ class KeptBest:
         return record if record["metric"] == self.metric else None
 
     def describe(self) -> str:
-        """Name the pipeline that is kept, as the end of a sentence about the folder of the run."""
+        """Name the pipeline that is kept; return an empty text if there is none."""
         record = None if self.metric == "none" else self.record()
-        return f", and the best by {self.metric}, of step {record['step']:,}, in its best/" if record else ""
+        return f"the best model by {self.metric}, of step {record['step']:,}" if record else ""
 
     def offer(self, numbers: Mapping[str, float | None], step: int, pipeline: DiffusionPipeline) -> bool:
         """Keep a pipeline if it is better than the one that is kept. Only the main process may call this.

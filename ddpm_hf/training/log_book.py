@@ -14,6 +14,8 @@ from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import RunState
 from ddpm_hf.training.trackers import track_numbers
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+
 
 class LogBook:
     """The numbers of a run, noted every `logging_steps` and after the last step.
@@ -39,17 +41,36 @@ class LogBook:
         self.config, self.accelerator, self.folder = config, accelerator, folder
         self.count, self.images_per_step = count, images_per_step
         self.steps, self.seconds = 0, 0.0  # since the last note; saving and drawing do not count
+        self.first_step, self.training, self.others = first_step, 0.0, 0.0  # seconds of steps, and of all else
+        self.loss = ""
         steps, hidden = config.total_steps, not accelerator.is_main_process
-        self.bar = tqdm(total=steps, initial=first_step, desc="Training", unit="step", disable=hidden)
+        self.bar = tqdm(total=steps, initial=first_step, desc="Training", disable=hidden, bar_format=BAR)
 
     @contextmanager
     def timed_step(self) -> Iterator[None]:
         """Count the step inside, and its time."""
         began = time.perf_counter()
         yield
-        self.seconds += time.perf_counter() - began
+        took = time.perf_counter() - began
+        self.seconds, self.training = self.seconds + took, self.training + took
         self.steps += 1
+        self._tell()
         self.bar.update()
+
+    @contextmanager
+    def timed_output(self) -> Iterator[None]:
+        """Count the time of saving, measuring and drawing inside, apart from that of the steps."""
+        began = time.perf_counter()
+        yield
+        self.others += time.perf_counter() - began
+
+    def _tell(self):
+        """Show the time that the steps have taken and will take, and apart from it that of all else."""
+        done = self.bar.n + 1 - self.first_step
+        left = self.training / done * (self.config.total_steps - self.first_step - done)
+        times = f"{tqdm.format_interval(self.training)} of steps, {tqdm.format_interval(left)} left"
+        others = f"{tqdm.format_interval(self.others)} of drawing and saving" if self.others >= 1 else ""
+        self.bar.set_postfix_str(", ".join(filter(None, (times, others, self.loss))), refresh=False)
 
     def note(self, state: RunState):
         """Note the mean loss since the last note, and how fast the training is, if a note is due.
@@ -62,7 +83,7 @@ class LogBook:
         numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds
         self.steps, self.seconds = 0, 0.0
-        self.bar.set_postfix_str(f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s")
+        self.loss = f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s"
         if self.count:
             numbers["epoch"] = round(state.micro_batches * self.config.train_batch_size / self.count, 4)
         else:

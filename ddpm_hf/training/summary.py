@@ -7,6 +7,7 @@ import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.run_files import BEST, LOSS, METRICS, SAMPLES
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.run_folder import bytes_of_run
 from ddpm_hf.training.step_cost import StepCost
@@ -18,7 +19,10 @@ def describe(
 ) -> str:
     """Describe the sizes of the run in one line."""
     steps, seen = config.total_steps, config.total_steps * images_per_step
-    data, length = (f"{images:,}", f"{seen / images:.1f} epochs") if images else ("streamed", f"{seen:,} images")
+    if images:
+        data, length = f"{images:,} images", f"{seen / images:.1f} epochs"
+    else:
+        data, length = "streamed images" if config.streaming else "an unknown number of images", f"{seen:,} images"
     form = PixelFormat.of_model(unet.config)
     pixels = f" Pixels: {form.describe()}." if form.settings() else ""
     base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
@@ -31,7 +35,7 @@ def describe(
     size = "" if config.model_size == "auto" else f", size {config.model_size}"
     time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
     return (
-        f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data} images"
+        f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data}"
         f"{apart}, {steps:,} steps{time} of {images_per_step} images ({length}), mixed precision "
         f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{start}"
     )
@@ -70,21 +74,32 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def farewell(config: TrainingConfig, steps: int, step: int, seconds: float) -> str:
-    """Say where everything is, and how to go on."""
-    draw = f"ddpm-hf sample {shlex.quote(str(config.folder))}"
+def farewell(config: TrainingConfig, steps: int, step: int, training: float, others: float) -> str:
+    """Say how long the run took, where everything is, and how to go on.
+
+    Args:
+        config ([`TrainingConfig`]): The options.
+        steps (`int`): Steps that were taken now.
+        step (`int`): Steps that were taken in all.
+        training, others (`float`): Seconds of the steps, and of drawing, measuring and saving.
+    """
+    lines = []
+    if step < config.total_steps:
+        once = {"--overwrite_output_dir": config.overwrite_output_dir}
+        once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
+        without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)
+        lines.append(f"Stopped at step {step:,} of {config.total_steps:,}; the same command{without} goes on.")
+    apart = f", and {duration(others)} for drawing, measuring and saving" if others >= 1 else ""
+    lines.append(f"Trained {steps:,} steps in {duration(training)}{apart}.")
+    folder = config.folder
+    places = {folder: "the model", folder / SAMPLES: "pictures that it draws", folder / LOSS: "the loss"}
+    places[folder / METRICS] = "all numbers"
+    if best := KeptBest(config).describe():
+        places[folder / BEST] = best
+    there = {str(place): what for place, what in places.items() if place.exists()}
+    width = max(map(len, there), default=0)
+    lines += [f"  {place:{width}}  {what}" for place, what in there.items()]
+    draw = f"ddpm-hf sample {shlex.quote(str(folder))}"
     if PixelFormat.of_model(config.model | {"in_channels": 1}).suffix != ".png":
         draw += " --num_images 16"  # a grid shows such samples with 8 bits only
-    once = {"--overwrite_output_dir": config.overwrite_output_dir}
-    once["--resume_from_checkpoint"] = config.resume_from_checkpoint != "latest"
-    without = "".join(f" without {flag}" for flag, is_given in once.items() if is_given)
-    early = (
-        ""
-        if step == config.total_steps
-        else f"Stopped at step {step:,} of {config.total_steps:,}; the same command{without} goes on. "
-    )
-    best = KeptBest(config).describe()
-    return (
-        f"{early}Trained {steps:,} steps in {seconds / 60:.1f} minutes. The model, samples/, loss.png, metrics.jsonl "
-        f"are in {config.output_dir}{best}; draw more with: {draw}"
-    )
+    return "\n".join([*lines, f"Draw more with: {draw}"])

@@ -25,7 +25,8 @@ def tracking_options(config: TrainingConfig) -> dict:
     if not installed.get(config.logger, True):
         raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}.")
     loggers = [name for name, there in installed.items() if there] if config.logger == "all" else [config.logger]
-    folders = ProjectConfiguration(config.output_dir, logging_dir=str(config.folder / config.logging_dir))
+    logs = config.folder / config.logging_dir / (config.run_name or "")
+    folders = ProjectConfiguration(config.output_dir, logging_dir=str(logs))
     return {"log_with": None if config.logger == "none" else loggers, "project_config": folders}
 
 
@@ -34,7 +35,8 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig):
     sys.argv = [hide_tokens(argument, config.hub_token) for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     texts = {name: json.dumps(value) for name, value in options.items() if isinstance(value, dict)}
-    accelerator.init_trackers("ddpm_hf", {**options, **texts})
+    of_wandb = {"name": config.run_name or config.folder.resolve().name}
+    accelerator.init_trackers("ddpm_hf", {**options, **texts}, {"wandb": of_wandb})
 
 
 def track_numbers(accelerator: Accelerator, numbers: dict, step: int):

@@ -265,7 +265,7 @@ for event, output in {trials!r}:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["train_ddpm.py", *{flags!r}, "--output_dir", output]
         kill_after(event)
-        train_ddpm.main()
+        train_ddpm.start_training()
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

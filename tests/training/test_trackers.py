@@ -11,8 +11,8 @@ from ddpm_hf.training.trackers import start_trackers
 
 
 def test_tensorboard_holds_options_losses_and_samples(train):
-    folder = train(logger="tensorboard", save_images_steps=2)
-    files = [path for path in (folder / "logs").rglob("*tfevents*") if path.parent.name == "ddpm_hf"]
+    folder = train(logger="tensorboard", save_images_steps=2, run_name="third try")
+    files = list((folder / "logs" / "third try" / "ddpm_hf").glob("*tfevents*"))
     events = EventAccumulator(str(files[0]))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
@@ -40,5 +40,19 @@ def test_trackers_see_no_token_in_any_form(monkeypatch):
     )
     config = TrainingConfig()
     config.hub_token = "of another form"
-    start_trackers(SimpleNamespace(init_trackers=lambda *arguments: None), config)
+    told = []
+    start_trackers(SimpleNamespace(init_trackers=lambda *arguments: told.append(arguments)), config)
+    assert told[0][2] == {"wandb": {"name": "ddpm-mnist-mini"}}
     assert sys.argv == ["train.py", "--hub_token=***", "hf_***", "--proxy=http://***@x.org"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run_name": "a"}, "--run_name a is the name at the trackers; pass --logger, too"),
+        ({"run_name": "../a", "logger": "wandb"}, "--run_name ../a: expected letters, digits, and"),
+    ],
+)
+def test_names_that_cannot_be_used(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**options)

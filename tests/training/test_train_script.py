@@ -67,7 +67,7 @@ def test_dry_run_writes_nothing(train, capsys):
     folder = train("dry", "--dry_run")
     assert not folder.exists()
     text = capsys.readouterr().out
-    assert json.loads(text[: text.rindex("}") + 1])["train_batch_size"] == 4
+    assert json.loads(text[text.index("\n{") :])["train_batch_size"] == 4
     assert "10,000 images, 4 steps of 4 images (0.0 epochs)" in text
     for row in ("network", "step", "memory", "run", "disk"):
         assert f"\n  {row} " in text
