@@ -1,15 +1,11 @@
-"""Pictures of a run: grids of samples, the steps from noise to samples, and the curve of the loss."""
+"""Pictures of a run: grids of samples, and the curve of the loss."""
 
 import math
 from pathlib import Path
 
 import numpy as np
-import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-from ddpm_hf.pixel_format import PixelFormat
 
 LARGE = 512  # pixels
 SOFTWARE = "ddpm_hf"  # the mark of pictures that may be replaced
@@ -34,43 +30,6 @@ def enlarged(picture: Image.Image) -> Image.Image:
     """Return a picture with each pixel as a square of pixels, so that its longer side has at least `LARGE`."""
     factor = math.ceil(LARGE / max(picture.size))
     return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)
-
-
-@torch.no_grad()
-def denoising_strip(
-    pipeline: DiffusionPipeline, steps: int, rows: int = 4, columns: int = 10, seed: int = 0
-) -> Image.Image:
-    """Draw samples, and show the x_0 that the network predicts at some of the steps (eq. 15).
-
-    Args:
-        pipeline ([`DDPMPipelineCustom`]): With a [`DDPMLinearScheduler`]. Its network is left in evaluation mode.
-        steps (`int`): Denoising steps.
-        rows (`int`): Number of samples. Each has its own row.
-        columns (`int`): Number of steps shown, evenly spaced. The last column is the sample itself.
-        seed (`int`): Seed of the noise.
-
-    Returns:
-        `PIL.Image.Image`: A grid of `rows` x `columns`. If there are fewer steps, it has fewer columns.
-    """
-    shown = set(np.linspace(0, steps - 1, columns).round().astype(int))
-    predictions = []
-
-    def keep_prediction(pipeline, step, timestep, tensors):
-        x = tensors["sample"]  # x_t of the next timestep; after the last, x_0 itself
-        if step in shown and step + 1 < steps:
-            t = pipeline.scheduler.timesteps[step + 1]
-            x = pipeline.scheduler.predict_x_0(pipeline.unet(x, t).sample, t, x)
-        if step in shown:
-            predictions.append((x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy())  # (rows, H, W, C)
-        return {}
-
-    pipeline.unet.eval()
-    generator = torch.Generator(pipeline.device).manual_seed(seed)
-    pipeline(rows, generator, steps, callback_on_step_end=keep_prediction)
-    images = np.stack(predictions, axis=1)  # (rows, columns, H, W, C)
-    form = PixelFormat.of_model(pipeline.unet.config)
-    seen = form.bands_to_show(images.reshape(-1, *images.shape[2:]))
-    return form.captioned(image_grid(pipeline.numpy_to_pil(seen), columns=len(predictions)))
 
 
 def loss_curve(

@@ -22,7 +22,7 @@ def check_model(source: str, revision: str | None = None, token: str | None = No
     """
     if Path(source).exists():
         return
-    if not (_is_hub_id(source) and "/" in source):
+    if not (is_hub_id(source) and "/" in source):
         raise ValueError(f"{source}: there is no such folder, and it is no Hub id, which has the form owner/name.")
     if reason := why_unreachable(source, INDEX, None, revision, token, cache_dir):
         raise ValueError(f"{source}: {_neither('model', reason)}")
@@ -39,7 +39,7 @@ def check_pictures(train_data_dir: str | None, dataset_name: str | None):
         raise ValueError(f"--train_data_dir {train_data_dir}: there is no such folder.")
     if not dataset_name or Path(dataset_name).exists():
         return
-    if not _is_hub_id(dataset_name):
+    if not is_hub_id(dataset_name):
         raise ValueError(f"--dataset_name {dataset_name}: there is no such folder, and it is no Hub id.")
     if reason := why_unreachable(dataset_name, DATASET_CARD, "dataset"):
         raise ValueError(f"--dataset_name {dataset_name}: {_neither('data set', reason)}")
@@ -52,7 +52,7 @@ def _neither(what: str, reason: str) -> str:
     )
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
     """Return whether a text has the form of a Hub id: owner/name, or the name alone, as some data sets have it."""
     try:
         validate_repo_id(text)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.pictures import denoising_strip, loss_curve
+from ddpm_hf.denoising import denoise
+from ddpm_hf.pictures import loss_curve
 
 
 def weights(folder):
@@ -51,7 +52,9 @@ def make_run(folder, **options):
     for step in (2, 4):
         Image.new("L", (8, 8), step).save(folder / "samples" / f"step-{step:06d}.png")
     loss_curve([2, 4], [0.5, 0.25]).save(folder / "loss.png")
-    denoising_strip(pipeline, 5, rows=2, columns=3).save(folder / "denoising.png")
+    denoising = denoise(pipeline, 5, num_images=2)
+    denoising.strip(columns=3).save(folder / "denoising.png")
+    denoising.save_animation(folder / "denoising.webp")
     for name in ("checkpoints/step-000004/state.json", "logs/events", "unet/notes.txt", ".env"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("private")

@@ -25,6 +25,7 @@ LAYERS = (
         "schedulers",
         "pixel_format",
         "pictures",
+        "denoising",
     ),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
     (

@@ -15,6 +15,20 @@ from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import EVALUATION, NEAREST, PROGRESSIVE, is_run
 from ddpm_hf.sampling import clear_samples, fingerprint, open_model
 
+# What the numbers mean, and where better ones lie.
+MEANINGS = {
+    "bpd": "bits per dimension; lower is better",
+    "rate": "bits per dimension of all steps but the last",
+    "distortion": "bits per dimension of the last step",
+    "rmse": "error before the last step, on the scale 0 to 255",
+    "fid": "distance of Gaussians, 0 and more; lower is better",
+    "kid": "distance by a kernel, about 0 and more; lower is better; +- over subsets",
+    "precision": "share of samples that lie among real images, 0 to 1",
+    "recall": "share of real images that lie among samples, 0 to 1",
+    "density": "real neighbourhoods around a sample; 1 as among real images",
+    "coverage": "share of real images with a sample nearby, 0 to 1",
+}
+
 
 def evaluate(
     source: str,
@@ -58,7 +72,7 @@ def evaluate(
     steps, kind = wanted.num_inference_steps or pipeline.default_num_inference_steps, type(pipeline.scheduler).__name__
     drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
-    results = measure(pipeline, images, wanted, samples, record)
+    results = measure(pipeline, images, wanted, samples, record, compare_real=True)
     if state.is_main_process:
         progressive = results.get("bpd", {}).pop("progressive", [])
         if progressive:
@@ -100,11 +114,19 @@ def _of_the_same_model(earlier: dict, results: dict) -> dict:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Return the numbers of [`measure`] as text, one in each line, and the notes below them."""
-    lines = []
+    """Return the numbers of [`measure`] as a table of text, with what real images have, and notes below it."""
+    of_real = flat({name: entry["of_real_images"] for name, entry in results.items() if "of_real_images" in entry})
+    rows = [("", "value", "", "real images", "")]
     for name, value in flat(results).items():
         entry = results.get(name, {})
         error = entry.get("standard_error", entry.get("standard_deviation"))
-        lines.append(f"{name:<10} {value:>10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
-    notes = {numbers["note"] for numbers in results.values() if "note" in numbers}
-    return "\n".join([*lines, *notes])
+        around = f"+- {error:.4f}" if error is not None else ""
+        rows.append((name, f"{value:.4f}", around, f"{of_real[name]:.4f}" if name in of_real else "", MEANINGS[name]))
+    lines = [
+        f"{name:<10} {value:>10} {around:<10} {of_real:>12}   {meaning}"
+        for name, value, around, of_real, meaning in rows
+    ]
+    sizes = {entry["of_real_images"]["images"] for entry in results.values() if "of_real_images" in entry}
+    notes = [f"Real images: {size:,} of them, compared with {size:,} others." for size in sorted(sizes)]
+    notes += sorted({numbers["note"] for numbers in results.values() if "note" in numbers})
+    return "\n".join([line.rstrip() for line in lines] + notes)

@@ -40,7 +40,12 @@ def flat(results: dict[str, dict]) -> dict[str, float]:
 
 
 def measure(
-    pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement, samples: Path, record: dict
+    pipeline: DDPMPipelineCustom,
+    images: ReferenceSet,
+    wanted: Measurement,
+    samples: Path,
+    record: dict,
+    compare_real: bool = False,
 ) -> dict[str, dict]:
     """Measure a model. All processes have to call this together.
 
@@ -50,6 +55,7 @@ def measure(
         wanted ([`Measurement`]): What to measure.
         samples (`Path`): Folder of the samples. Samples that it holds are not drawn again.
         record (`dict`): More settings that the numbers depend on.
+        compare_real (`bool`): Whether to compare real images with other real ones, too, as far as there are enough.
 
     Returns:
         `dict`: For each metric its numbers and their settings. It is empty on all processes but the main one.
@@ -84,6 +90,9 @@ def measure(
             about["note"] = " ".join(notes)
         metrics = wanted.of_samples if state.is_main_process else ()
         compared = together(lambda: {metric: _compare(metric, real, fake, wanted.seed) for metric in metrics})
+        if compare_real:
+            of_real = together(lambda: {metric: _compare_real(metric, real, wanted) for metric in metrics})
+            compared = {metric: {**numbers, **of_real[metric]} for metric, numbers in compared.items()}
         results = {metric: {**numbers, **record, **about} for metric, numbers in compared.items()}
     if "bpd" in wanted.metrics:
         results["bpd"] = {**_bits_per_dimension(pipeline, images, wanted), **record}
@@ -167,6 +176,21 @@ def _in_turns(parts: list[np.ndarray], total: int) -> np.ndarray:
     for p, its_rows in enumerate(parts):
         rows[p :: len(parts)] = its_rows
     return rows
+
+
+def _compare_real(metric: str, real: np.ndarray, wanted: Measurement) -> dict:
+    """Return the number that real images have, as `of_real_images`; nothing if there are too few of them.
+
+    A part of them, at most as many as there are samples, is compared with as many others.
+    """
+    size = min(len(real) // 2, wanted.num_images)
+    try:
+        check_enough([metric], size, size, real.shape[1])
+    except ValueError:
+        return {}
+    order = np.random.default_rng(seed_of(wanted.seed, "real images to compare", 0)).permutation(len(real))
+    numbers = _compare(metric, real[order[:size]], real[order[size : 2 * size]], wanted.seed)
+    return {"of_real_images": {**numbers, "images": size}}
 
 
 def _compare(metric: str, real: np.ndarray, fake: np.ndarray, seed: int) -> dict:

@@ -19,15 +19,16 @@ from ddpm_hf.hub.card_inputs import (
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.card_metadata import make_metadata, to_yaml
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
+from ddpm_hf.hub.card_training import base_model, base_sentence, command_of, describe_training
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
+from ddpm_hf.hub.links import MODEL, SPACE, project_links, repositories_of
 from ddpm_hf.pipeline_ddpm_custom import RECOMMENDED_STEPS
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.run_files import DENOISING, INDEX, LOSS, SAMPLES, list_samples
-from ddpm_hf.tokens import holds_token
+from ddpm_hf.run_files import ANIMATION, DENOISING, INDEX, LOSS, SAMPLES, list_samples
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 _SAVE_ARRAY = "print(images[0].shape, images[0].dtype)  # an array of NumPy, in the range of the training data"
-_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.png)\)")
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.(?:png|webp))\)")
 
 
 def write_card(folder: str | Path):
@@ -61,7 +62,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     """
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
-    repo_id = repo_id or config.get("hub_model_id") or f"user/{folder.name}"
+    repo_id = repo_id or repositories_of(folder).get(MODEL) or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
     samples = next((path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]), None)
     height, width = unet["sample_size"]
@@ -76,7 +77,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model=_base_model(config))),
+        metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model=base_model(config))),
         name=markdown(name),
         repo_id=literal(repo_id),
         kind=_kind(form),
@@ -87,20 +88,23 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         class_names=class_names and [markdown(name) for name in class_names],
         arguments=arguments,
         data=data,
-        base=_base_sentence(config),
+        base=base_sentence(config),
         preprocessing=describe_preprocessing(config),
         samples=samples,
         samples_caption=samples and _samples_caption(config, samples, form),
+        buttons=_buttons(folder),
         denoising=_existing(folder, DENOISING),
+        animation=_existing(folder, ANIMATION),
         loss_curve=_existing(folder, LOSS),
-        training=_training(read_facts(folder), read_metrics(folder)),
-        settings=[(key, _setting(config[key])) for key in options_of_card() if key in config],
+        training=describe_training(read_facts(folder), read_metrics(folder)),
+        command=command_of(config),
+        settings=[(key, _setting(config[key])) for key in options_of_card() if config.get(key) is not None],
         metrics=[_metric_row(metric) for metric in measured],
     )
 
 
 def pictures_in(card: str, folder: str | Path) -> list[str]:
-    """Return the relative paths of the PNG pictures in a folder that a card shows."""
+    """Return the relative paths of the pictures in a folder that a card shows."""
     folder = Path(folder).resolve()
     found = dict.fromkeys(_PICTURE.findall(card))
     return [name for name in found if (folder / name).is_file() and (folder / name).resolve().is_relative_to(folder)]
@@ -130,74 +134,20 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"
 
 
-def _base_model(config: dict) -> str | None:
-    """Return the Hub id of the model that a run was fine-tuned from. A local path is nobody's business."""
-    hub_id = config.get("base", {}).get("hub_id")
-    is_id = isinstance(hub_id, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", hub_id, re.ASCII)
-    return hub_id if is_id and not holds_token(hub_id) else None
-
-
-def _base_sentence(config: dict) -> str:
-    if not config.get("pretrained_model_name_or_path"):
-        return ""
-    hub_id = _base_model(config)
-    if not hub_id:
-        return "It was fine-tuned from another model."
-    link = f"[`{hub_id}`](https://huggingface.co/{hub_id})"
-    return f"It was fine-tuned from {link}, whose card tells of the licence and the data of that model."
-
-
-def _training(facts: dict, metrics: list[dict]) -> str:
-    """Tell the sizes, the hardware and the time, as far as they were recorded."""
-    if not metrics:
-        return "How the model was trained is not recorded."
-    last = metrics[-1]
-    sentences = [f"Trained for {last['step']:,} optimizer steps"]
-    if facts:
-        images = f"{facts['images']:,} pictures" if facts["images"] else "a stream of pictures"
-        sentences[0] += f" of {facts['images_per_step']:,} images each, on {images}"
-        sentences.append(f"The U-Net has {facts['parameters'] / 1e6:.2f} M parameters")
-        hours = _training_seconds(metrics, facts["images_per_step"]) / 3600
-        took = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-        processes = f"{facts['processes']} processes on " if facts["processes"] > 1 else ""
-        hardware = f"{processes}{markdown(facts['hardware'])}"
-        sentences.append(f"Hardware: {hardware}; training took {took}, without drawing samples")
-        versions = (f"{markdown(name)} {markdown(version)}" for name, version in facts["versions"].items())
-        sentences.append("Versions: " + ", ".join(versions))
-    if last.get("loss") is not None:
-        sentences.append(f"The last mean loss was {last['loss']:.4f}")
-    sentences += _held_out(facts, metrics)
-    if last.get("skipped_updates"):
-        sentences.append(f"{last['skipped_updates']:g} updates were not finite and were skipped")
-    return ". ".join(sentences) + "."
-
-
-def _held_out(facts: dict, metrics: list[dict]) -> list[str]:
-    """Tell how many pictures were held out, and the loss on them."""
-    losses = {line["step"]: line["val_loss"] for line in metrics if "val_loss" in line}
-    if not losses:
-        return []
-    count = facts.get("held_out", {}).get("images") if isinstance(facts.get("held_out"), dict) else None
-    pictures = f"{count:,} pictures were" if is_of(count, int) else "Some pictures were"
-    (last, loss), best = list(losses.items())[-1], min(losses, key=losses.__getitem__)
-    lowest = "" if best == last else f"; the lowest was {losses[best]:.4f}, at step {best:,}"
-    return [f"{pictures} held out and never trained on; the loss on them was {loss:.4f} at step {last:,}{lowest}"]
-
-
-def _training_seconds(metrics: list[dict], images_per_step: int) -> float:
-    """Return the seconds spent in optimizer steps, from the speed that each line states.
-
-    The clock would also count the pauses of a run that was resumed.
-    """
-    steps = [0, *(line["step"] for line in metrics)]
-    speeds = [line.get("images_per_second") for line in metrics]
-    return sum((b - a) * images_per_step / speed for a, b, speed in zip(steps, steps[1:], speeds) if speed)
-
-
 def _metric_row(metric: dict) -> dict:
     args = (f"{key.replace('_', ' ')} {markdown(value)}" for key, value in metric["args"].items())
     how = ", ".join([f"split {markdown(metric['split'])}", *args])
-    return {"name": markdown(metric["type"]), "value": f"{metric['value']:.4g}", "how": how}
+    value, margin, real = metric["value"], metric["margin"], metric["real"]
+    interval = "" if margin is None else f"{value - margin:.4g} to {value + margin:.4g}"
+    real = "" if real is None else f"{real:.4g}"
+    return {"name": markdown(metric["type"]), "value": f"{value:.4g}", "interval": interval, "real": real, "how": how}
+
+
+def _buttons(folder: Path) -> str:
+    """Return a line of links: the demo of this model, where there is one, and the project."""
+    space = repositories_of(folder).get(SPACE)
+    links = {"Try it in the browser": f"https://huggingface.co/spaces/{space}"} if space else {}
+    return " · ".join(f"[{text}]({address})" for text, address in (links | project_links()).items())
 
 
 def _setting(value) -> str:

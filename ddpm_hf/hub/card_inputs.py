@@ -5,6 +5,7 @@ terminal says so.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
@@ -31,6 +32,7 @@ DEPENDS_ON = (
     "reference_fingerprint", "part", "note",
 )  # fmt: skip
 PRDC = ("precision", "recall", "density", "coverage")
+SHARES = ("precision", "recall", "coverage")  # of images
 
 
 def read_unet_config(folder: Path) -> dict:
@@ -109,10 +111,23 @@ def read_evaluation(folder: Path) -> list[dict]:
         args = {key: _without_path(key, entry[key]) for key in DEPENDS_ON if is_of(entry.get(key), str | float | bool)}
         common = {"dataset": entry.get("dataset"), "split": bare(entry.get("split") or "train"), "args": args}
         numbers = {key: entry[key] for key in several} or {metric: entry["value"]}
-        measured += [
-            {"type": bare(name), "value": value, **common} for name, value in numbers.items() if is_of(value, float)
-        ]
+        real = entry.get("of_real_images")
+        for name, value in numbers.items():
+            if is_of(value, float):
+                of_real = real.get(name if several else "value") if isinstance(real, dict) else None
+                about = {"margin": _margin(name, value, entry), "real": of_real if is_of(of_real, float) else None}
+                measured.append({"type": bare(name), "value": value, **about, **common})
     return measured
+
+
+def _margin(name: str, value: float, entry: dict) -> float | None:
+    """Return half of the 95 % interval of a number, where the images measured allow to estimate it."""
+    error, n = entry.get("standard_error"), entry.get("images_of_each")
+    if is_of(error, float):
+        return 1.96 * error
+    if name in SHARES and is_of(n, int) and n > 0 and 0 <= value <= 1:
+        return 1.96 * math.sqrt(value * (1 - value) / n)
+    return None
 
 
 def _without_path(key: str, value):

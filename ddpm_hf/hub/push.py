@@ -11,6 +11,7 @@ from ddpm_hf.hub.card import pictures_in, render_card
 from ddpm_hf.hub.card_inputs import read_options
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
+from ddpm_hf.hub.links import MODEL, note_repository, repositories_of
 from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX
 
@@ -69,13 +70,14 @@ def push_run(
     except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {folder} to {repo_id}: {refusal(error)}") from error
     replace_text(folder / CARD_AS_PUSHED, card)
+    note_repository(folder, MODEL, repo_id)
     return f"{api.endpoint}/{repo_id}"
 
 
 def default_repo_id(folder: str | Path) -> str:
-    """Return the `hub_model_id` of a run, or the name of its folder."""
+    """Return where a folder was pushed to before, or the `hub_model_id` of a run, or the name of its folder."""
     folder = Path(folder).resolve()
-    return read_options(folder).get("hub_model_id") or folder.name
+    return repositories_of(folder).get(MODEL) or read_options(folder).get("hub_model_id") or folder.name
 
 
 def _files(folder: Path, card: str) -> list[CommitOperationAdd]:

@@ -16,6 +16,8 @@ from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.card_merging import CARD
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
+from ddpm_hf.hub.links import SPACE as SPACE_LINK
+from ddpm_hf.hub.links import note_repository
 from ddpm_hf.hub.push import PUSHED, default_repo_id
 from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 
@@ -127,6 +129,7 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
         )
     except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
+    note_repository(folder, SPACE_LINK, repo_id)
     return f"{api.endpoint}/spaces/{repo_id}"
 
 

@@ -12,14 +12,16 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoint
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.denoising import denoise
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.images.augmented_grid import augmented_grid
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.images.parts import ImagePart
-from ddpm_hf.pictures import denoising_strip, image_grid, loss_curve
+from ddpm_hf.pictures import image_grid, loss_curve
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
 from ddpm_hf.run_files import (
+    ANIMATION,
     AUGMENTED,
     CHECKPOINTS,
     DENOISING,
@@ -216,7 +218,7 @@ class RunFolder:
             self._set_aside_old_results()
 
     def save_last_pipeline(self, pipeline: DiffusionPipeline):
-        """Save the pipeline at the end, and the picture of how it draws.
+        """Save the pipeline at the end, and the pictures of how it draws.
 
         Raises:
             OSError: If the pipeline cannot be saved.
@@ -226,11 +228,14 @@ class RunFolder:
             self._set_aside_old_results()
         with going_on(f"save {DENOISING}"):
             steps, seed = self.config.ddpm_num_inference_steps, self.config.seed
-            denoising_strip(pipeline, steps, seed=seed).save(self.path / DENOISING)
+            denoising = denoise(pipeline, steps, seed=seed)
+            denoising.strip().save(self.path / DENOISING)
+            denoising.save_animation(self.path / ANIMATION)
 
     def _set_aside_old_results(self):
-        """Remove the picture of earlier weights and rename their numbers, so that the card does not show them."""
-        (self.path / DENOISING).unlink(missing_ok=True)
+        """Remove the pictures of earlier weights and rename their numbers, so that the card does not show them."""
+        for name in (DENOISING, ANIMATION):
+            (self.path / name).unlink(missing_ok=True)
         if (self.path / EVALUATION).exists():
             (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
 

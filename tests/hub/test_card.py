@@ -1,19 +1,18 @@
 """The model card: huggingface_hub can parse it, it tells what the run did, and it keeps what a person wrote."""
 
 import ast
+import email.message
 import json
 import re
+import shlex
 
-import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from PIL import Image
 from runs import make_run
 
-from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.hub.card import merge_cards, pictures_in, render_card, write_card
-from ddpm_hf.pictures import denoising_strip
+from ddpm_hf.hub.card_training import command_of
 
 RECORD = {"dataset": "mnist-mini", "split": "train", "seed": 0, "model_fingerprint": "0123", "versions": {}}
 EVALUATION = {
@@ -79,8 +78,9 @@ def test_card_says_what_the_run_left_behind(run):
     assert "model-index" not in card
     for words in (
         "greyscale pictures of 8x8 pixels",
-        "![Samples of the model](samples/step-000004.png)",
+        "![A grid of samples that the model drew, not selected](samples/step-000004.png)",
         "(denoising.png)",
+        "(denoising.webp)",
         "(loss.png)",
         "Trained for 4 optimizer steps of 4 images each, on 100 pictures",
         "Hardware: abacus; training took 0.0 minutes",
@@ -92,10 +92,70 @@ def test_card_says_what_the_run_left_behind(run):
     ):
         assert words in card
     assert str(run.parent) not in card
-    assert pictures_in(card, run) == ["samples/step-000004.png", "denoising.png", "loss.png"]
+    assert pictures_in(card, run) == ["samples/step-000004.png", "denoising.webp", "denoising.png", "loss.png"]
 
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
-    assert "| fid | 12.35 | split train, num images 1000, seed 0, extractor features.pt |" in render_card(run)
+    how = "split train, num images 1000, seed 0, extractor features.pt"
+    assert f"| fid | 12.35 |  |  | {how} |" in render_card(run)
+
+
+def test_numbers_come_with_intervals_and_with_what_real_images_have(run):
+    numbers = {
+        "bpd": {"value": 2.5, "standard_error": 0.01},
+        "fid": {"value": 30.0, "of_real_images": {"value": 4.0, "images": 50}},
+        "prdc": {"precision": 0.8, "recall": 0.0, "images_of_each": 100, "of_real_images": {"precision": 0.9}},
+    }
+    (run / "evaluation.json").write_text(json.dumps(numbers))
+    rows = [line.split(" | ") for line in render_card(run).splitlines() if line.startswith("| ")]
+    found = {row[0].removeprefix("| "): row[1:4] for row in rows if len(row) == 5}
+    assert found["bpd"] == ["2.5", "2.48 to 2.52", ""]  # 1.96 standard errors
+    assert found["fid"] == ["30", "", "4"]
+    assert found["precision"] == ["0.8", "0.7216 to 0.8784", "0.9"]  # 1.96 sqrt(0.8 0.2 / 100) = 0.0784
+    assert found["recall"][:2] == ["0", "0 to 0"]
+
+
+COMMANDS = [
+    [],
+    ["--preset", "cifar10", "--seed", "3", "--no_random_flip", "--gradient_accumulation_steps", "2"],
+    ["--dataset_name", "alice/cats", "--resolution", "48x64", "--class_conditional", "--label_column", "a b"],
+    ["--dataset_name", "alice/cats", "--max_train_steps", "70", "--value_range", "-1", "3", "--validation_split", "x"],
+    ["--preset", "annotated", "--num_epochs", "5", "--use_ema", "--mixed_precision", "bf16"],
+]
+
+
+@pytest.mark.parametrize("flags", COMMANDS)
+def test_the_command_of_the_card_gives_the_options_of_the_run(flags):
+    config, _ = parse_command_line(flags)
+    command = command_of(json.loads(config.to_json()))
+    assert all(len(line) <= 92 for line in command.splitlines())
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:2] == ["ddpm-hf", "train"]
+    again, _ = parse_command_line(words[2:])
+    assert again == config
+
+
+def test_the_command_of_the_card_tells_no_paths(run):
+    options = {"preset": "auto", "train_data_dir": "/home/me/cats", "pretrained_model_name_or_path": "/home/me/base"}
+    words = "ddpm-hf train --preset auto --train_data_dir PICTURES \\ --pretrained_model_name_or_path BASE"
+    assert command_of(options).split() == words.split()
+    base = {"pretrained_model_name_or_path": "bob/b", "base": {"hub_id": "bob/b"}}
+    assert command_of({"preset": "auto", **base}).endswith(" --pretrained_model_name_or_path bob/b")
+    assert command_of({"preset": "mine"}) is None
+
+
+def test_the_card_links_to_the_demo_and_to_the_project(run, monkeypatch):
+    about = email.message.Message()
+    about["Project-URL"] = "Repository, https://github.com/alice/project"
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: about)
+    (run / "hub.json").write_text(json.dumps({"model": "bob/digits", "space": "bob/try", "x": 1}))
+    lines = render_card(run).splitlines()
+    assert (
+        "[Try it in the browser](https://huggingface.co/spaces/bob/try) · [Code](https://github.com/alice/project) · "
+        "[Train one in Colab](https://colab.research.google.com/github/alice/project/blob/main/examples/ddpm_colab.ipynb)"
+    ) in lines
+    assert any('from_pretrained("bob/digits")' in line for line in lines)
+    (run / "hub.json").write_text(json.dumps({"space": "hf_secret/[x](y)"}))
+    assert "Try it" not in render_card(run)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +179,10 @@ def test_data_and_its_licence(tmp_path, options, license, words):
 
 
 def test_a_pipeline_alone_has_a_card(tmp_path, run):
-    for path in ("config.json", "run.json", "metrics.jsonl", "loss.png", "denoising.png", "samples/step-000002.png"):
+    for path in ("config.json", "run.json", "metrics.jsonl", "loss.png", "denoising.png", "denoising.webp"):
         (run / path).unlink()
-    (run / "samples" / "step-000004.png").unlink()
+    for path in (run / "samples").iterdir():
+        path.unlink()
     card = render_card(run)
     assert "not recorded" in card
     assert ModelCard(card).data.datasets is None
@@ -185,31 +246,6 @@ def test_pictures_of_elsewhere_are_not_shown(run):
     (run.parent / "secret.png").write_bytes(b"")
     card = "![](loss.png) ![](../secret.png) ![](missing.png) ![](https://x.org/a.png) ![x](loss.png) ![](config.json)"
     assert pictures_in(card, run) == ["loss.png"]
-
-
-def test_denoising_strip_ends_with_the_samples(tmp_path):
-    class Truth(DDPMUNetModel):
-        """The exact denoiser of one picture, x_0 = 0.5 everywhere."""
-
-        def forward(self, sample, timestep, return_dict=True):
-            alpha_bar = scheduler.alphas_cumprod[timestep]
-            output = super().forward(sample, timestep)
-            output.sample = (sample - alpha_bar.sqrt() * 0.5) / (1 - alpha_bar).sqrt()
-            return output
-
-    scheduler = DDPMLinearScheduler(num_train_timesteps=100)
-    unet = Truth.from_pretrained(make_run(tmp_path / "run"), subfolder="unet")
-    pipeline = DDPMPipelineCustom(unet, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    strip = denoising_strip(pipeline, 20, rows=2, columns=5)
-    assert strip.size == (12 * (5 * 9 - 1), 12 * (2 * 9 - 1))  # images of 8 pixels, gaps of one
-    without_gaps = np.delete(np.asarray(strip)[::12, ::12], [8, 17, 26, 35], axis=1)
-    np.testing.assert_allclose(np.delete(without_gaps, 8, axis=0), 0.75 * 255, atol=2)
-
-    strip = denoising_strip(pipeline, 3, columns=10, seed=1)
-    assert strip.size == (15 * (3 * 9 - 1), 15 * (4 * 9 - 1))
-    torch.manual_seed(5)
-    assert Image.Image.tobytes(denoising_strip(pipeline, 3, columns=10, seed=1)) == strip.tobytes()
 
 
 def test_a_longer_run_does_not_show_what_older_weights_scored(train):

@@ -193,7 +193,7 @@ def test_what_the_last_step_owes_is_given_out_by_the_same_command(train, monkeyp
     assert not (tmp_path / "cut" / "model_index.json").exists()
     cut = train("cut", eval_steps=2, eval_num_images=2)
     assert equal(cut, whole)
-    for name in ("samples/step-000004.png", "denoising.png", "loss.png", "evaluations.jsonl"):
+    for name in ("samples/step-000004.png", "denoising.png", "denoising.webp", "loss.png", "evaluations.jsonl"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     capsys.readouterr()
     train("cut", eval_steps=2, eval_num_images=2)

@@ -27,9 +27,11 @@ def test_a_run_leaves_a_pipeline_samples_and_numbers(train, capsys):
     assert Image.open(folder / "loss.png").size == (800, 480)
     assert [m["step"] for m in metrics(folder)] == [1, 2, 3, 4]
     assert metrics(folder)[0]["loss"] == pytest.approx(1, abs=0.3)  # the network starts at zero, and eps ~ N(0, 1)
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith("Trained 4 steps")
-    assert str(folder) in last_line
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Trained 4 steps in ") for line in said)
+    for name, what in (("", "the model"), ("/samples", "pictures that it draws"), ("/loss.png", "the loss")):
+        assert any(line.split() == [f"{folder}{name}", *what.split()] for line in said)
+    assert said[-1] == f"Draw more with: ddpm-hf sample {folder}"
 
 
 def test_weights_are_a_function_of_options_and_seed(train):

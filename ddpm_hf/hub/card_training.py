@@ -1,0 +1,137 @@
+"""What the model card says about the training: sizes, hardware, time and energy, and the command that repeats it."""
+
+import dataclasses
+import shlex
+from typing import Any
+
+from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
+from ddpm_hf.forms import is_of
+from ddpm_hf.hub.card_text import markdown, plain
+from ddpm_hf.hub.links import may_be_shown
+from ddpm_hf.option_fields import kinds_of
+from ddpm_hf.presets import PRESETS
+
+WIDTH = 88  # characters of a line of the command
+_DECIDES = ("Data", "Model", "Diffusion", "Optimisation", "Moving average")  # groups of options
+_PATHS = {"train_data_dir": "PICTURES", "dataset_name": "PICTURES", "model_config_name_or_path": "MODEL"}
+
+
+def base_model(config: dict) -> str | None:
+    """Return the Hub id of the model that a run was fine-tuned from. A local path is nobody's business."""
+    hub_id = config.get("base", {}).get("hub_id")
+    return hub_id if isinstance(hub_id, str) and may_be_shown(hub_id) else None
+
+
+# ---- The command ---------------------------------------------------------------------------------------------------
+
+
+def command_of(config: dict) -> str | None:
+    """Return the command that trains such a model, from the options of a run: those that its preset does not say.
+
+    Paths of the machine that trained are replaced by words such as PICTURES. None if the options name no preset.
+    """
+    preset = config.get("preset")
+    if preset not in PRESETS:
+        return None
+    pieces = ["ddpm-hf train", f"--preset {preset}", *_flags(config, PRESETS[preset])]
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(piece) < WIDTH:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(f"    {piece}")
+    return " \\\n".join(lines)
+
+
+def _flags(config: dict, preset: dict[str, Any]) -> list[str]:
+    """Return the flags of a run that decide about its model and differ from the preset."""
+    kinds, flags = kinds_of(TrainingConfig), []
+    void = {"cache_dir", "preset", "num_epochs" if config.get("max_train_steps") else "max_train_steps"}
+    if config.get("max_train_steps"):
+        void.add("max_train_minutes")  # they chose the steps
+    for option in dataclasses.fields(TrainingConfig):
+        name, is_of_run = option.name, option.metadata["group"] == "Run" and option.metadata["resume"] == "same"
+        decides = is_of_run or option.metadata["group"] in _DECIDES
+        if not decides or name in void or name not in config or kinds[name] is dict:
+            continue
+        value, default = config[name], preset.get(name, option.default)
+        if value == default or value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            flags.append(f"--{name} {' '.join(map(str, value))}")
+        else:
+            flags.append(f"--{name} {shlex.quote(plain(_without_path(name, value, config)))}")
+    network = {key: value for key, value in config.get("model", {}).items() if key not in DECIDED_BY_DATA}
+    is_own = network != preset.get("model", {}) and config.get("model_size", "auto") == "auto"
+    named = {"model_config_name_or_path", "pretrained_model_name_or_path"} & {name for name in config if config[name]}
+    return [*flags, *(["--model_config_name_or_path MODEL"] if is_own and not named else [])]
+
+
+def _without_path(name: str, value: Any, config: dict) -> Any:
+    if name == "pretrained_model_name_or_path":
+        return base_model(config) or "BASE"
+    is_id = name != "train_data_dir" and isinstance(value, str) and may_be_shown(value)
+    return value if name not in _PATHS or is_id else _PATHS[name]
+
+
+# ---- Sentences -----------------------------------------------------------------------------------------------------
+
+
+def base_sentence(config: dict) -> str:
+    """Say what a run was fine-tuned from, if it was."""
+    if not config.get("pretrained_model_name_or_path"):
+        return ""
+    hub_id = base_model(config)
+    if not hub_id:
+        return "It was fine-tuned from another model."
+    link = f"[`{hub_id}`](https://huggingface.co/{hub_id})"
+    return f"It was fine-tuned from {link}, whose card tells of the licence and the data of that model."
+
+
+def describe_training(facts: dict, metrics: list[dict]) -> str:
+    """Tell the sizes, the hardware, the time and the energy, as far as they were recorded."""
+    if not metrics:
+        return "How the model was trained is not recorded."
+    last = metrics[-1]
+    sentences = [f"Trained for {last['step']:,} optimizer steps"]
+    if facts:
+        images = f"{facts['images']:,} pictures" if facts["images"] else "a stream of pictures"
+        sentences[0] += f" of {facts['images_per_step']:,} images each, on {images}"
+        sentences.append(f"The U-Net has {facts['parameters'] / 1e6:.2f} M parameters")
+        hours = _training_seconds(metrics, facts["images_per_step"]) / 3600
+        took = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+        processes = f"{facts['processes']} processes on " if facts["processes"] > 1 else ""
+        hardware = f"{processes}{markdown(facts['hardware'])}"
+        sentences.append(f"Hardware: {hardware}; training took {took}, without drawing samples")
+        versions = (f"{markdown(name)} {markdown(version)}" for name, version in facts["versions"].items())
+        sentences.append("Versions: " + ", ".join(versions))
+    if last.get("loss") is not None:
+        sentences.append(f"The last mean loss was {last['loss']:.4f}")
+    sentences += _held_out(facts, metrics)
+    if last.get("skipped_updates"):
+        sentences.append(f"{last['skipped_updates']:g} updates were not finite and were skipped")
+    return ". ".join(sentences) + "."
+
+
+def _held_out(facts: dict, metrics: list[dict]) -> list[str]:
+    """Tell how many pictures were held out, and the loss on them."""
+    losses = {line["step"]: line["val_loss"] for line in metrics if "val_loss" in line}
+    if not losses:
+        return []
+    count = facts.get("held_out", {}).get("images") if isinstance(facts.get("held_out"), dict) else None
+    pictures = f"{count:,} pictures were" if is_of(count, int) else "Some pictures were"
+    (last, loss), best = list(losses.items())[-1], min(losses, key=losses.__getitem__)
+    lowest = "" if best == last else f"; the lowest was {losses[best]:.4f}, at step {best:,}"
+    return [f"{pictures} held out and never trained on; the loss on them was {loss:.4f} at step {last:,}{lowest}"]
+
+
+def _training_seconds(metrics: list[dict], images_per_step: int) -> float:
+    """Return the seconds spent in optimizer steps, from the speed that each line states.
+
+    The clock would also count the pauses of a run that was resumed.
+    """
+    steps = [0, *(line["step"] for line in metrics)]
+    speeds = [line.get("images_per_second") for line in metrics]
+    return sum((b - a) * images_per_step / speed for a, b, speed in zip(steps, steps[1:], speeds) if speed)
