@@ -118,6 +118,7 @@ class TrainingConfig:
     checkpoints_total_limit: int = _output(2, "Checkpoints to keep; older ones are deleted after a new one is whole.", minimum=1)
     logger: Literal["none", "tensorboard", "wandb", "all"] = _output("none", "Where losses and samples are shown, beside metrics.jsonl and the pictures.")
     run_name: str | None = _output(None, "Name of the run in TensorBoard and Weights & Biases; by default that of the output folder.")
+    track_emissions: str | None = _output(None, "Country, in three letters such as DEU, whose electricity the run uses: note energy and CO2 for the card, as codecarbon estimates them.")
     logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)

@@ -18,6 +18,7 @@ from ddpm_hf.images.opening import find_images, open_images
 from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.training.best import KeptBest
+from ddpm_hf.training.energy import check_emissions
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.model import make_model
@@ -102,6 +103,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     is_main = accelerator.is_main_process
     if is_main:
         check_before_training(config)
+        check_emissions(config)
     if not dry_run:
         check_folder(config)
         if is_main:
@@ -152,6 +154,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.begin(start.step)
         folder.note_unreadable(images.unreadable, [*found.small, *images.small])
         about_held_out = None if images.held_out is None else describe_held_out(images.held_out, config)
+        at_the_end.callback(folder.close)
         folder.note_run(accelerator, unet, count, images_per_step, start.step, about_held_out)
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)

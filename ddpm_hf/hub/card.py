@@ -62,6 +62,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     """
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
+    facts = read_facts(folder)
     repo_id = repo_id or repositories_of(folder).get(MODEL) or config.get("hub_model_id") or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
     samples = next((path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]), None)
@@ -77,7 +78,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model=base_model(config))),
+        metadata=to_yaml(make_metadata(bare(name), data, samples, measured, base_model(config), facts)),
         name=markdown(name),
         repo_id=literal(repo_id),
         kind=_kind(form),
@@ -96,7 +97,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         denoising=_existing(folder, DENOISING),
         animation=_existing(folder, ANIMATION),
         loss_curve=_existing(folder, LOSS),
-        training=describe_training(read_facts(folder), read_metrics(folder)),
+        training=describe_training(facts, read_metrics(folder)),
         command=command_of(config),
         settings=[(key, _setting(config[key])) for key in options_of_card() if config.get(key) is not None],
         metrics=[_metric_row(metric) for metric in measured],

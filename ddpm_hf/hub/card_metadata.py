@@ -2,13 +2,20 @@
 
 from huggingface_hub import ModelCardData
 
+from ddpm_hf.hub.card_text import bare
+from ddpm_hf.hub.card_training import emissions
 from ddpm_hf.hub.dataset_cards import DatasetDescription, describe_dataset
 
 TASK = "unconditional-image-generation"
 
 
 def make_metadata(
-    name: str, data: DatasetDescription, samples: str | None, measured: list[dict], base_model: str | None = None
+    name: str,
+    data: DatasetDescription,
+    samples: str | None,
+    measured: list[dict],
+    base_model: str | None,
+    facts: dict,
 ) -> dict:
     """Return the metadata of a card.
 
@@ -18,6 +25,7 @@ def make_metadata(
         samples (`str`, *optional*): A picture of samples, by its path in the repository.
         measured (`list[dict]`): What [`~ddpm_hf.hub.card_inputs.read_evaluation`] returns.
         base_model (`str`, *optional*): The model on the Hub that this one was fine-tuned from.
+        facts (`dict`): What run.json tells of the hardware and the energy.
     """
     metadata = {
         "library_name": "diffusers",
@@ -31,6 +39,14 @@ def make_metadata(
         metadata["datasets"] = [data.hub_id]
     if samples:
         metadata["widget"] = [{"text": "samples", "output": {"url": samples}}]
+    if noted := emissions(facts):
+        metadata["co2_eq_emissions"] = {
+            "emissions": noted["co2_grams"],
+            "source": bare(noted["tool"]),
+            "training_type": "fine-tuning" if base_model else "pre-training",
+            "geographical_location": bare(noted["country"]),
+            "hardware_used": bare(facts["hardware"]),
+        }
     if measured:
         metadata["model-index"] = [{"name": name, "results": [_result(metric) for metric in measured]}]
     return metadata

@@ -5,7 +5,7 @@ import shlex
 from typing import Any
 
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
-from ddpm_hf.forms import is_of
+from ddpm_hf.forms import is_of, misfit
 from ddpm_hf.hub.card_text import markdown, plain
 from ddpm_hf.hub.links import may_be_shown
 from ddpm_hf.option_fields import kinds_of
@@ -105,6 +105,7 @@ def describe_training(facts: dict, metrics: list[dict]) -> str:
         processes = f"{facts['processes']} processes on " if facts["processes"] > 1 else ""
         hardware = f"{processes}{markdown(facts['hardware'])}"
         sentences.append(f"Hardware: {hardware}; training took {took}, without drawing samples")
+        sentences += _energy(facts)
         versions = (f"{markdown(name)} {markdown(version)}" for name, version in facts["versions"].items())
         sentences.append("Versions: " + ", ".join(versions))
     if last.get("loss") is not None:
@@ -113,6 +114,21 @@ def describe_training(facts: dict, metrics: list[dict]) -> str:
     if last.get("skipped_updates"):
         sentences.append(f"{last['skipped_updates']:g} updates were not finite and were skipped")
     return ". ".join(sentences) + "."
+
+
+def emissions(facts: dict) -> dict | None:
+    """Return the energy and the CO2 of a run, if they were estimated."""
+    form = {"kilowatt_hours": float, "co2_grams": float, "country": str, "tool": str}
+    noted = facts.get("energy")
+    return None if misfit(noted, form) else noted
+
+
+def _energy(facts: dict) -> list[str]:
+    if not (noted := emissions(facts)):
+        return []
+    country, tool = markdown(noted["country"]), markdown(noted["tool"])
+    took = f"{noted['kilowatt_hours']:.3g} kWh, or {noted['co2_grams']:.3g} g of CO2 with the electricity of {country}"
+    return [f"The whole machine took about {took}, as {tool} estimates"]
 
 
 def _held_out(facts: dict, metrics: list[dict]) -> list[str]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoint
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.denoising import denoise
-from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
+from ddpm_hf.files import read_json, read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.images.augmented_grid import augmented_grid
 from ddpm_hf.images.cache import ImageCache
@@ -40,6 +40,7 @@ from ddpm_hf.run_files import (
     parts_of_run,
 )
 from ddpm_hf.terminal import going_on
+from ddpm_hf.training.energy import EnergyMeter
 
 
 def bytes_of_run(config: TrainingConfig, model_bytes: int) -> int:
@@ -67,6 +68,7 @@ class RunFolder:
         self.metrics: list[dict] = []
         self.metrics_are_on_disk = True
         self.facts: dict = {}
+        self.energy: EnergyMeter | None = None
 
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
@@ -147,11 +149,33 @@ class RunFolder:
         held_out: dict | None = None,
     ):
         """Write run.json: facts about the run that are no options, for the model card and for resuming."""
+        earlier = self._earlier_facts() if step else {}
         self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        if "energy" in earlier:
+            self.facts["energy"] = earlier["energy"]
+        if self.config.track_emissions:
+            self.energy = EnergyMeter(self.config.track_emissions, earlier.get("energy"))
         if held_out:
             self.facts["held_out"] = held_out
         self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
         self._write_facts()
+
+    def _earlier_facts(self) -> dict:
+        try:
+            return read_json(self.path / FACTS, {})
+        except ValueError:
+            return {}
+
+    def _note_energy(self):
+        if self.energy:
+            with going_on("note the energy"):
+                self.facts["energy"] = self.energy.read()
+                self._write_facts()
+
+    def close(self):
+        """End what runs beside the training."""
+        if self.energy:
+            self.energy.stop()
 
     def _write_facts(self):
         with going_on(f"write {FACTS}"):
@@ -247,6 +271,7 @@ class RunFolder:
             if not self.facts.get("has_checkpoints"):
                 self.facts["has_checkpoints"] = True
                 self._write_facts()
+        self._note_energy()
 
     def finish(self, step: int):
         """Note that the run is finished, and repeat what could not be written or deleted before."""
@@ -257,3 +282,4 @@ class RunFolder:
                 write_json_lines(self.path / METRICS, self.metrics)
         self.facts["finished"] = True
         self._write_facts()
+        self._note_energy()

@@ -1,0 +1,54 @@
+"""The energy that a run takes and the CO2 of its electricity, as codecarbon estimates both for the whole machine."""
+
+import importlib.util
+import logging
+from typing import Any
+
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.forms import misfit
+
+
+def check_emissions(config: TrainingConfig):
+    """Raise a ValueError if energy is to be measured and cannot be."""
+    country = config.track_emissions
+    if country is None:
+        return
+    if importlib.util.find_spec("codecarbon") is None:
+        raise ValueError(f"--track_emissions {country} needs a package: pip install codecarbon.")
+    import pycountry  # which codecarbon requires
+
+    if not pycountry.countries.get(alpha_3=country):
+        raise ValueError(f"--track_emissions {country}: expected a country in three letters (ISO 3166), such as DEU.")
+
+
+class EnergyMeter:
+    """The energy of a run, over all the times that its command was started.
+
+    Args:
+        country (`str`): Three letters; the CO2 is that of this country's electricity. Nobody else is asked.
+        noted (*optional*): What [`read`] returned before, when the run stopped.
+    """
+
+    def __init__(self, country: str, noted: Any):
+        import codecarbon
+
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)
+        self.tracker = codecarbon.OfflineEmissionsTracker(
+            country_iso_code=country, output_methods=[], log_level="error", allow_multiple_runs=True
+        )
+        is_noted = misfit(noted, {"kilowatt_hours": float, "co2_grams": float}) == ""
+        self.kilowatt_hours, self.grams = (noted["kilowatt_hours"], noted["co2_grams"]) if is_noted else (0.0, 0.0)
+        self.about = {"country": country, "tool": f"codecarbon {codecarbon.__version__}"}
+        self.tracker.start_task()
+
+    def read(self) -> dict:
+        """Return the energy and the CO2 so far, and how they were estimated."""
+        data = self.tracker.stop_task()
+        self.kilowatt_hours += data.energy_consumed
+        self.grams += 1000 * data.emissions
+        self.tracker.start_task()
+        return {"kilowatt_hours": self.kilowatt_hours, "co2_grams": self.grams, **self.about}
+
+    def stop(self):
+        """End the threads of the measurement."""
+        self.tracker.stop_task()
