@@ -122,11 +122,10 @@ def read_evaluation(folder: Path) -> list[dict]:
 
 def _margin(name: str, value: float, entry: dict) -> float | None:
     """Return half of the 95 % interval of a number, where the images measured allow to estimate it."""
-    error, n = entry.get("standard_error"), entry.get("images_of_each")
-    if is_of(error, float):
-        return 1.96 * error
-    if name in SHARES and is_of(n, int) and n > 0 and 0 <= value <= 1:
-        return 1.96 * math.sqrt(value * (1 - value) / n)
+    if is_of(entry.get("standard_error"), float):
+        return 1.96 * entry["standard_error"]
+    if name in SHARES and is_of(entry.get("images_of_each"), int) and entry["images_of_each"] > 0 and 0 <= value <= 1:
+        return 1.96 * math.sqrt(value * (1 - value) / entry["images_of_each"])
     return None
 
 

@@ -36,8 +36,9 @@ class EnergyMeter:
         self.tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code=country, output_methods=[], log_level="error", allow_multiple_runs=True
         )
-        is_noted = misfit(noted, {"kilowatt_hours": float, "co2_grams": float}) == ""
-        self.kilowatt_hours, self.grams = (noted["kilowatt_hours"], noted["co2_grams"]) if is_noted else (0.0, 0.0)
+        so_far = {} if misfit(noted, {"kilowatt_hours": float, "co2_grams": float}) else noted
+        self.kilowatt_hours: float = so_far.get("kilowatt_hours", 0.0)
+        self.grams: float = so_far.get("co2_grams", 0.0)
         self.about = {"country": country, "tool": f"codecarbon {codecarbon.__version__}"}
         self.tracker.start_task()
 
