@@ -44,6 +44,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
             unless it says otherwise. The default is the T of training.
 
     Example:
+        >>> import torch
+        >>> from ddpm_hf import DDPMPipelineCustom
         >>> pipeline = DDPMPipelineCustom.from_pretrained("user/repo")
         >>> images = pipeline(batch_size=16, generator=torch.Generator().manual_seed(0)).images
     """

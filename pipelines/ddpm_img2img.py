@@ -36,6 +36,13 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             process.
 
     Example:
+        >>> import torch
+        >>> from diffusers import DiffusionPipeline
+        >>> from PIL import Image
+        >>> pipeline = DiffusionPipeline.from_pretrained(
+        ...     "google/ddpm-cifar10-32", custom_pipeline="pipelines/ddpm_img2img.py", trust_remote_code=True
+        ... )
+        >>> picture = Image.open("one.png")
         >>> images = pipeline(picture, strength=0.5, batch_size=4, generator=torch.Generator().manual_seed(0)).images
     """
 

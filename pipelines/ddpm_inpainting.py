@@ -35,6 +35,12 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
             process.
 
     Example:
+        >>> from diffusers import DiffusionPipeline
+        >>> from PIL import Image
+        >>> pipeline = DiffusionPipeline.from_pretrained(
+        ...     "google/ddpm-celebahq-256", custom_pipeline="pipelines/ddpm_inpainting.py", trust_remote_code=True
+        ... )
+        >>> picture, mask = Image.open("one.png"), Image.open("mask.png")
         >>> images = pipeline(picture, mask, batch_size=4).images
     """
 

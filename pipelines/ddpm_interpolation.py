@@ -35,6 +35,12 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
             process.
 
     Example:
+        >>> from diffusers import DiffusionPipeline
+        >>> from PIL import Image
+        >>> pipeline = DiffusionPipeline.from_pretrained(
+        ...     "google/ddpm-cifar10-32", custom_pipeline="pipelines/ddpm_interpolation.py", trust_remote_code=True
+        ... )
+        >>> one, another = Image.open("one.png"), Image.open("another.png")
         >>> frames = pipeline(one, another, num_frames=12, timestep=500).images
         >>> pipeline.save_strip("strip.png", frames, scale=2)
         >>> pipeline.save_gif("frames.gif", frames, scale=4)

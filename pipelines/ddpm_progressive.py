@@ -44,6 +44,10 @@ class DDPMProgressivePipeline(DiffusionPipeline):
             process.
 
     Example:
+        >>> from diffusers import DiffusionPipeline
+        >>> pipeline = DiffusionPipeline.from_pretrained(
+        ...     "google/ddpm-cifar10-32", custom_pipeline="pipelines/ddpm_progressive.py", trust_remote_code=True
+        ... )
         >>> output = pipeline(num_frames=20)
         >>> x_t, x_0 = ([frame[0] for frame in frames] for frames in (output.x_t, output.x_0))  # of the first image
         >>> pipeline.save_strip("strip.png", x_t, x_0, scale=2)
