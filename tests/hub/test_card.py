@@ -191,19 +191,6 @@ def test_a_pipeline_alone_has_a_card(tmp_path, run):
         render_card(tmp_path)
 
 
-def test_snippets_run_as_they_stand(run, tmp_path, monkeypatch):
-    card = render_card(run, "alice/digits")
-    snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len(snippets) == 2
-    monkeypatch.chdir(tmp_path)
-    for snippet in snippets:
-        names = {}
-        exec(snippet.replace("alice/digits", str(run)), names)
-        assert [image.size for image in names["images"]] == [(8, 8)] * 4
-        (tmp_path / "sample.png").unlink()
-    assert type(names["pipeline"]).__module__.startswith("diffusers_modules")
-
-
 def test_edits_by_hand_stay(run):
     write_card(run)
     card = edited((run / "README.md").read_text())
