@@ -169,11 +169,12 @@ def test_snippets_run(page, reader):
     assert not failures, "\n\n".join(failures)
 
 
-@pytest.mark.parametrize("repo_id", ["user/repo", "user/classes"])
-def test_snippets_of_the_card_run(repo_id, reader):
-    snippets = read_page("the card", render_card(reader.folder / repo_id, repo_id))
-    assert [snippet.kind for snippet in snippets] == ["python", "python", "text"]
-    failures = reader.read(snippets, f"the card of {repo_id}")
+@pytest.mark.parametrize("name", ["user/repo", "user/classes", "files/ddpm-mnist-mini"])
+def test_snippets_of_the_card_run(name, reader):
+    is_run = name.startswith("files/")
+    snippets = read_page("the card", render_card(reader.folder / name, "user/repo" if is_run else name))
+    assert [snippet.kind for snippet in snippets] == ["python", "python", *["command"] * is_run, "text"]
+    failures = reader.read(snippets, f"the card of {name}")
     assert not failures, "\n\n".join(failures)
 
 
@@ -261,5 +262,5 @@ def test_pictures_have_words_and_files(reader):
     assert {page: bad for page, bad in found.items() if bad} == {}
     run = reader.files / "ddpm-mnist-mini"
     card = (run / "README.md").read_text()
-    assert len(read_pictures(card)) == 3
+    assert len(read_pictures(card)) == 4
     assert bad_pictures(card, run) == []
