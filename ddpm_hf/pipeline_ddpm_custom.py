@@ -226,9 +226,14 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 raise ValueError(
                     f"`guidance_scale={guidance_scale}` leads to `class_labels`, and there are none; pass labels, or 1."
                 )
+            if count is not None and not names:
+                raise ValueError(
+                    "`class_labels` are missing: this model draws images of a class; expected a whole number from 0 to "
+                    f"{count - 1}, or one for each image."
+                )
             return None
         if count is None:
-            raise ValueError(f"`class_labels={class_labels!r}` do not fit an unconditional model; expected none.")
+            raise ValueError(f"`class_labels={_shown(class_labels)}` do not fit an unconditional model; expected none.")
         if hasattr(class_labels, "tolist"):  # a tensor, or an array of NumPy
             class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or _is_whole(class_labels):

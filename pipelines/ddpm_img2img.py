@@ -11,7 +11,8 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -62,6 +63,8 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draw variations.
 
@@ -78,6 +81,12 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
                 width, channels)` or `"pt"` for a tensor `(batch, channels, height, width)`, both in [0, 1].
             return_dict (`bool`): Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
+            class_labels (`int`, `str`, or a list or tensor of them, *optional*): Labels for a class-conditional model,
+                one for all images or one for each, as [`DDPMPipelineCustom`] takes them: names of
+                `pipeline.unet.config.class_names`, or numbers. The default is no class. A model without names needs
+                numbers.
+            guidance_scale (`float`): How strongly the images follow their labels, as in [`DDPMPipelineCustom`]. 1 is
+                the plain class-conditional model. Other values need a model with `class_names`.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The variations.
@@ -88,6 +97,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         self._check_scheduler()
         batch_size = self._check_output(output_type, batch_size)
         generator = self._check_generator(generator, batch_size)
+        network = self._network(class_labels, batch_size, guidance_scale)
         if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"`strength={_shown(strength)}`; expected a number, 0 to 1.")
         x_0 = self._to_x_0(self._read(image, "image")).repeat(batch_size, 1, 1, 1)
@@ -101,7 +111,7 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
 
         # 2. Take the noise away by the reverse process.
         for t in self.progress_bar(timesteps):
-            x = self._reverse_step(x, t, generator)
+            x = self._reverse_step(network, x, t, generator)
 
         images = self._to_images(x, output_type)
         self.maybe_free_model_hooks()
@@ -198,10 +208,61 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         """Return x_0 after k noising steps, which is x_t of t = k - 1 (eq. 4)."""
         return self.scheduler.add_noise(x_0, eps, torch.tensor([k - 1], device=x_0.device)) if k > 0 else x_0
 
-    def _reverse_step(self, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
+    def _reverse_step(self, network: Callable, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
         """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
-        model_output = self.unet(x.to(self.unet.dtype), t).sample
+        model_output = network(x.to(self.unet.dtype), t)
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
+
+    def _network(self, class_labels, batch_size: int, guidance_scale: float) -> Callable[..., torch.Tensor]:
+        """Return the network as a function of x_t and t, for these labels and with this guidance."""
+        guidance_scale = _finite_number("guidance_scale", guidance_scale)
+        labels = self._label_numbers(class_labels, batch_size, guidance_scale)
+        if labels is None:
+            return lambda x_t, t: self.unet(x_t, t).sample
+        of_images = torch.tensor(labels, device=self._execution_device)  # (B,)
+        if guidance_scale == 1:
+            return lambda x_t, t: self.unet(x_t, t, class_labels=of_images).sample
+        no_class = torch.full_like(of_images, len(self.unet.config.class_names))
+        both = torch.cat((of_images, no_class))  # (2 B,)
+
+        def guided(x_t, t):
+            conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+            return unconditional + guidance_scale * (conditional - unconditional)
+
+        return guided
+
+    def _label_numbers(self, class_labels, batch_size: int | None, guidance_scale: float) -> list[int] | None:
+        """Return the class number of each image; raise a ValueError for labels that this model does not have."""
+        count, names = self.unet.config.get("num_class_embeds"), self.unet.config.get("class_names")
+        if guidance_scale != 1 and not names:
+            raise ValueError(
+                f"`guidance_scale={guidance_scale}` needs a model that was trained with labels and without them, by "
+                "`train_ddpm.py --class_conditional`; for this model, expected 1."
+            )
+        if class_labels is None:
+            if guidance_scale != 1:
+                raise ValueError(
+                    f"`guidance_scale={guidance_scale}` leads to `class_labels`, and there are none; pass labels, or 1."
+                )
+            if count is not None and not names:
+                raise ValueError(
+                    "`class_labels` are missing: this model draws images of a class; expected a whole number from 0 to "
+                    f"{count - 1}, or one for each image."
+                )
+            return None
+        if count is None:
+            raise ValueError(f"`class_labels={_shown(class_labels)}` do not fit an unconditional model; expected none.")
+        if hasattr(class_labels, "tolist"):  # a tensor, or an array of NumPy
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, str) or _is_whole(class_labels):
+            class_labels = [class_labels] * (1 if batch_size is None else batch_size)
+        if not isinstance(class_labels, (list, tuple, range)) or not class_labels:
+            raise ValueError(f"`class_labels={_shown(class_labels)}`; expected a label or a list of them.")
+        if batch_size is not None and len(class_labels) != batch_size:
+            raise ValueError(
+                f"`class_labels` has {len(class_labels)} labels; expected one, or one for each of {batch_size} images."
+            )
+        return _class_numbers(class_labels, names or (), count)
 
     def _to_images(self, x: torch.Tensor, output_type: str):
         """Bring samples from [-1, 1] to [0, 1], and return them in the form that `output_type` names."""
@@ -241,6 +302,33 @@ def _whole_number(name: str, value, first: int, last: float = math.inf) -> int:
         limits = f"at least {first}" if last == math.inf else f"{first} to {last}"
         raise ValueError(f"`{name}={_shown(value)}`; expected a whole number, {limits}.")
     return operator.index(value)
+
+
+def _finite_number(name: str, value) -> float:
+    """Return a finite number as a `float`; raise a ValueError for other values."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
+    return number
+
+
+def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:
+    """Return the class numbers of labels, found by name, or by position if no name is a number."""
+    numbered = {int(name): i for i, name in enumerate(names) if re.fullmatch(r"-?\d+", name)}
+    positions = {i: i for i in range(count)}
+    meant = (numbered or positions) | {name: i for i, name in enumerate(names)}
+    numbers = []
+    for label in labels:
+        key = operator.index(label) if _is_whole(label) else label if isinstance(label, str) else None
+        if key not in meant:
+            known = f"one of {', '.join(names)}" if names else f"a whole number from 0 to {count - 1}"
+            hint = f", or its number from 0 to {count - 1}" if names and not numbered else ""
+            raise ValueError(f"`class_labels`: there is no {_shown(label)}; expected {known}{hint}.")
+        numbers.append(meant[key])
+    return numbers
 
 
 def _shown(value) -> str:

@@ -326,8 +326,7 @@ def test_transparent_masks_and_empty_ones(monkeypatch):
 # ---- Progressive ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unets():
+def make_unets(labels=None, **stock_labels):
     """Return random networks, one of ours and one of diffusers."""
     blocks = {
         "sample_size": 8,
@@ -339,7 +338,12 @@ def unets():
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     }
-    return DDPMUNetModel(**blocks, zero_init=False).eval(), UNet2DModel(**blocks).eval()
+    return DDPMUNetModel(**blocks, **labels or {}, zero_init=False).eval(), UNet2DModel(**blocks, **stock_labels).eval()
+
+
+@pytest.fixture
+def unets():
+    return make_unets()
 
 
 @pytest.mark.parametrize("steps", [None, 7])
@@ -581,6 +585,80 @@ def test_pictures_are_fitted_with_a_log_line(monkeypatch):
     painted = make(DDPMInpaintingPipeline)(flat(70, (32, 32)), mask, num_resamples=1, num_inference_steps=5).images[0]
     assert (np.asarray(painted)[:, :8] == 70).all() and (np.asarray(painted)[:, 8:] != 70).mean() > 0.9
     assert messages == ["`image` is resized from 32x32 to 16x16 pixels."]
+
+
+# ---- Classes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conditional():
+    """Return class-conditional networks: ours of three names, and one of diffusers, which always needs labels."""
+    names = {"class_names": ("cat", "dog", "eel"), "num_class_embeds": 4}
+    return make_unets(names, num_class_embeds=3)
+
+
+class ByHand(GaussianDenoiser):
+    """An unconditional network that adds the class of each image and the guidance to another network."""
+
+    def __init__(self, unet, labels, guidance_scale):
+        super().__init__(sample_size=8)
+        self.unet, self.labels, self.guidance_scale = unet, labels, guidance_scale
+
+    def forward(self, sample, timestep):
+        eps = self.unet(sample, timestep, class_labels=torch.tensor(self.labels)).sample
+        if self.guidance_scale != 1:
+            no_class = self.unet(sample, timestep, class_labels=torch.tensor([3] * len(sample))).sample
+            eps = no_class + self.guidance_scale * (eps - no_class)
+        return SimpleNamespace(sample=eps)
+
+
+def draw_small(kind, unet, **wish):
+    """Draw two images or frames of 8 x 8 pixels."""
+    small = {k: v.resize((8, 8)) if isinstance(v, Image.Image) else v for k, v in CALLS[kind].items()}
+    small |= {"timestep": 4} if "timestep" in small else {}
+    pipeline = make(kind, unet, DDPMLinearScheduler(num_train_timesteps=8, clip_sample=False))
+    return pipeline(**small, **wish, generator=seeded(), output_type="np").images
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("which", "labels", "numbers", "guidance_scale"),
+    [
+        (0, "dog", [1, 1], 1.0),
+        (0, ["eel", 0], [2, 0], 3),
+        (1, torch.tensor([2, 0]), [2, 0], 1.0),
+    ],
+)
+def test_classes_and_guidance(conditional, kind, which, labels, numbers, guidance_scale):
+    unet = conditional[which]
+    images = draw_small(kind, unet, class_labels=labels, guidance_scale=guidance_scale)
+    np.testing.assert_allclose(images, draw_small(kind, ByHand(unet, numbers, guidance_scale)), rtol=0, atol=1e-5)
+    plain = draw_small(kind, ByHand(unet, [0, 0], 1))
+    assert np.abs(images - plain).max() > 1e-3
+    if which == 0:
+        without = draw_small(kind, unet)
+        np.testing.assert_allclose(without, draw_small(kind, ByHand(unet, [3, 3], 1)), rtol=0, atol=1e-5)
+
+
+@kinds
+def test_classes_that_the_model_does_not_have(conditional, kind, monkeypatch):
+    ours, stock = conditional
+    calls = []
+    for model in (DDPMUNetModel, UNet2DModel, GaussianDenoiser):
+        monkeypatch.setattr(model, "forward", lambda *arguments, **options: calls.append(arguments))
+    for unet, wish, message in (
+        (ours, {"class_labels": "cow"}, "there is no 'cow'; expected one of cat, dog, eel, or its number from 0 to 3"),
+        (ours, {"class_labels": ["cat"] * 3}, "`class_labels` has 3 labels; expected one, or one for each of 2 images"),
+        (ours, {"guidance_scale": 2}, "`guidance_scale=2.0` leads to `class_labels`, and there are none"),
+        (ours, {"class_labels": "cat", "guidance_scale": np.nan}, "`guidance_scale=nan`; expected a finite number"),
+        (stock, {}, "`class_labels` are missing: .* expected a whole number from 0 to 2"),
+        (stock, {"class_labels": 3}, "there is no 3; expected a whole number from 0 to 2"),
+        (stock, {"class_labels": 1, "guidance_scale": 2}, "`guidance_scale=2.0` needs a model that was trained with"),
+        (GaussianDenoiser(sample_size=8), {"class_labels": [0, 1]}, "do not fit an unconditional model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw_small(kind, unet, **wish)
+    assert calls == []
 
 
 # ---- Loading --------------------------------------------------------------------------------------------------------

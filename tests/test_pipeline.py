@@ -427,6 +427,11 @@ def test_unknown_labels_are_refused(make_pipeline, names, labels, message):
         make_pipeline(class_names=names, num_class_embeds=4)(class_labels=labels)
 
 
+def test_a_model_without_names_needs_labels(make_pipeline):
+    with pytest.raises(ValueError, match=r"`class_labels` are missing: .* expected a whole number from 0 to 3"):
+        make_pipeline(num_class_embeds=4)()
+
+
 def test_bad_models(make_pipeline):
     with pytest.raises(ValueError, match="2 channels"):
         make_pipeline(channels=2)()

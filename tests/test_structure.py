@@ -47,6 +47,7 @@ LAYERS = (
     ("cli",),
 )
 WINGS = ("images", "training", "evaluation", "hub", "demo")
+OF_LABELS = ("_label_numbers", "_class_numbers", "_finite_number", "_is_whole", "_shown")
 CUSTOM_PIPELINES = sorted((ROOT / "pipelines").glob("*.py"))
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.glob("**/*.py")}
 
@@ -119,8 +120,13 @@ def test_custom_pipelines_agree():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.name not in ("__call__", "draw_noise"):
                 sources.setdefault(node.name, []).append(ast.get_source_segment(text, node))
+    leaf = (PACKAGE / "pipeline_ddpm_custom.py").read_text()
+    for node in ast.walk(ast.parse(leaf)):  # labels mean the same everywhere
+        if isinstance(node, ast.FunctionDef) and node.name in OF_LABELS:
+            sources[node.name].append(ast.get_source_segment(leaf, node))
     assert [name for name, copies in sources.items() if len(set(copies)) > 1] == []
     assert len(sources["_check_scheduler"]) == len(CUSTOM_PIPELINES) == 4
+    assert {len(sources[name]) for name in OF_LABELS} == {5}
 
 
 def test_torchvision_is_imported_nowhere():
