@@ -401,6 +401,11 @@ def _add_demo(subcommands):
     parser.add_argument("--server_name", help="address to listen at, such as 0.0.0.0; default: this machine alone")
     parser.add_argument("--server_port", type=int, help="default: the first that is free from 7860 on")
     parser.add_argument("--open_browser", action="store_true", help="show the page at once")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="also serve it to everybody, at a public address that Gradio lends for a week",
+    )
     parser.set_defaults(run=_demo)
 
 

@@ -11,3 +11,15 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
     "pndm": "PNDMScheduler",
 }
+# For the demo: the name in the literature, and denoising steps that suffice (docs/schedulers.md has measurements). The
+# steps of DDPM depend on the model.
+NAMES_AND_STEPS: dict[str, tuple[str, int | None]] = {
+    "ddpm": ("DDPM", None),
+    "ddim": ("DDIM", 50),
+    "dpmsolver++": ("DPM-Solver++", 20),
+    "unipc": ("UniPC", 20),
+    "euler": ("Euler", 20),
+    "euler_a": ("Euler ancestral", 20),
+    "heun": ("Heun", 20),
+    "pndm": ("PNDM", 20),
+}

@@ -3,7 +3,7 @@
 Each call makes its own scheduler, so calls may run side by side. `track` wraps the loop over the steps, as tqdm does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,16 +11,17 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.images.decoding import to_eight_bits
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.sampling import generators_of, make_scheduler
+from ddpm_hf.sampling import Classes, generators_of, make_scheduler
+from ddpm_hf.schedulers import NAMES_AND_STEPS
 
 Track = Callable[[Iterable], Iterable]
+NO_CLASS = Classes()
 LARGE = 280  # pixels a side; smaller pictures are shown enlarged to about this size
 MOST_FRAMES = 101  # most frames that are kept of one trajectory
 
@@ -36,13 +37,18 @@ class DemoModel:
 
     Attributes:
         takes_pictures (`bool`): Whether its samples are 8-bit pictures, grey or RGB, so that it can change such.
+        labels (`tuple[str, ...]` or `range`): The classes that it can be asked for: names, or numbers if it has none.
+        takes_no_class (`bool`): Whether it can also draw without a class, and so with guidance.
     """
 
     def __init__(self, pipeline: DDPMPipelineCustom):
         self.unet, self.scheduler_config = pipeline.unet, pipeline.scheduler.config
         self.unet.eval()
         self.num_train_timesteps = self.scheduler_config.num_train_timesteps
-        self.class_names = self.unet.config.get("class_names")
+        self.steps = pipeline.default_num_inference_steps
+        names, count = self.unet.config.get("class_names"), self.unet.config.get("num_class_embeds")
+        self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
+        self.takes_no_class = bool(names) or not count
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
         self.takes_pictures = not self.form.settings()
@@ -54,41 +60,48 @@ class DemoModel:
         height, width = (size, size) if isinstance(size, int) else size
         self.size = (width, height)
 
+    def recommended_steps(self, scheduler: str) -> int:
+        """Return the denoising steps that suffice with a scheduler, a key of `SCHEDULERS`."""
+        return min(NAMES_AND_STEPS[scheduler][1] or self.steps, self.num_train_timesteps)
+
     def sample(
         self,
         num_images: int,
-        seed: int,
+        seed: float | None,
         scheduler: str,
         steps: int,
-        class_name: str | None = None,
-        guidance_scale: float = GUIDANCE_SCALE,
+        classes: Classes = NO_CLASS,
         track: Track = tqdm,
     ) -> list[Image.Image]:
         """Draw what `ddpm-hf sample` draws with this seed.
 
         Args:
             num_images (`int`): Number of images.
-            seed (`int`): Image i is a function of this and i.
+            seed (`int`): Image i is a function of this and i. The other methods take the same.
             scheduler (`str`): A key of `SCHEDULERS`.
             steps (`int`): Number of denoising steps.
-            class_name (`str`, *optional*): One of `class_names`. The default is any class.
-            guidance_scale (`float`): How strongly the images follow the class.
+            classes ([`Classes`]): Labels of the images, which take turns, and the guidance. The default is no class.
             track (callable): Wraps the loop over the steps.
 
         Returns:
             `list[PIL.Image.Image]`: The images, or what can be seen of samples that are no pictures.
+
+        Raises:
+            ValueError: If the seed is no whole number, or an argument does not fit.
         """
         pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
-        wish = {"class_labels": [class_name] * num_images, "guidance_scale": guidance_scale} if class_name else {}
-        images = pipeline(num_images, self._generators(seed, num_images), num_inference_steps=steps, **wish).images
+        options = {"num_inference_steps": steps, **classes.options(range(num_images))}
+        images = pipeline(num_images, self._generators(seed, num_images), **options).images
         return [self.form.picture_of(image) for image in images]
 
-    def denoise(self, seed: int, steps: int, track: Track = tqdm) -> list[tuple[Image.Image, Image.Image]]:
+    def denoise(
+        self, seed: float | None, steps: int, classes: Classes = NO_CLASS, track: Track = tqdm
+    ) -> list[tuple[Image.Image, Image.Image]]:
         """Return how sample 0 of a seed appears from noise: pairs of x_t and the x_0 predicted from it."""
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         num_frames = min(steps + 1, MOST_FRAMES)
         settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
-        output = pipeline(generator=self._generators(seed), **settings)
+        output = pipeline(generator=self._generators(seed), **settings, **classes.options(range(1)))
         x_t, x_0 = (
             [pipeline.numpy_to_pil(self.form.bands_to_show(frame))[0] for frame in frames]
             for frames in (output.x_t, output.x_0)
@@ -101,17 +114,17 @@ class DemoModel:
         another: Image.Image,
         num_frames: int,
         timestep: int,
-        seed: int,
+        seed: float | None,
         steps: int,
+        classes: Classes = NO_CLASS,
         track: Track = tqdm,
     ) -> list[Image.Image]:
         """Return frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
         pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
         (generator,) = self._generators(seed)
         pictures = [self.fit(picture)[0] for picture in (one, another)]
-        return pipeline(
-            *pictures, num_frames=num_frames, timestep=timestep, generator=generator, num_inference_steps=steps
-        ).images
+        options = {"generator": generator, "num_inference_steps": steps, **classes.options(range(num_frames))}
+        return pipeline(*pictures, num_frames=num_frames, timestep=timestep, **options).images
 
     def inpaint(
         self,
@@ -119,8 +132,9 @@ class DemoModel:
         mask: Image.Image,
         num_images: int,
         num_resamples: int,
-        seed: int,
+        seed: float | None,
         steps: int,
+        classes: Classes = NO_CLASS,
         track: Track = tqdm,
     ) -> list[Image.Image]:
         """Return the picture with new pixels where the mask is white; see [`DDPMInpaintingPipeline`].
@@ -135,9 +149,8 @@ class DemoModel:
             raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
         pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
         generators = self._generators(seed, num_images)
-        return pipeline(
-            picture, mask, num_images, num_resamples=num_resamples, generator=generators, num_inference_steps=steps
-        ).images
+        options = {"generator": generators, "num_inference_steps": steps, **classes.options(range(num_images))}
+        return pipeline(picture, mask, num_images, num_resamples=num_resamples, **options).images
 
     def fit(self, picture: Image.Image) -> tuple[Image.Image, str]:
         """Return a picture in the model's size and mode, and a sentence on what it lost, if anything.
@@ -165,10 +178,11 @@ class DemoModel:
         pipeline.progress_bar = track
         return pipeline
 
-    def _generators(self, seed: int | None, num_images: int = 1) -> list[torch.Generator]:
-        if seed is None:
-            raise ValueError("The seed is empty; expected a whole number.")
-        return generators_of(self.unet.device, seed, range(num_images))
+    def _generators(self, seed: float | None, num_images: int = 1) -> list[torch.Generator]:
+        """Return the sources of noise of a seed, as a person typed it."""
+        if seed is None or not float(seed).is_integer():
+            raise ValueError(f"The seed is {'empty' if seed is None else seed}; expected a whole number.")
+        return generators_of(self.unet.device, int(seed), range(num_images))
 
 
 def enlarge(picture: Image.Image) -> Image.Image:

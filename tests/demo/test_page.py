@@ -1,6 +1,7 @@
 """The demo: what its tabs compute, what its page says, and a person who uses it in a real browser."""
 
 import base64
+import functools
 import io
 import json
 import os
@@ -19,11 +20,13 @@ import pytest
 from PIL import Image, ImageDraw
 from runs import make_run
 
-from ddpm_hf import cli
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
+from ddpm_hf.demo import first as first_module
 from ddpm_hf.demo import model as model_module
+from ddpm_hf.demo.first import First, first_pictures
 from ddpm_hf.demo.model import DemoModel, enlarge
-from ddpm_hf.sampling import Drawing, draw_images, open_model
-from ddpm_hf.schedulers import SCHEDULERS
+from ddpm_hf.sampling import Classes, Drawing, draw_images, open_model
+from ddpm_hf.schedulers import NAMES_AND_STEPS, SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,18 +121,82 @@ def test_pictures_of_any_size_and_mode(model, pictures):
     assert note == ""
 
 
-@pytest.mark.parametrize("wish", [{}, {"class_labels": ["two"] * 3, "guidance_scale": 4.0}])
-def test_a_class_is_asked_for_if_it_is_chosen(model, monkeypatch, wish):
-    asked = {}
+@pytest.fixture
+def asked(monkeypatch):
+    """Return the list of what all pipelines are asked for. They answer without a network of classes."""
+    asked = []
 
-    class Conditional(model_module.DDPMPipelineCustom):
-        def __call__(self, *arguments, class_labels=None, guidance_scale=None, **options):
-            asked.update(class_labels=class_labels, guidance_scale=guidance_scale)
-            return super().__call__(*arguments, **options)
+    def recorded(kind):
+        class Recorded(kind):
+            def __call__(self, *arguments, class_labels=None, guidance_scale=None, **options):
+                asked.append((class_labels, guidance_scale))
+                return super().__call__(*arguments, **options)
 
-    monkeypatch.setattr(model_module, "DDPMPipelineCustom", Conditional)
-    model.sample(3, 0, "ddpm", 4, "two" if wish else None, 4.0)
-    assert asked == {"class_labels": None, "guidance_scale": None, **wish}
+        return Recorded
+
+    for name in (
+        "DDPMPipelineCustom",
+        *(f"DDPM{what}Pipeline" for what in ("Progressive", "Interpolation", "Inpainting")),
+    ):
+        monkeypatch.setattr(model_module, name, recorded(getattr(model_module, name)))
+    return asked
+
+
+def test_all_tabs_ask_for_classes(model, pictures, asked):
+    for classes, labels in (
+        (Classes(), lambda n: (None, 1.0)),
+        (Classes(("two",), 4.0), lambda n: (["two"] * n, 4.0)),
+        (Classes(("one", "two"), 3.0), lambda n: (["one", "two", "one"][:n], 3.0)),
+    ):
+        model.sample(3, 0, "ddpm", 4, classes)
+        model.denoise(0, 4, classes)
+        model.interpolate(*pictures, num_frames=3, timestep=2, seed=0, steps=4, classes=classes)
+        model.inpaint(pictures[0], Image.new("L", (8, 8), 255), 2, 1, 0, 4, classes)
+        assert asked == [labels(3), labels(1), labels(3), labels(2)]
+        asked.clear()
+
+
+def test_recommended_steps(run):
+    assert SCHEDULERS.keys() == NAMES_AND_STEPS.keys()
+    pipeline = open_model(str(run), None, None, None)
+    assert DemoModel(pipeline).recommended_steps("ddim") == 10  # no more than T
+    pipeline.scheduler.register_to_config(num_train_timesteps=1000)
+    pipeline.register_to_config(num_inference_steps=300)
+    model = DemoModel(pipeline)
+    assert [model.recommended_steps(name) for name in ("ddpm", "ddim", "unipc")] == [300, 50, 20]
+
+
+def test_a_model_without_names_of_classes():
+    """Such a model always needs a class, and takes no guidance."""
+    unet = DDPMUNetModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=3, zero_init=False,
+    )  # fmt: skip
+    model = DemoModel(DDPMPipelineCustom(unet, DDPMLinearScheduler(num_train_timesteps=10)))
+    assert (list(model.labels), model.takes_no_class) == ([0, 1, 2], False)
+    assert len(first_pictures(model, Path("nowhere")).samples) == 12
+    assert len(model.denoise(0, 10, Classes((2,), 1.0))) == 11
+
+
+def test_first_pictures(model, run, monkeypatch, capsys):
+    """They are drawn with few steps if the model is slow. If it is very slow, they come from the run."""
+    first = first_pictures(model, run)
+    assert (first.scheduler, first.grid) == ("ddpm", None)
+    assert equal(first.samples, model.sample(12, 0, "ddpm", 10))
+    now = iter(range(1000))
+    monkeypatch.setattr(first_module.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(model, "recommended_steps", {"ddpm": 30, "unipc": 10}.get)
+    monkeypatch.setattr(model, "num_train_timesteps", 30)
+    monkeypatch.setattr(model, "scheduler_config", {**model.scheduler_config, "num_train_timesteps": 30})
+    first = first_pictures(model, run)
+    assert first.scheduler == "unipc"
+    assert equal(first.samples, model.sample(12, 0, "unipc", 10))
+    assert next(now) < 30  # the 30 steps ended early
+    monkeypatch.setattr(first_module, "PATIENCE", 2)
+    first = first_pictures(model, run)
+    assert (len(first.samples), first.grid.getpixel((0, 0))) == (0, 4)  # of step 4
+    assert first_pictures(model, run / "nowhere").grid is None
+    assert "The model is slow here" in capsys.readouterr().out
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------
@@ -141,25 +208,34 @@ def functions(model):
     pytest.importorskip("gradio")
     from ddpm_hf.demo.page import make_page
 
-    return {function.api_name: function.fn for function in make_page(model, "digits").fns.values()}
+    found = {function.api_name: function.fn for function in make_page(model, "digits", First()).fns.values()}
+    return {name: functools.partial(results_of, function) for name, function in found.items()}
+
+
+def results_of(function, *arguments):
+    """Return the outputs of a button but the message, which is empty."""
+    ((*results, message),) = function(*arguments)
+    assert message == ""
+    return results if len(results) > 1 else results[0]
 
 
 def test_buttons(functions, model, pictures):
-    assert equal(functions["sample"](2, None, 2.0, "ddpm", 10, 7), [enlarge(picture) for picture in pictures])
-    frames, _, x_t, x_0 = functions["denoise"](10, 7)
-    assert len(frames) == 11
-    assert equal([x_t, x_0], [enlarge(pictures[0])] * 2)
-    assert equal(functions["draw_two"](10, 7), [enlarge(picture) for picture in pictures])
+    assert equal(functions["sample"](2, "any", 2.0, "ddpm", 10, 7), [enlarge(picture) for picture in pictures])
+    frames, position, x_t, x_0 = functions["denoise"]("any", 2.0, 10, 7)
+    assert (len(frames), position.maximum, position.value) == (11, 10, 7)
+    assert equal([x_t, x_0], [enlarge(picture) for picture in frames[7]])
+    assert equal(frames[10], [pictures[0]] * 2)
+    assert equal(functions["draw_two"]("any", 2.0, 10, 7), [enlarge(picture) for picture in pictures])
     photo = Image.new("RGB", (30, 20), "green")
-    frames, note = functions["interpolate"](photo, enlarge(pictures[0]), 5, 3, 10, 0)
+    frames, note = functions["interpolate"](photo, enlarge(pictures[0]), 5, 3, "any", 2.0, 10, 0)
     assert len(frames) == 5
     assert note.startswith("From: It was cut to its centre, resized from 30 x 20")
     assert "To:" not in note
 
-    background = functions["draw_one"](10, 7).convert("RGBA")
+    background = functions["draw_one"]("any", 2.0, 10, 7).convert("RGBA")
     layer = Image.new("RGBA", background.size)
     ImageDraw.Draw(layer).rectangle((0, 0, 279, 139), fill="#ff4000")
-    painted, note = functions["inpaint"]({"background": background, "layers": [layer]}, 2, 2, 10, 0)
+    painted, note = functions["inpaint"]({"background": background, "layers": [layer]}, 2, 2, "any", 2.0, 10, 0)
     assert all(np.array_equal(pixels(image)[140:], pixels(enlarge(pictures[0]))[140:]) for image in painted)
     assert not np.array_equal(painted[0], painted[1])
     assert note == ""
@@ -175,15 +251,20 @@ def test_bad_input_is_answered_in_one_line(functions, pictures, tmp_path):
     empty = {"background": None, "layers": []}
     untouched = {"background": pictures[0].convert("RGBA"), "layers": [Image.new("RGBA", (8, 8))]}
     for name, arguments, message in (
-        ("sample", (2, None, 2.0, "ddpm", 10, None), "The seed is empty; expected a whole number."),
-        ("interpolate", (None, broken, 5, 3, 10, 0), "Two pictures are needed: upload them, or"),
-        ("interpolate", (broken, broken, 5, 3, 10, 0), "image file is truncated"),
-        ("inpaint", (empty, 2, 2, 10, 0), "A picture is needed: upload one, or"),
-        ("inpaint", (untouched, 2, 2, 10, 0), "Nothing is to be painted: draw over"),
+        ("sample", (2, "any", 2.0, "ddpm", 10, None), "The seed is empty; expected a whole number."),
+        ("denoise", ("any", 2.0, 10, 1.5), "The seed is 1.5; expected a whole number."),
+        ("interpolate", (None, broken, 5, 3, "any", 2.0, 10, 0), "Two pictures are needed: upload them, or"),
+        ("interpolate", (broken, broken, 5, 3, "any", 2.0, 10, 0), "image file is truncated"),
+        ("inpaint", (empty, 2, 2, "any", 2.0, 10, 0), "A picture is needed: upload one, or"),
+        ("inpaint", (untouched, 2, 2, "any", 2.0, 10, 0), "Nothing is to be painted: draw over"),
     ):
-        with pytest.raises(gr.Error, match=message) as error:
-            functions[name](*arguments)
-        assert "\n" not in error.value.message
+        answers = functions[name].args[0](*arguments)
+        *unchanged, shown = next(answers)  # the message is on the page, and the pictures stay
+        assert unchanged == [gr.skip()] * len(unchanged)
+        with pytest.raises(gr.Error, match=message) as error:  # for programs; a person has the message
+            next(answers)
+        assert (error.value.message, error.value.visible) == (shown, False)
+        assert "\n" not in shown
 
 
 def components(page):
@@ -194,11 +275,11 @@ def components(page):
 def inputs(model, monkeypatch):
     """Return the components that take pictures, by label, with the limits that run_demo sets."""
     pytest.importorskip("gradio")
-    from ddpm_hf.demo import page
+    from ddpm_hf.demo import page, parts
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    page.limit_pictures()
-    return components(page.make_page(model, "digits"))
+    parts.limit_pictures()
+    return components(page.make_page(model, "digits", First()))
 
 
 EDITOR = "Draw over the part to repaint"
@@ -236,8 +317,11 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_read(inputs, tm
         (EDITOR, EditorData(background=None, layers=[], composite=file)),
         (EDITOR, EditorData(background=None, layers=[], composite=None, id="some id")),
     ):
-        with pytest.raises(gr.Error, match=r"^'The picture is too large: expected at most 25 million pixels\.'$"):
+        with pytest.raises(
+            gr.Error, match=r"^'The picture is too large: expected at most 25 million pixels\.'$"
+        ) as error:
             inputs[label].preprocess(payload)
+        assert error.value.duration is None  # it stays
 
 
 def test_too_many_layers_are_refused(inputs, pictures, tmp_path):
@@ -262,28 +346,51 @@ def test_files_that_are_no_pictures(inputs, tmp_path, content):
         inputs["From"].preprocess(ImageData(path=str(tmp_path / "a.png"))).load()
 
 
-def test_the_size_of_files_is_limited(run, monkeypatch):
+def test_what_gradio_is_asked_for(run, monkeypatch):
     gradio = pytest.importorskip("gradio")
-    from ddpm_hf.demo import page
 
     asked = {}
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: asked.update(options))
-    page.run_demo(str(run))
-    assert asked["max_file_size"] == "20mb"
+    cli.main(["demo", str(run), "--share"])
+    assert (asked["max_file_size"], asked["share"]) == ("20mb", True)
     assert 2 * Image.MAX_IMAGE_PIXELS == 25_000_000
+    cli.main(["demo", str(run)])
+    assert asked["share"] is False
 
 
-def test_classes_are_offered_where_there_are_some(model):
+def test_settings(model):
+    """Settings begin with what the model recommends. Classes are offered where there are some."""
     pytest.importorskip("gradio")
     from ddpm_hf.demo.page import make_page
+    from ddpm_hf.demo.parts import chosen_classes
 
-    assert not components(make_page(model, "digits"))["Class"].visible
-    model.class_names = ["one", "two"]
-    offered = components(make_page(model, "digits"))
-    assert [name for name, _ in offered["Class"].choices] == ["any", "one", "two"]
-    assert offered["Class"].visible
-    assert offered["Guidance towards the class"].visible
+    first = First("unipc", model.sample(2, 0, "unipc", 5))
+    page = make_page(model, "digits", first)
+    shown = components(page)
+    assert not shown["Class"].visible and not shown["Guidance"].visible
+    assert shown["Scheduler"].value == "unipc"
+    assert shown["Scheduler"].choices[:2] == [("DDPM (10 steps)", "ddpm"), ("DDIM (10 steps)", "ddim")]
+    assert {block.value for block in page.blocks.values() if getattr(block, "label", None) == "Steps"} == {10}
+    assert len(shown["Samples"].value) == 2
+    assert shown["From"].value and shown["To"].value and shown[EDITOR].value
+    grid = First("unipc", grid=Image.new("L", (20, 20)))
+    (only,) = components(make_page(model, "digits", grid))["Samples"].value
+    assert only["caption"] == "The newest samples of the run"
+
+    model.labels = ("one", "two")
+    page = make_page(model, "digits", First())
+    offered = [block for block in page.blocks.values() if getattr(block, "label", None) == "Class"]
+    assert [[name for name, _ in block.choices] for block in offered] == [
+        ["each in turn", "any", "one", "two"],
+        *[["any", "one", "two"]] * 3,
+    ]
+    assert all(block.visible for block in offered) and components(page)["Guidance"].visible
+    assert chosen_classes(model, "each in turn", 3.0) == Classes(("one", "two"), 3.0)
+    assert chosen_classes(model, "any", 3.0) == Classes()
+    assert chosen_classes(model, "two", 3.0) == Classes(("two",), 3.0)
+    model.takes_no_class = False
+    assert chosen_classes(model, "two", 3.0) == Classes(("two",), 1.0)
 
 
 def test_without_gradio(run, monkeypatch):
@@ -345,7 +452,7 @@ def test_a_space_answers_where_nothing_else_is(run, model, tmp_path):
         file.write('\nprint("the copy of the Space")\n')
     with Server("app.py", cwd=space) as server:
         answer = client.Client(server.url, verbose=False).predict(2, None, 2.0, "ddpm", 10, 7, api_name="/sample")
-    images = [Image.open(entry["image"]) for entry in answer]
+    images = [Image.open(entry["image"]) for entry in answer[0]]
     assert equal(images, [enlarge(image) for image in model.sample(2, 7, "ddpm", 10)])
     assert "the copy of the Space" in server.said
 
