@@ -36,7 +36,7 @@ CSS = """
 img {image-rendering: pixelated}
 /* Galleries show all pictures, in their columns on any screen. */
 .grid-wrap {min-height: 0 !important; max-height: none !important; overflow: visible !important}
-.grid-container {grid-template-rows: none !important}
+.grid-container {grid-template-rows: none !important; grid-auto-rows: auto !important}
 .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important}
 /* Messages replace the word Error, which would hide the pictures. */
 .results .wrap:has(> .error) {display: none !important}

@@ -111,7 +111,9 @@ def explained(error: Exception) -> str:
     """Return one line about an error in what a person asked for; raise all other errors again."""
     if isinstance(error, Image.DecompressionBombError):
         return f"The picture is too large: expected at most {MOST_PIXELS // 10**6} million pixels."
-    if isinstance(error, (ValueError, OSError, SyntaxError)):  # PIL raises SyntaxError about broken pictures
+    if isinstance(error, (OSError, SyntaxError)):  # from Pillow
+        return f"The picture cannot be read: {error}; upload another one."
+    if isinstance(error, ValueError):
         return str(error)
     raise error
 

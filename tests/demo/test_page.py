@@ -254,7 +254,11 @@ def test_bad_input_is_answered_in_one_line(functions, pictures, tmp_path):
         ("sample", (2, "any", 2.0, "ddpm", 10, None), "The seed is empty; expected a whole number."),
         ("denoise", ("any", 2.0, 10, 1.5), "The seed is 1.5; expected a whole number."),
         ("interpolate", (None, broken, 5, 3, "any", 2.0, 10, 0), "Two pictures are needed: upload them, or"),
-        ("interpolate", (broken, broken, 5, 3, "any", 2.0, 10, 0), "image file is truncated"),
+        (
+            "interpolate",
+            (broken, broken, 5, 3, "any", 2.0, 10, 0),
+            "The picture cannot be read: image file is truncated",
+        ),
         ("inpaint", (empty, 2, 2, "any", 2.0, 10, 0), "A picture is needed: upload one, or"),
         ("inpaint", (untouched, 2, 2, "any", 2.0, 10, 0), "Nothing is to be painted: draw over"),
     ):
@@ -504,6 +508,14 @@ class Visitor:
     def content(self, image):
         return pixels(Image.open(io.BytesIO(self.server.read(image.get_attribute("src")))).convert("L"))
 
+    def says(self, message):
+        return any(message in place.text for place in self.visible(".message"))
+
+    def becomes_a_phone(self):
+        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        time.sleep(1)
+
     def screenshot(self, name):
         self.driver.save_screenshot(str(self.folder / f"{name}.png"))
 
@@ -530,27 +542,35 @@ def visitor(run, tmp_path):
 @pytest.mark.slow
 def test_a_visit(visitor, model):
     """Use all tabs. They show the pictures of the model, enlarged. No request leaves this machine."""
-    expected = [pixels(enlarge(image)) for image in model.sample(9, 0, "ddpm", 10)]
-    visitor.press("Sample")
-    assert equal(visitor.pictures(9), expected)
+    expected = [pixels(enlarge(image)) for image in model.sample(12, 0, "ddpm", 10)]
+    assert equal(visitor.pictures(12), expected)  # the page opens with them
     assert all(picture.std() > 0 for picture in expected)
+    seed = visitor.visible("input[type=number]")[-1]
+    seed.clear()
+    seed.send_keys("1.5")
+    visitor.press("Sample")
+    visitor.wait(lambda: visitor.says("The seed is 1.5; expected a whole number."), "a message")
+    assert equal(visitor.pictures(12), expected)
+    visitor.click("button", "Random seed")
+    chosen = int(visitor.wait(lambda: seed.get_property("value").isdecimal() and seed.get_property("value"), "a seed"))
+    visitor.press("Sample")
+    others = [pixels(enlarge(image)) for image in model.sample(12, chosen, "ddpm", 10)]
+    visitor.wait(lambda: equal(visitor.pictures(12), others), "other pictures")
+    assert not visitor.says("The seed")
     visitor.screenshot("sample")
 
     visitor.open("Denoise")
     visitor.press("Denoise")
-    assert equal(visitor.pictures(2), expected[:1] * 2)
-    slider = visitor.visible("input[type=range]")[-1]
     frames = model.denoise(0, 10)
-    for place in (9, 8):
-        slider.send_keys("\ue012")  # the arrow to the left
+    visitor.pictures(2)
+    slider = visitor.visible("input[type=range]")[-1]
+    for place in (7, 6, 5):
         x_t, x_0 = (pixels(enlarge(picture)) for picture in frames[place])
         visitor.wait(lambda x_t=x_t, x_0=x_0: equal(visitor.pictures(2), [x_t, x_0]), f"frame {place}")
+        slider.send_keys("\ue012")  # the arrow to the left
     visitor.screenshot("denoise")
 
     visitor.open("Interpolate")
-    visitor.press("Interpolate")
-    visitor.wait(lambda: "Two pictures are needed" in visitor.driver.page_source, "a message")
-    visitor.press("Draw two pictures")
     assert equal(visitor.pictures(2), expected[:2])
     visitor.press("Interpolate")
     frames = visitor.pictures(12)[2:]
@@ -558,13 +578,26 @@ def test_a_visit(visitor, model):
     visitor.screenshot("interpolate")
 
     visitor.open("Inpaint")
-    visitor.press("Draw one for me")
+    visitor.press("Inpaint")
+    visitor.wait(lambda: visitor.says("Nothing is to be painted: draw over"), "a message")
     draw_over(visitor)
     visitor.press("Inpaint")
     for picture in visitor.pictures(4):
         assert np.array_equal(picture[210:], expected[0][210:])
         assert not np.array_equal(picture[105:175, 105:175], expected[0][105:175, 105:175])
+    assert not visitor.says("Nothing is to be painted")
     visitor.screenshot("inpaint")
+
+    visitor.becomes_a_phone()
+    assert len(visitor.visible("button[role=tab]")) == 4
+    for tab, number in (("Sample", 12), ("Denoise", 2), ("Interpolate", 12), ("Inpaint", 4)):
+        visitor.open(tab)
+        visitor.pictures(number)
+        places = [place.rect for place in (*visitor.visible("img"), *visitor.visible("button.primary"))]
+        assert all(place["x"] >= 0 and place["x"] + place["width"] <= 390 for place in places)
+        assert all(place["y"] + place["height"] <= 844 for place in places)
+        assert places[-1]["y"] >= max(place["y"] for place in places[:-1])
+        visitor.screenshot(f"{tab} on a phone")
 
     asked = [json.loads(entry["message"])["message"] for entry in visitor.driver.get_log("performance")]
     asked = [
