@@ -46,7 +46,7 @@ ORGANISATIONS = {"lab": {"alice": "write"}, "library": {"alice": "read"}, "fair"
 SHARED = {
     "README.md", "model_index.json", "pipeline_ddpm_custom.py", "unet/config.json", "unet/unet_ddpm.py",
     "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json",
-    "scheduler/scheduling_ddpm_linear.py", "samples/step-000004.png", "denoising.png", "loss.png",
+    "scheduler/scheduling_ddpm_linear.py", "samples/step-000004.png", "denoising.png", "denoising.webp", "loss.png",
 }  # fmt: skip
 
 
