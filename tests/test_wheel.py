@@ -1,13 +1,12 @@
-"""A built wheel, installed away from the clone."""
+"""A built wheel, installed away from the clone by the notebook's cell."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
+import sysconfig
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from save_notebook import ROOT, cell_with
 
 SCRIPT = """
 import ddpm_hf
@@ -16,6 +15,7 @@ assert ddpm_hf.__file__.startswith({site!r}), ddpm_hf.__file__
 assert EMBEDDED_DIGITS.exists() and EMBEDDED_DIGITS.with_name("NOTICE").exists()
 from ddpm_hf.demo.model import DemoModel, DDPMInpaintingPipeline
 assert DDPMInpaintingPipeline.__module__ == "ddpm_hf.pipelines.ddpm_inpainting"
+from ddpm_hf.pipelines import ddpm_img2img, ddpm_interpolation, ddpm_progressive
 from ddpm_hf.hub.card import TEMPLATE
 assert TEMPLATE.exists()
 unet = ddpm_hf.DDPMUNetModel(
@@ -33,9 +33,13 @@ print(len(pipeline(batch_size=2).images), "images,", len(DemoModel(pipeline).den
 def test_wheel_imports_and_samples(tmp_path):
     python = [sys.executable, "-m"]
     subprocess.run([*python, "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT], check=True)
-    (wheel,) = (tmp_path / "dist").iterdir()
+    # Without `site`, the interpreter does not see where this clone is installed. pip sees only the wheel.
     site = tmp_path / "site"
-    subprocess.run([*python, "pip", "install", "--no-deps", "--target", site, wheel], check=True)
+    seen = {"PYTHONPATH": os.pathsep.join([str(site), sysconfig.get_path("purelib")])}
+    pip = {"PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    cell = f"import os\n{cell_with('pip_install')}"
+    command = [sys.executable, "-S", "-c", cell]
+    subprocess.run(command, cwd=tmp_path / "dist", env={**os.environ, **seen, **pip}, check=True)
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(site=str(site))],
         cwd=tmp_path,
