@@ -1,4 +1,4 @@
-"""The notebook: its form, its installation, its saved outputs, and a run with tiny settings that pushes to a loopback Hub."""
+"""The notebook: its form, its installation, its outputs, and a run with tiny settings that pushes to a loopback Hub."""
 
 import ast
 import base64
