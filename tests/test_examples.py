@@ -27,6 +27,7 @@ for argv in json.load(sys.stdin):
 
 
 TINY = "--train_batch_size 4 --lr_warmup_steps 0 --ddpm_num_inference_steps 3 --eval_batch_size 3 --mixed_precision no"
+TINY += " --checkpointing_steps 100 --save_images_steps 100 --save_model_steps 100"  # else they come twenty times
 
 
 def commands(cache_dir: Path) -> list[list[str]]:
@@ -39,6 +40,7 @@ def commands(cache_dir: Path) -> list[list[str]]:
         if line[1] == "train":
             length = ["--max_train_minutes", "0.01"] if "--max_train_minutes" in line else ["--max_train_steps", "4"]
             line += [*length, *TINY.split(), "--cache_dir", str(cache_dir)]
+            line += ["--validation_steps", "100"] * ("--validation_fraction" in line)  # else twelve times
     return [line[1:] for line in lines if line[0] == "ddpm-hf"]
 
 

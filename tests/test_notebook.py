@@ -137,4 +137,4 @@ def test_every_cell_runs(small, tmp_path):
     assert (run["max_train_steps"], letters["max_train_steps"]) == (4, 2)
     assert letters["pretrained_model_name_or_path"] == str(tmp_path / "run")
     unet = json.loads((tmp_path / "run-letters" / "unet" / "config.json").read_text())
-    assert unet["class_names"] == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert unet["class_names"] == list("DFINOSU")
