@@ -64,7 +64,7 @@ def strip_noise(notebook: nbformat.NotebookNode, metadata: dict):
             if output.output_type == "stream" and output.name == "stdout":
                 printed += output.text
             elif picture := {kind: data for kind, data in output.get("data", {}).items() if kind in PICTURES}:
-                shown.append(nbformat.v4.new_output("display_data", picture))
+                shown.append(nbformat.v4.new_output("display_data", picture, metadata=output.metadata))
         lines = [line.rstrip() for line in re.split(r"[\r\n]+", TERMINAL_CODE.sub("", printed))]
         lines = [line for line in lines if line and not PROGRESS_BAR.search(line)]
         text = [nbformat.v4.new_output("stream", name="stdout", text="\n".join(lines) + "\n")] if lines else []

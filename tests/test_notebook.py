@@ -20,22 +20,21 @@ from save_notebook import NOTEBOOK, ROOT, cell_with, code_cells, pictures, read_
 import ddpm_hf
 
 TOKEN = "hf_OfAliceWhoMayWrite"
+URLS = (ROOT / "pyproject.toml").read_text().split("[project.urls]\n")[1].split("\n\n")[0]
+REPOSITORY = re.search(r'^Repository = "(.+)"$', URLS, re.MULTILINE)[1]
 SHOWN = ["png", "png", "png", "gif", "png", "png"]  # samples, loss, digits, denoising, interpolation, words
 
 
 def test_the_address_is_the_same_everywhere():
-    section = (ROOT / "pyproject.toml").read_text().split("[project.urls]\n")[1].split("\n\n")[0]
-    urls = dict(re.findall(r'^(\w+) = "(.+)"$', section, re.MULTILINE))
-    repository = urls["Repository"]
-    assert len(urls) == len(section.splitlines()) and all(url.startswith(repository) for url in urls.values())
+    assert all(f'= "{REPOSITORY}' in line for line in URLS.splitlines())
     for page in ("README.md", "docs/index.md"):
-        assert f"git clone {repository} && cd ddpm_hf\n" in (ROOT / page).read_text()
-    colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
+        assert f"git clone {REPOSITORY} && cd ddpm_hf\n" in (ROOT / page).read_text()
+    colab = REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")
     link = f"({colab}/blob/main/examples/{NOTEBOOK.name})"
     title = read_notebook().cells[0].source
     for text in ((ROOT / "README.md").read_text(), title):
         assert text.splitlines()[2].startswith("[![Open in Colab](") and text.splitlines()[2].endswith(link)
-    assert f'REPOSITORY = "{repository}"\n' in cell_with("pip_install")
+    assert f'REPOSITORY = "{REPOSITORY}"\n' in cell_with("pip_install")
 
 
 def test_colab_gets_a_gpu_and_a_form():
@@ -54,7 +53,7 @@ def test_colab_gets_a_gpu_and_a_form():
     ("where", "files", "refused", "asked"),
     [
         ("", [], [], [["ddpm-hf"]]),
-        ("", [], ["ddpm-hf"], [["ddpm-hf"], ["git+https://github.com/ddpm-hf/ddpm_hf"]]),
+        ("", [], ["ddpm-hf"], [["ddpm-hf"], [f"git+{REPOSITORY}"]]),
         ("", ["ddpm_hf-0.1.0-py3-none-any.whl"], [], [["ddpm_hf-0.1.0-py3-none-any.whl"]]),
         ("clone", ["clone/train_ddpm.py"], [], [["-e", "clone"]]),
         ("clone/examples", ["clone/train_ddpm.py"], [], [["-e", "clone"]]),
