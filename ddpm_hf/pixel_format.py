@@ -17,6 +17,12 @@ BANDS = "bands"  # the mode of all other data
 KEY = "pixel_format"  # in the configuration of a U-Net
 
 
+def moved(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on a device. A CUDA device copies it while the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class PixelFormat:
     """The pixels of training data and samples.
@@ -75,10 +81,10 @@ class PixelFormat:
     def to_x_0(self, pixels: np.ndarray, device: torch.device) -> torch.Tensor:
         """Return x_0 `(B, C, H, W)`, float32 in [-1, 1], of pixels `(B, H, W, C)` as the cache holds them."""
         if self.has_256_levels:
-            return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            return moved(pixels, device).permute(0, 3, 1, 2).float() / 127.5 - 1
         low, high = self.levels
         scaled = (pixels.astype(np.float64) - low) * (2 / (high - low)) - 1  # float64: 16 bits come back exactly
-        return torch.from_numpy(scaled.astype(np.float32)).to(device).permute(0, 3, 1, 2)
+        return moved(scaled.astype(np.float32), device).permute(0, 3, 1, 2)
 
     def describe(self) -> str:
         """Name the channels, the type and the range."""

@@ -80,6 +80,7 @@ class Run:
             cond_dropout=config.cond_dropout,
             pixels=self.form,
             augment=config.augment_probability if config.augment else None,
+            stride=self.accelerator.num_processes,
         )
 
 

@@ -53,8 +53,8 @@ def train(config: TrainingConfig, dry_run: bool = False):
         while state.step < config.total_steps and not interrupted:
             with log.timed_step():
                 train_step(run, state)
-            stop_if_diverged(config, state)
-            log.note(state)
+            if log.note(state):
+                stop_if_diverged(config, state)
 
             # If a checkpoint is due, it comes first: drawing and measuring take time and may fail. After an update that
             # was not finite none is due, so that a run that diverges keeps its good ones.

@@ -84,7 +84,8 @@ def step_bits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one term of the bound for each image, each at its own timestep and noise.
 
-    The network computes in its own type, and everything else is computed in float64.
+    The network computes in its own type, on its device. Everything else is computed in float64 on the CPU, since some
+    devices know no float64.
 
     Args:
         unet ([`DDPMUNetModel`] or another model of diffusers): Predicts what `scheduler.config.prediction_type` says.
@@ -101,7 +102,7 @@ def step_bits(
 
     # 1. x_t ~ q(x_t | x_0) (eq. 4), and the x_0 that the network predicts from it (eq. 15), clipped as in sampling.
     x_t = scheduler.add_noise(x_0, eps.double(), t)
-    output = unet(x_t.to(unet.dtype), t).sample.double()
+    output = unet(x_t.to(unet.device, unet.dtype), t.to(unet.device)).sample.cpu().double()
     predicted = scheduler.clip_x_0(scheduler.predict_x_0(output, t, x_t))
 
     # 2. The posterior with the true x_0, and the mean with the predicted one (eqs. 6-7). sigma_t^2 is p's variance.
@@ -182,7 +183,6 @@ def variational_bound(
     num_timesteps: int,
     batch_size: int,
     seed: int,
-    device: str | torch.device = "cpu",
     show_progress: bool = False,
 ) -> Bound:
     """Return the bound for some images of a set. The numbers of an image depend only on the seed and its index.
@@ -197,7 +197,6 @@ def variational_bound(
         num_timesteps (`int`): K, from 2 to T.
         batch_size (`int`): Number of pairs of an image and a timestep that the network computes at once.
         seed (`int`): Seed of timesteps and noise.
-        device (`str` or `torch.device`): Device of the network.
         show_progress (`bool`): Whether to show a progress bar.
 
     Returns:
@@ -224,10 +223,9 @@ def variational_bound(
         pixels = torch.stack([chosen[i] for i in n.tolist()]).permute(0, 3, 1, 2)  # (B, C, H, W) uint8
         t = torch.from_numpy(timesteps[n, k])
         eps = torch.stack([_noise(seed, indices[i], int(s), x.shape) for i, s, x in zip(n.tolist(), t, pixels)])
-        pixels, t, eps = pixels.to(device), t.to(device), eps.to(device)
         terms, errors = step_bits(unet, scheduler, pixels, t, eps)
-        bits[n, k], squared_errors[n, k] = weights[k] * terms.cpu().numpy(), errors.cpu().numpy()
-        prior[n[k == 0]] = prior_bits(scheduler, pixels[t == 0]).cpu().numpy()
+        bits[n, k], squared_errors[n, k] = weights[k] * terms.numpy(), errors.numpy()
+        prior[n[k == 0]] = prior_bits(scheduler, pixels[t == 0]).numpy()
         progress.update(len(n))
     progress.close()
     return Bound(prior, bits, squared_errors, T)

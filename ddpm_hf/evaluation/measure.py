@@ -123,7 +123,7 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ReferenceSet, want
     random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))
     chosen = np.sort(random.permutation(len(images))[: wanted.num_images]).tolist()
     mine = chosen[state.process_index :: state.num_processes]
-    options = (timesteps, wanted.batch_size, wanted.seed, pipeline.device, state.is_main_process)
+    options = (timesteps, wanted.batch_size, wanted.seed, state.is_main_process)
     parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
     prior, bits, squared_errors = (
         _in_turns([getattr(part, name) for part in parts], len(chosen)) for name in ("prior", "bits", "squared_errors")

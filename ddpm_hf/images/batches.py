@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ddpm_hf.images.ahead import Ahead
 from ddpm_hf.images.augment import draw_labels, transform
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.images.parts import ImagePart
-from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
+from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat, moved
 
 
 def seed_of(seed: int, purpose: str, number: int) -> int:
@@ -127,6 +128,7 @@ class Batches:
         cond_dropout (`float`): Probability that a label is replaced by that one.
         pixels ([`~ddpm_hf.pixel_format.PixelFormat`]): What the images hold; by default the numbers 0 to 255.
         augment (`float`, *optional*): Probability of [`~ddpm_hf.images.augment.draw_labels`]; None for no augmentation.
+        stride (`int`): The next micro-batch of this process is number g + stride. It is prepared ahead.
     """
 
     images: ImageRow
@@ -139,6 +141,10 @@ class Batches:
     cond_dropout: float = 0.0
     pixels: PixelFormat = EIGHT_BITS
     augment: float | None = None
+    stride: int = 1
+
+    def __post_init__(self):
+        self.ahead = Ahead(self._cuts, self.stride)
 
     def generator(self, g: int) -> torch.Generator:
         """Return the generator of all random numbers of micro-batch g, but for crops, dropout and augmentation."""
@@ -150,14 +156,19 @@ class Batches:
         Raises:
             OSError: If an image cannot be read.
         """
-        images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
-        where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
-        cuts = np.stack([cut(image, self.size, *u) for image, u in zip(images, where)])
+        cuts, labels = self._cuts(g) if self.images.images is None else self.ahead.take(g)  # a stream reads ahead
         x_0 = self.pixels.to_x_0(cuts, self.device)  # (B, H, W, C) -> (B, C, H, W)
         if self.random_flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         return x_0, labels
+
+    def _cuts(self, g: int) -> tuple[np.ndarray, list[int]]:
+        """Return the images of micro-batch g, cut, `(B, H, W, C)` on the host, and their labels."""
+        images, labels = self.images.take(range(g * self.batch_size, (g + 1) * self.batch_size))
+        where = np.random.default_rng(seed_of(self.seed, "crop", g)).random((len(images), 2))
+        cuts = np.stack([cut(image, self.size, *u) for image, u in zip(images, where)])
+        return cuts, labels
 
     def augmented(self, g: int, x_0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the images of micro-batch g transformed, and labels `(B, 9)` that tell the network how.
@@ -178,7 +189,7 @@ class Batches:
         if self.num_classes is None:
             return None
         left_out = torch.rand(len(labels), generator=generator, device=self.device) < self.cond_dropout
-        known = torch.tensor(labels, device=self.device)
+        known = moved(np.array(labels), self.device)
         return torch.where(left_out | (known < 0), self.num_classes, known)
 
 

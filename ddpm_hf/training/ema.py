@@ -23,10 +23,21 @@ class MovingAverage:
         self.inv_gamma, self.power, self.max_decay = inv_gamma, power, max_decay
 
     @torch.no_grad()
-    def update(self, step: int):
-        """Move the average towards the parameters after optimizer step `step`, counted from 1."""
+    def update(self, step: int, skip: torch.Tensor | None = None):
+        """Move the average towards the parameters.
+
+        Args:
+            step (`int`): The optimizer step that was taken, counted from 1.
+            skip (`torch.Tensor`, *optional*): On the device, 1 if the step changed nothing and the average shall stay,
+                else 0.
+        """
         decay = min(self.max_decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        if skip is None:
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            return
+        distances = torch._foreach_sub([p.detach() for p in self.parameters], self.average)
+        torch._foreach_mul_(distances, (1 - decay) * (1 - skip))
+        torch._foreach_add_(self.average, distances)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {str(i): average for i, average in enumerate(self.average)}

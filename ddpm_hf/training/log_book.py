@@ -72,14 +72,17 @@ class LogBook:
         others = f"{tqdm.format_interval(self.others)} of drawing and saving" if self.others >= 1 else ""
         self.bar.set_postfix_str(", ".join(filter(None, (times, others, self.loss))), refresh=False)
 
-    def note(self, state: RunState):
+    def note(self, state: RunState) -> bool:
         """Note the mean loss since the last note, and how fast the training is, if a note is due.
 
-        One is due, too, where the held-out loss will be added to its line.
+        One is due, too, where the held-out loss will be added to its line. Reading the numbers waits for the device.
+
+        Returns:
+            `bool`: Whether one was due.
         """
         intervals = filter(None, (self.config.logging_steps, self.config.validation_steps))
         if state.step != self.config.total_steps and all(state.step % steps for steps in intervals):
-            return
+            return False
         numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds
         self.steps, self.seconds = 0, 0.0
@@ -94,3 +97,4 @@ class LogBook:
             self.folder.log(step=state.step, **numbers)
         with going_on("track the numbers"):
             track_numbers(self.accelerator, numbers, state.step)
+        return True

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,13 @@ class Muon(torch.optim.Optimizer):
     Args:
         unet ([`DDPMUNetModel`]): The network.
         options: Those of [`~torch.optim.AdamW`]. The betas and epsilon are for what AdamW changes.
+
+    Attributes:
+        found_inf (`torch.Tensor`, *optional*): On the device, 1 if a step shall change nothing, else 0; as for the
+            fused AdamW.
     """
+
+    found_inf: torch.Tensor | None = None
 
     def __init__(self, unet: nn.Module, **options):
         inner = {
@@ -35,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         }
         learn = [p for p in unet.parameters() if p.requires_grad]
         others = [p for p in learn if id(p) not in inner]
-        self.adamw = torch.optim.AdamW(others, **options)
+        self.adamw: Any = torch.optim.AdamW(others, **options)  # its flag `found_inf` is in no type
         groups = [{"params": others}, {"params": [p for p in learn if id(p) in inner]}]
         super().__init__(groups, self.adamw.defaults)
 
@@ -43,15 +50,18 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         """Take a step, as [`torch.optim.Optimizer.step`] does."""
         self.adamw.param_groups, self.adamw.state = self.param_groups[:1], self.state
+        self.adamw.found_inf = self.found_inf
         loss = self.adamw.step(closure)
+        moves = 1 if self.found_inf is None else 1 - self.found_inf
         convolutions = self.param_groups[1]
         learning_rate, decay = convolutions["lr"], convolutions["weight_decay"]
         for weights in self._of_one_shape(convolutions["params"]):
             directions = orthogonal(torch.stack([self._momentum(weight).flatten(1) for weight in weights]))
             length = 0.2 * max(directions.shape[1:]) ** 0.5  # then its entries have a root mean square of 0.2
             for weight, direction in zip(weights, directions):
-                weight.mul_(1 - learning_rate * decay)
-                weight.sub_(like(direction.reshape(weight.shape), weight), alpha=learning_rate * length)
+                weight.mul_(1 - learning_rate * decay * moves)
+                step = direction.reshape(weight.shape) * moves
+                weight.sub_(like(step, weight), alpha=learning_rate * length)
         return loss
 
     def _of_one_shape(self, weights: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
@@ -68,8 +78,11 @@ class Muon(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
-        return whole(torch.lerp(weight.grad, state["momentum"], MOMENTUM))
+        momentum, gradient = state["momentum"], weight.grad
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf.bool(), momentum, gradient)  # then the momentum stays as it is
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        return whole(torch.lerp(gradient, momentum, MOMENTUM))
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

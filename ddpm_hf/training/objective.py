@@ -17,12 +17,14 @@ class Objective:
 
     Attributes:
         weights (`torch.Tensor`, `(T,)`): See [`loss_weights`].
-        frequencies (`torch.Tensor`, `(T,)`): See [`timestep_weights`].
+        frequencies (`torch.Tensor`, `(T,)`): See [`timestep_weights`]. They are float64 on a CPU, and float32 on other
+            devices, of which some know no float64.
     """
 
     def __init__(self, scheduler: DDPMLinearScheduler, config: TrainingConfig, device: torch.device):
         self.weights = loss_weights(scheduler, config).to(device)
-        self.frequencies = timestep_weights(scheduler, config).to(device)
+        frequencies = timestep_weights(scheduler, config)
+        self.frequencies = frequencies if device.type == "cpu" else frequencies.float().to(device)
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draw timesteps t `(count,)` in [0, T); index 0 means one step of noise."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +31,9 @@ class RunState:
         meter ([`LossMeter`]): The losses since the last note.
         step (`int`): Optimizer steps taken.
         micro_batches (`int`): Micro-batches used so far by all processes; also the number of the next one.
-        skipped (`int`): Updates left out because the gradient was not finite.
-        skipped_in_a_row (`int`): Those of them since the last finite one.
-        grad_norm (`float`, *optional*): Norm of the last gradient; None if it was not finite.
+        norm (`torch.Tensor`): Norm of the last gradient, on the device.
+        skips (`torch.Tensor`, `(2,)`): Updates left out because the gradient was not finite, and those of them since
+            the last finite one, on the device. Reading them, or the properties below, waits for the device.
         learning_rate (`float`): That of the last step.
     """
 
@@ -42,7 +43,7 @@ class RunState:
         if config.compile:
             compile_blocks(unet)
         self.unet, self.accelerator = unet, accelerator
-        self.optimizer = make_optimizer(unet, config)
+        self.optimizer: Any = make_optimizer(unet, config)  # its flag `found_inf` is in no type
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.model, self.prepared_optimizer = prepare(accelerator, unet, self.optimizer)
         average = (config.ema_inv_gamma, config.ema_power, config.ema_max_decay)
@@ -50,8 +51,11 @@ class RunState:
         self.scaler = accelerator.scaler
         self.meter = LossMeter(config.ddpm_num_steps, accelerator.device)
         self.longest_gradient = config.max_grad_norm or math.inf
-        self.step = self.micro_batches = self.skipped = self.skipped_in_a_row = 0
-        self.grad_norm: float | None = None
+        self.step = self.micro_batches = 0
+        self.norm, self.skips = torch.zeros((), device=accelerator.device), torch.zeros(2, device=accelerator.device)
+        # A GPU skips the update itself, so that no step waits for it. The scaler of fp16 does that in its own way, and
+        # sharded optimizers take no flag.
+        self.skips_on_device = accelerator.device.type != "cpu" and self.scaler is None and not is_sharded(self.unet)
         self.learning_rate = 0.0
 
     def micro_batches_of_a_step(self) -> Iterator[int]:
@@ -62,19 +66,37 @@ class RunState:
 
     def take_gradient_step(self):
         """Change the weights by the gradient, and their average; leave both if the gradient is not finite."""
-        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.longest_gradient)).item()
-        finite = math.isfinite(norm)  # alike on all processes
-        if finite or self.scaler:  # the scaler skips the update itself, and takes a smaller scale
+        self.norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.longest_gradient))
+        skip = (~self.norm.isfinite()).float()  # alike on all processes
+        if self.skips_on_device:
+            self.optimizer.found_inf = skip
+        # The scaler skips the update itself, and takes a smaller scale.
+        if self.skips_on_device or self.scaler or not skip:
             self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         self.step += 1
         self.learning_rate = self.lr_scheduler.get_last_lr()[0]
         self.lr_scheduler.step()
-        if finite and self.ema:
+        if self.ema and self.skips_on_device:
+            self.ema.update(self.step, skip)
+        elif self.ema and not skip:
             self.ema.update(self.step)
-        self.grad_norm = norm if finite else None
-        self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.skips[0] += skip
+        self.skips[1] = (self.skips[1] + 1) * skip
+
+    @property
+    def skipped(self) -> int:
+        return int(self.skips[0])
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        return int(self.skips[1])
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last gradient; None if it was not finite."""
+        norm = self.norm.item()
+        return norm if math.isfinite(norm) else None
 
     @contextmanager
     def unet_to_draw_with(self) -> Iterator[DDPMUNetModel]:
@@ -140,4 +162,5 @@ class RunState:
             self.scaler.load_state_dict(numbers["scaler"])
         if self.accelerator.is_main_process:
             self.meter.table.copy_(torch.tensor(numbers["losses"]))
-        self.step, self.micro_batches, self.skipped = (numbers[key] for key in ("step", "micro_batches", "skipped"))
+        self.step, self.micro_batches = numbers["step"], numbers["micro_batches"]
+        self.skips[0] = numbers["skipped"]

@@ -1,5 +1,7 @@
 """Muon against its definition in float64, against PyTorch's AdamW, and against PyTorch's Muon."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,28 @@ def test_only_inner_convolutions_take_other_steps_than_with_adamw():
     theirs = steps_of(torch.optim.AdamW(other.parameters(), **options), other)
     same = {name for name in mine if torch.equal(mine[name], theirs[name])}
     assert mine.keys() - same == {"wide.weight", "same.weight", "shortcut.weight"}
+
+
+def test_a_step_is_left_out_where_a_flag_says_so():
+    """The flag of PyTorch's fused optimizers: with 0, all is as without it; with 1, nothing changes."""
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1, "fused": True}
+    network, other = Network(), Network()
+    other.load_state_dict(network.state_dict())
+    plain, flagged = Muon(network, **options), Muon(other, **options)
+    flagged.found_inf = torch.zeros(())
+    mine, theirs = steps_of(plain, network), steps_of(flagged, other)
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name])
+
+    before = {name: parameter.detach().clone() for name, parameter in theirs.items()}
+    moments = copy.deepcopy(flagged.state_dict()["state"])
+    flagged.found_inf = torch.ones(())
+    for parameter in other.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan) if parameter.requires_grad else None
+    flagged.step()
+    assert all(torch.equal(before[name], parameter) for name, parameter in other.named_parameters())
+    for i, values in flagged.state_dict()["state"].items():
+        assert all(torch.equal(moments[i][name], value) for name, value in values.items())
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")

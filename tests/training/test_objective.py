@@ -64,7 +64,8 @@ def test_meter_takes_means_by_quartile():
     assert meter.read(Accelerator(cpu=True))["loss"] is None
 
 
-def test_moving_average_in_closed_form():
+@pytest.mark.parametrize("skip", [None, torch.zeros(())])
+def test_moving_average_in_closed_form(skip):
     model = torch.nn.Linear(3, 2)
     ema = MovingAverage(model, inv_gamma=1.0, power=0.75, max_decay=0.9)
     expected = [p.detach().double().clone() for p in model.parameters()]
@@ -72,7 +73,10 @@ def test_moving_average_in_closed_form():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter)
-        ema.update(step)
+        ema.update(step, skip)
+        before = [average.clone() for average in ema.average]
+        ema.update(step, torch.ones(()))  # a step that changed nothing
+        assert all(torch.equal(a, b) for a, b in zip(ema.average, before))
         decay = min(0.9, 1 - (1 + step) ** -0.75)
         expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters())]
     for average, wanted in zip(ema.average, expected):
