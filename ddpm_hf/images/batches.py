@@ -128,7 +128,7 @@ class Batches:
         cond_dropout (`float`): Probability that a label is replaced by that one.
         pixels ([`~ddpm_hf.pixel_format.PixelFormat`]): What the images hold; by default the numbers 0 to 255.
         augment (`float`, *optional*): Probability of [`~ddpm_hf.images.augment.draw_labels`]; None for no augmentation.
-        stride (`int`): The next micro-batch of this process is number g + stride. It is prepared ahead.
+        stride (`int`): The next micro-batch of this process is number g + stride. It is prepared ahead on a GPU.
     """
 
     images: ImageRow
@@ -156,7 +156,9 @@ class Batches:
         Raises:
             OSError: If an image cannot be read.
         """
-        cuts, labels = self._cuts(g) if self.images.images is None else self.ahead.take(g)  # a stream reads ahead
+        # A stream reads ahead itself. On a CPU a thread would take the time of the network.
+        in_turn = self.images.images is None or self.device.type == "cpu"
+        cuts, labels = self._cuts(g) if in_turn else self.ahead.take(g)
         x_0 = self.pixels.to_x_0(cuts, self.device)  # (B, H, W, C) -> (B, C, H, W)
         if self.random_flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator, device=self.device) < 0.5
