@@ -49,10 +49,8 @@ class LogBook:
     @contextmanager
     def timed_step(self) -> Iterator[None]:
         """Count the step inside, and its time."""
-        began = time.perf_counter()
-        yield
-        took = time.perf_counter() - began
-        self.seconds, self.training = self.seconds + took, self.training + took
+        with self._timed():
+            yield
         self.steps += 1
         self._tell()
         self.bar.update()
@@ -63,6 +61,13 @@ class LogBook:
         began = time.perf_counter()
         yield
         self.others += time.perf_counter() - began
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self.seconds, self.training = self.seconds + took, self.training + took
 
     def _tell(self):
         """Show the time that the steps have taken and will take, and apart from it that of all else."""
@@ -83,7 +88,8 @@ class LogBook:
         intervals = filter(None, (self.config.logging_steps, self.config.validation_steps))
         if state.step != self.config.total_steps and all(state.step % steps for steps in intervals):
             return False
-        numbers = state.meter.read(self.accelerator)
+        with self._timed():  # a GPU ends the steps here that it was given before
+            numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds
         self.steps, self.seconds = 0, 0.0
         self.loss = f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s"
