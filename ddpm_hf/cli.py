@@ -360,7 +360,9 @@ def _add_push(subcommands):
         description="Upload the pipeline of a run with its model card, in one commit; or its demo, as a Space.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of train_ddpm.py or of ddpm-hf convert")
-    parser.add_argument("--hub_model_id", help="repository; default: that of the run, or the name of the folder")
+    parser.add_argument(
+        "--hub_model_id", help="repository; default: that of the run, or of an earlier push, or the folder's name"
+    )
     parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository private")
     parser.add_argument("--hub_token", help="a token that can write; default: that of HF_TOKEN or `hf auth login`")
     parser.add_argument("--space", action="store_true", help="write the demo into RUN/space, and upload that instead")
@@ -370,12 +372,13 @@ def _add_push(subcommands):
 
 def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
     from ddpm_hf.hub.checks import check_name
+    from ddpm_hf.hub.links import MODEL, SPACE
     from ddpm_hf.hub.push import default_repo_id, push_run
     from ddpm_hf.hub.space import push_space, write_space
 
     if no_upload and not space:
         raise ValueError("--no_upload is for --space; pass --space too, or leave it out.")
-    repo_id = hub_model_id or default_repo_id(folder)
+    repo_id = hub_model_id or default_repo_id(folder, SPACE if space else MODEL)
     if not no_upload:
         check_name(repo_id, hub_token)  # before anything is written
     if space:

@@ -218,12 +218,12 @@ class TrainingConfig:
         """
         if self.max_train_steps is None:
             if not steps_per_epoch:
-                raise ValueError(f"--num_epochs {self.num_epochs}: the size of the data set is not known; pass "
-                    "--max_train_steps, or --dry_run where the Hub can be reached.")  # fmt: skip
+                size = "the size of the data set is not known"
+                raise ValueError(f"--num_epochs {self.num_epochs}: {size}; pass --max_train_steps.")
             self.max_train_steps = math.ceil(self.num_epochs * steps_per_epoch)
-        if self.save_images_epochs is not None:
+        if self.save_images_epochs is not None and steps_per_epoch:
             self.save_images_steps = math.ceil(self.save_images_epochs * steps_per_epoch)
-        if self.save_model_epochs is not None:
+        if self.save_model_epochs is not None and steps_per_epoch:
             self.save_model_steps = math.ceil(self.save_model_epochs * steps_per_epoch)
         # Up to a thousand images pass the network, which is little beside the drawing of samples.
         if self.validation_steps is None and (self.validation_split or self.validation_fraction):

@@ -1,9 +1,11 @@
 """Where models and pictures come from: check the names of folders and repositories, and import nothing heavy."""
 
+import os
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -41,7 +43,8 @@ def check_pictures(train_data_dir: str | None, dataset_name: str | None):
         return
     if not is_hub_id(dataset_name):
         raise ValueError(f"--dataset_name {dataset_name}: there is no such folder, and it is no Hub id.")
-    if reason := why_unreachable(dataset_name, DATASET_CARD, "dataset"):
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME, "datasets")), dataset_name.replace("/", "___"))
+    if not prepared.exists() and (reason := why_unreachable(dataset_name, DATASET_CARD, "dataset")):
         raise ValueError(f"--dataset_name {dataset_name}: {_neither('data set', reason)}")
 
 
@@ -74,7 +77,8 @@ def why_unreachable(
     huggingface_hub tries to reach the Hub for half a minute. This tries once. A repository that does not exist counts
     as reached, since the Hub answers that.
     """
-    if isinstance(try_to_load_from_cache(source, file, cache_dir, revision, repo_type), str):
+    # The cache also knows which files a repository does not have.
+    if try_to_load_from_cache(source, file, cache_dir, revision, repo_type) is not None:
         return None
     try:
         get_hf_file_metadata(hf_hub_url(source, file, repo_type=repo_type, revision=revision), token=token)

@@ -13,7 +13,7 @@ CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 OPTIONS = "config.json"
 FACTS = "run.json"
-HUB = "hub.json"  # the repositories that the folder was pushed to
+PUSHED_TO = ".pushed-to.json"  # the repositories that the folder was pushed to
 METRICS = "metrics.jsonl"
 UNREADABLE = "unreadable_images.jsonl"
 SMALL = "small_images.jsonl"
@@ -59,7 +59,7 @@ def parts_of_run(folder: Path) -> list[Path]:
     Options, facts, pipeline and card are replaced instead. All other files are somebody else's.
     """
     numbers = (METRICS, UNREADABLE, SMALL, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
-    named = [folder / name for name in (*numbers, LOSS, DENOISING, ANIMATION, AUGMENTED, NEAREST)]
+    named = [folder / name for name in (*numbers, PUSHED_TO, LOSS, DENOISING, ANIMATION, AUGMENTED, NEAREST)]
     unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
     checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
     found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named, *_parts_of_best(folder / BEST)]

@@ -53,18 +53,21 @@ def train(config: TrainingConfig, dry_run: bool = False):
         while state.step < config.total_steps and not interrupted:
             with log.timed_step():
                 train_step(run, state)
-            if log.note(state):
+                interrupted = on_any_process(bool(signals), run.accelerator)
+            if log.note(state) or not state.skips_on_device:
                 stop_if_diverged(config, state)
 
             # If a checkpoint is due, it comes first: drawing and measuring take time and may fail. After an update that
             # was not finite none is due, so that a run that diverges keeps its good ones.
-            interrupted = on_any_process(bool(signals), run.accelerator)
-            last = state.step == config.total_steps
-            regular = state.step % config.checkpointing_steps == 0 and state.skipped_in_a_row == 0
+            due = {"save"} if interrupted else outputs_due(config, state.step)
+            last, regular = state.step == config.total_steps, state.step % config.checkpointing_steps == 0
+            if not (due or last or regular):
+                continue
+            log.wait_for(state)
             with log.timed_output():
-                if last or interrupted or regular:
+                if last or interrupted or (state.skipped_in_a_row == 0 and regular):
                     save_checkpoint(run, state)
-                write_outputs({"save"} if interrupted else outputs_due(config, state.step), run, state, interrupted)
+                write_outputs(due, run, state, interrupted)
 
         log.bar.close()
         finished = state.step == config.total_steps and not interrupted

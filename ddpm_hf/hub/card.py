@@ -55,7 +55,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         folder (`str` or `Path`): The run. Only the pipeline is needed. The card also tells what other files of the run
             say, if there are any.
         repo_id (`str`, *optional*): The repository that the code on the card loads. The default is the `hub_model_id`
-            of the run.
+            of the run, or where it was pushed.
 
     Raises:
         ValueError: If the folder holds no pipeline.
@@ -63,7 +63,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
     facts = read_facts(folder)
-    repo_id = repo_id or repositories_of(folder).get(MODEL) or config.get("hub_model_id") or f"user/{folder.name}"
+    repo_id = repo_id or config.get("hub_model_id") or repositories_of(folder).get(MODEL) or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
     samples = next((path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]), None)
     height, width = unet["sample_size"]

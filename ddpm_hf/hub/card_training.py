@@ -2,11 +2,12 @@
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
 from ddpm_hf.forms import is_of, misfit
-from ddpm_hf.hub.card_text import markdown, plain
+from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.links import may_be_shown
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.presets import PRESETS
@@ -62,7 +63,7 @@ def _flags(config: dict, preset: dict[str, Any]) -> list[str]:
         elif isinstance(value, list):
             flags.append(f"--{name} {' '.join(map(str, value))}")
         else:
-            flags.append(f"--{name} {shlex.quote(plain(_without_path(name, value, config)))}")
+            flags.append(f"--{name} {shlex.quote(bare(_without_path(name, value, config)))}")
     network = {key: value for key, value in config.get("model", {}).items() if key not in DECIDED_BY_DATA}
     is_own = network != preset.get("model", {}) and config.get("model_size", "auto") == "auto"
     named = {"model_config_name_or_path", "pretrained_model_name_or_path"} & {name for name in config if config[name]}
@@ -72,7 +73,7 @@ def _flags(config: dict, preset: dict[str, Any]) -> list[str]:
 def _without_path(name: str, value: Any, config: dict) -> Any:
     if name == "pretrained_model_name_or_path":
         return base_model(config) or "BASE"
-    is_id = name != "train_data_dir" and isinstance(value, str) and may_be_shown(value)
+    is_id = name != "train_data_dir" and isinstance(value, str) and may_be_shown(value) and not Path(value).exists()
     return value if name not in _PATHS or is_id else _PATHS[name]
 
 
@@ -119,6 +120,7 @@ def describe_training(facts: dict, metrics: list[dict]) -> str:
 def emissions(facts: dict) -> dict | None:
     """Return the energy and the CO2 of a run, if they were estimated."""
     form = {"kilowatt_hours": float, "co2_grams": float, "country": str, "tool": str}
+    form |= {"first_step": int, "last_step": int}
     noted = facts.get("energy")
     return None if misfit(noted, form) else noted
 
@@ -128,7 +130,8 @@ def _energy(facts: dict) -> list[str]:
         return []
     country, tool = markdown(noted["country"]), markdown(noted["tool"])
     took = f"{noted['kilowatt_hours']:.3g} kWh, or {noted['co2_grams']:.3g} g of CO2 with the electricity of {country}"
-    return [f"The whole machine took about {took}, as {tool} estimates"]
+    steps = f"from step {noted['first_step']:,} to step {noted['last_step']:,}"
+    return [f"The whole machine took about {took}, {steps}, as {tool} estimates"]
 
 
 def _held_out(facts: dict, metrics: list[dict]) -> list[str]:

@@ -1,13 +1,14 @@
 """Addresses that a card links to: the repositories of a run, and the project itself."""
 
 import importlib.metadata
+from contextlib import suppress
 from pathlib import Path
 
 from ddpm_hf.files import write_json
 from ddpm_hf.forms import is_of
 from ddpm_hf.hub.card_inputs import read_side_file
 from ddpm_hf.places import is_hub_id
-from ddpm_hf.run_files import HUB
+from ddpm_hf.run_files import PUSHED_TO
 from ddpm_hf.tokens import holds_token
 
 MODEL, SPACE = "model", "space"
@@ -16,7 +17,7 @@ _NOTEBOOK = "examples/ddpm_colab.ipynb"
 
 def repositories_of(folder: str | Path) -> dict[str, str]:
     """Return the repositories that the folder was pushed to: `model`, and `space` for its demo."""
-    noted = read_side_file(Path(folder, HUB), {})
+    noted = read_side_file(Path(folder, PUSHED_TO), {})
     return {kind: noted[kind] for kind in (MODEL, SPACE) if is_of(noted.get(kind), str) and may_be_shown(noted[kind])}
 
 
@@ -26,10 +27,9 @@ def may_be_shown(repo_id: str) -> bool:
 
 
 def note_repository(folder: str | Path, kind: str, repo_id: str):
-    """Note where a folder was pushed to, for its next card."""
-    noted = repositories_of(folder)
-    if noted.get(kind) != repo_id:
-        write_json(Path(folder, HUB), {**noted, kind: repo_id})
+    """Note where a folder was pushed to, for its next card. A full disk costs this note only."""
+    with suppress(OSError):
+        write_json(Path(folder, PUSHED_TO), {**repositories_of(folder), kind: repo_id})
 
 
 def project_links() -> dict[str, str]:

@@ -11,7 +11,7 @@ from ddpm_hf.hub.card import pictures_in, render_card
 from ddpm_hf.hub.card_inputs import read_options
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
-from ddpm_hf.hub.links import MODEL, note_repository, repositories_of
+from ddpm_hf.hub.links import MODEL, SPACE, note_repository, repositories_of
 from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX
 
@@ -74,10 +74,15 @@ def push_run(
     return f"{api.endpoint}/{repo_id}"
 
 
-def default_repo_id(folder: str | Path) -> str:
-    """Return where a folder was pushed to before, or the `hub_model_id` of a run, or the name of its folder."""
+def default_repo_id(folder: str | Path, kind: str = MODEL) -> str:
+    """Return where to push a folder, or its demo, if nobody says it.
+
+    The first of these: where the demo was pushed before, for a demo; the `hub_model_id` of the run; where the folder was
+    pushed before; its name.
+    """
     folder = Path(folder).resolve()
-    return repositories_of(folder).get(MODEL) or read_options(folder).get("hub_model_id") or folder.name
+    noted, of_run = repositories_of(folder), read_options(folder).get("hub_model_id")
+    return (kind == SPACE and noted.get(SPACE)) or of_run or noted.get(MODEL) or folder.name
 
 
 def _files(folder: Path, card: str) -> list[CommitOperationAdd]:

@@ -5,7 +5,7 @@ import shlex
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.checks import check_name, check_push
-from ddpm_hf.hub.push import default_repo_id, push_run
+from ddpm_hf.hub.push import push_run
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import hide_tokens
 
@@ -33,8 +33,8 @@ def share_run(config: TrainingConfig, finished: bool):
     try:
         write_card(folder)
         if config.push_to_hub and finished:
-            repo_id = config.hub_model_id or default_repo_id(folder)
-            print(f"Pushed to {push_run(folder, repo_id, config.hub_token, config.hub_private_repo)}.")
+            assert config.hub_model_id  # `check_before_training` has completed it
+            print(f"Pushed to {push_run(folder, config.hub_model_id, config.hub_token, config.hub_private_repo)}.")
     except Exception as error:
         later = f"ddpm-hf push {shlex.quote(str(folder))} --hub_model_id {config.hub_model_id or 'USER/NAME'}"
         private = " --hub_private_repo" * config.hub_private_repo

@@ -129,7 +129,8 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
         )
     except REQUEST_ERRORS as error:
         raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
-    note_repository(folder, SPACE_LINK, repo_id)
+    if not private:
+        note_repository(folder, SPACE_LINK, repo_id)
     return f"{api.endpoint}/spaces/{repo_id}"
 
 

@@ -34,7 +34,7 @@ def announced_images(config: TrainingConfig) -> FoundImages | None:
     of_split, held_out = (_rows(info, split, name) for split in (config.dataset_split, config.validation_split))
     count = None if config.streaming else of_split
     unknown = [] if count or config.streaming else ["the number of images"]
-    features = info.features or datasets.Features(image=datasets.Image())
+    features = info.features or datasets.Features({config.image_column or "image": datasets.Image()})
     dataset = datasets.Dataset.from_dict({column: [] for column in features}, features)
     has_classes = any(isinstance(kind, datasets.ClassLabel) for kind in dataset.features.values())
     if config.class_conditional and not has_classes:
@@ -44,7 +44,8 @@ def announced_images(config: TrainingConfig) -> FoundImages | None:
         dataset = choose_columns(dataset, config)
     mode = config.image_mode if config.image_mode in ("L", "LA", "RGB", "RGBA") else "RGB"
     about = f" Not known: {' and '.join(unknown)}, since {missing}." if unknown else ""
-    assumed = f"takes its pictures for {mode} ones that are large enough"
+    size = "" if "resolution" in config.given else f" for {config.resolution} pixels"
+    assumed = f"takes its pictures for {mode} ones that are large enough{size}"
     say([f"--dry_run downloads nothing of {name}, and {assumed}.{about}"])
     return FoundImages(dataset, None, [], PixelFormat(mode, len(mode)), count, held_out)
 
@@ -55,6 +56,8 @@ def _read_info(config: TrainingConfig, name: str) -> tuple[datasets.DatasetInfo 
         return datasets.DatasetInfo(), f"the Hub cannot be reached ({reason})"
     try:
         builder = datasets.load_dataset_builder(name, config.dataset_config_name, cache_dir=config.cache_dir)
+    except ConnectionError as error:  # it needs more than the card, which is in the cache
+        return datasets.DatasetInfo(), f"the Hub cannot be reached ({one_line(error)})"
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"--dataset_name {name} cannot be loaded: {one_line(error)}") from error
     is_here = Path(builder.cache_dir).exists() and not config.streaming
@@ -64,11 +67,15 @@ def _read_info(config: TrainingConfig, name: str) -> tuple[datasets.DatasetInfo 
 def _rows(info: datasets.DatasetInfo, split: str | None, name: str) -> int | None:
     """Return how many images a split has, if the data set tells.
 
+    None for a split such as train+test or train[:10%]: only the data itself tells its size.
+
     Raises:
         ValueError: If it tells its splits, and this is none of them.
     """
     if split is None or not info.splits:
         return None
     if split not in info.splits:
+        if not split.isidentifier():  # a part of a split, or several of them
+            return None
         raise ValueError(f"--dataset_name {name} has no split {split}; expected one of {', '.join(info.splits)}.")
     return info.splits[split].num_examples

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import shutil
+import threading
 import time
 import uuid
 import weakref
@@ -69,6 +70,7 @@ class ImageCache:
         self.index = np.load(folder / INDEX)
         self.labels = np.load(folder / LABELS) if labelled else None
         self.file = open(folder / PIXELS, "rb", buffering=0)  # noqa: SIM115, as long as this object lives
+        self.lock = threading.Lock()
         weakref.finalize(self, self.file.close)
         self.unreadable = read_json_lines(folder / UNREADABLE, {"image": int | str, "reason": str})
 
@@ -83,8 +85,9 @@ class ImageCache:
         """
         start, height, width = self.index[i].tolist()
         pixels = np.empty((height, width, self.form.channels), dtype=self.form.stored)
-        self.file.seek(start)
-        count = self.file.readinto(pixels.data)
+        with self.lock:  # the next batch is read in a thread
+            self.file.seek(start)
+            count = self.file.readinto(pixels.data)
         if count != pixels.nbytes:
             raise OSError(
                 f"{self.folder / PIXELS} was cut while it was in use: image {i} has {count:,} of {pixels.nbytes:,} "

@@ -16,6 +16,6 @@ def stop_if_diverged(config: TrainingConfig, state: RunState):
     where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     with one_line_errors():
         raise ValueError(
-            f"up to step {state.step}, the gradient was not finite {MOST_SKIPPED_UPDATES} times in a row; {where}. Try "
-            "a lower --learning_rate, or --mixed_precision no."
+            f"up to step {state.step}, the gradient was not finite {state.skipped_in_a_row} times in a row; {where}. "
+            "Try a lower --learning_rate, or --mixed_precision no."
         )

@@ -55,6 +55,11 @@ class LogBook:
         self._tell()
         self.bar.update()
 
+    def wait_for(self, state: RunState):
+        """Wait until the device has taken all steps, so that their time is not counted to what comes after them."""
+        with self._timed():
+            state.norm.item()
+
     @contextmanager
     def timed_output(self) -> Iterator[None]:
         """Count the time of saving, measuring and drawing inside, apart from that of the steps."""

@@ -154,7 +154,7 @@ class RunFolder:
         if "energy" in earlier:
             self.facts["energy"] = earlier["energy"]
         if self.config.track_emissions:
-            self.energy = EnergyMeter(self.config.track_emissions, earlier.get("energy"))
+            self.energy = EnergyMeter(self.config.track_emissions, earlier.get("energy"), step)
         if held_out:
             self.facts["held_out"] = held_out
         self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
@@ -166,10 +166,10 @@ class RunFolder:
         except ValueError:
             return {}
 
-    def _note_energy(self):
+    def _note_energy(self, step: int):
         if self.energy:
             with going_on("note the energy"):
-                self.facts["energy"] = self.energy.read()
+                self.facts["energy"] = self.energy.read(step)
                 self._write_facts()
 
     def close(self):
@@ -271,7 +271,7 @@ class RunFolder:
             if not self.facts.get("has_checkpoints"):
                 self.facts["has_checkpoints"] = True
                 self._write_facts()
-        self._note_energy()
+        self._note_energy(step)
 
     def finish(self, step: int):
         """Note that the run is finished, and repeat what could not be written or deleted before."""
@@ -282,4 +282,4 @@ class RunFolder:
                 write_json_lines(self.path / METRICS, self.metrics)
         self.facts["finished"] = True
         self._write_facts()
-        self._note_energy()
+        self._note_energy(step)

@@ -147,14 +147,14 @@ def test_the_card_links_to_the_demo_and_to_the_project(run, monkeypatch):
     about = email.message.Message()
     about["Project-URL"] = "Repository, https://github.com/alice/project"
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: about)
-    (run / "hub.json").write_text(json.dumps({"model": "bob/digits", "space": "bob/try", "x": 1}))
+    (run / ".pushed-to.json").write_text(json.dumps({"model": "bob/digits", "space": "bob/try", "x": 1}))
     lines = render_card(run).splitlines()
     assert (
         "[Try it in the browser](https://huggingface.co/spaces/bob/try) · [Code](https://github.com/alice/project) · "
         "[Train one in Colab](https://colab.research.google.com/github/alice/project/blob/main/examples/ddpm_colab.ipynb)"
     ) in lines
     assert any('from_pretrained("bob/digits")' in line for line in lines)
-    (run / "hub.json").write_text(json.dumps({"space": "hf_secret/[x](y)"}))
+    (run / ".pushed-to.json").write_text(json.dumps({"space": "hf_secret/[x](y)"}))
     assert "Try it" not in render_card(run)
 
 

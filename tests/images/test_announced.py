@@ -41,6 +41,7 @@ def test_the_hub_tells_sizes_and_classes(told):
     assert found.dataset.features["label"].names == ["cat", "dog"]
     assert announced_images(options("--image_mode", "L")).form.channels == 1
     assert announced_images(options("--streaming", "--max_train_steps", "5")).count is None
+    assert announced_images(options("--dataset_split", "train+test")).count is None
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,8 @@ def test_what_the_hub_tells_is_checked(told, flags, message):
 
 
 def test_without_the_hub_the_rest_is_told(offline, capsys):
+    assert announced_images(options("--image_column", "photo")).dataset.column_names == ["image"]
+    capsys.readouterr()
     found = announced_images(options("--class_conditional"))
     assert found.count is None and "label" not in found.dataset.features
     said = capsys.readouterr().out
