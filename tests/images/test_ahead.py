@@ -1,10 +1,15 @@
 """What is prepared ahead is what would be computed in turn."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
+from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.ahead import Ahead
+from ddpm_hf.images.cache import load_images
+from ddpm_hf.images.sources import load_dataset
 
 
 def test_values_come_in_any_order_and_the_next_one_is_begun():
@@ -32,3 +37,17 @@ def test_an_error_comes_where_its_value_is_taken():
     with pytest.raises(ZeroDivisionError):
         ahead.take(2)
     assert ahead.take(3) == -1
+
+
+def test_two_threads_read_one_cache(cache_dir):
+    """The thread reads training images, while the main one may read others of the same file."""
+    config, _ = parse_command_line(["--cache_dir", str(cache_dir)])
+    images = load_images(load_dataset(config), "L", config)
+    wanted = [images[i].copy() for i in range(400)]
+
+    def wrong(start):
+        places = [(start + i) % 400 for i in range(3000)]
+        return sum(not np.array_equal(images[i], wanted[i]) for i in places)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(wrong, (0, 200))) == [0, 0]
