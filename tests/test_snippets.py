@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 from loopback_hub import LoopbackHub
+from runs import make_run
 from snippet_files import ROOT, fill_hub, make_files
 from snippets import read_docstrings, read_page, read_pictures, unwrap
 
@@ -76,7 +77,6 @@ SOURCES = sorted(
     for path in (*ROOT.glob("ddpm_hf/**/*.py"), *ROOT.glob("pipelines/*.py"))
     if ">>> " in path.read_text()
 )
-SLOW = ("docs/settings.md", "docs/training.md", "docs/your_pictures.md")
 
 
 def snippets_of(page):
@@ -164,12 +164,14 @@ def reader(tmp_path_factory, cache_dir):
         reader.process.wait()
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in SNIPPETS])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SNIPPETS)
 def test_snippets_run(page, reader):
     failures = reader.read(SNIPPETS[page], page)
     assert not failures, "\n\n".join(failures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["user/repo", "user/classes", "files/ddpm-mnist-mini"])
 def test_snippets_of_the_card_run(name, reader):
     is_run = name.startswith("files/")
@@ -179,6 +181,7 @@ def test_snippets_of_the_card_run(name, reader):
     assert not failures, "\n\n".join(failures)
 
 
+@pytest.mark.slow
 def test_what_fails_is_found(reader):
     page = """
         from ddpm_hf import DDPMLinearScheduler
@@ -234,7 +237,6 @@ def test_every_exception_is_needed():
     assert {matching(QUICK, [text]) for text in run} >= QUICK.keys()
     texts = [*ALL, *read_page("the card", TEMPLATE.read_text())]
     assert {beginning(snippet) for snippet in texts} >= NOT_CODE.keys()
-    assert set(SLOW) <= SNIPPETS.keys()
 
 
 def test_make_and_pip_know_the_targets():
@@ -256,14 +258,14 @@ def bad_pictures(markdown, folder):
     ]
 
 
-def test_pictures_have_words_and_files(reader):
+def test_pictures_have_words_and_files(tmp_path):
     assert bad_pictures("![a nice picture](a.png) ![](README.md) ![all is well](README.md)", ROOT) == [
         ("a nice picture", "a.png"),
         ("", "README.md"),
     ]
     found = {page: bad_pictures((ROOT / page).read_text(), (ROOT / page).parent) for page in PAGES}
     assert {page: bad for page, bad in found.items() if bad} == {}
-    run = reader.files / "ddpm-mnist-mini"
-    card = (run / "README.md").read_text()
+    run = make_run(tmp_path / "run")
+    card = render_card(run)
     assert len(read_pictures(card)) == 4
     assert bad_pictures(card, run) == []

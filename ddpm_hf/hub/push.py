@@ -77,8 +77,8 @@ def push_run(
 def default_repo_id(folder: str | Path, kind: str = MODEL) -> str:
     """Return where to push a folder, or its demo, if nobody says it.
 
-    For a demo, that is where it was pushed before. Else it is the `hub_model_id` of the run, where the folder was pushed
-    before, or its name.
+    For a demo, that is where it was pushed before. Else it is the `hub_model_id` of the run, where the folder was
+    pushed before, or its name.
     """
     folder = Path(folder).resolve()
     noted, of_run = repositories_of(folder), read_options(folder).get("hub_model_id")

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 
+@pytest.mark.slow
 def test_energy_adds_up_over_the_times_that_a_run_was_started(train):
     def noted():
         return json.loads((folder / "run.json").read_text())["energy"]
