@@ -14,7 +14,7 @@ from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import RunState
 from ddpm_hf.training.trackers import track_numbers
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # short, since a terminal cuts what is longer
 
 
 class LogBook:
@@ -78,8 +78,8 @@ class LogBook:
         """Show the time that the steps have taken and will take, and apart from it that of all else."""
         done = self.bar.n + 1 - self.first_step
         left = self.training / done * (self.config.total_steps - self.first_step - done)
-        times = f"{tqdm.format_interval(self.training)} of steps, {tqdm.format_interval(left)} left"
-        others = f"{tqdm.format_interval(self.others)} of drawing and saving" if self.others >= 1 else ""
+        times = f"{tqdm.format_interval(self.training)}<{tqdm.format_interval(left)}"
+        others = f"drawing {tqdm.format_interval(self.others)}" if self.others >= 1 else ""
         self.bar.set_postfix_str(", ".join(filter(None, (times, others, self.loss))), refresh=False)
 
     def note(self, state: RunState) -> bool:
@@ -97,7 +97,7 @@ class LogBook:
             numbers = state.meter.read(self.accelerator)
         rate = self.steps * self.images_per_step / self.seconds
         self.steps, self.seconds = 0, 0.0
-        self.loss = f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} images/s"
+        self.loss = f"loss={numbers['loss'] or math.nan:.4f}, {rate:.1f} img/s"
         if self.count:
             numbers["epoch"] = round(state.micro_batches * self.config.train_batch_size / self.count, 4)
         else:
