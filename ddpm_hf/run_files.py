@@ -41,7 +41,7 @@ _ALWAYS_IN_OPTIONS = {"preset", "output_dir", "ddpm_num_steps", "train_batch_siz
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a run: it holds the options of a run, or a checkpoint."""
-    return _read(folder / OPTIONS).keys() >= _ALWAYS_IN_OPTIONS or any(
+    return read_object(folder / OPTIONS).keys() >= _ALWAYS_IN_OPTIONS or any(
         all((path / name).is_file() for name in (MANIFEST, STATE, "model.safetensors"))
         for path in list_checkpoints(folder / CHECKPOINTS)
     )
@@ -49,7 +49,7 @@ def is_run(folder: Path) -> bool:
 
 def is_pipeline(folder: Path) -> bool:
     """Return whether a folder holds a pipeline that this package saved."""
-    index = _read(folder / INDEX)
+    index = read_object(folder / INDEX)
     return "DDPMPipelineCustom" in str(index.get("_class_name"))
 
 
@@ -75,7 +75,7 @@ def _parts_of_best(folder: Path) -> list[Path]:
     return [folder] if len(ours) == len(files) else ours
 
 
-def _read(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """Read a file that holds an object of JSON. Return an empty dictionary for any other file, or none."""
     try:
         return read_json(path, {})

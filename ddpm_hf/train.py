@@ -65,7 +65,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
                 continue
             log.wait_for(state)
             with log.timed_output():
-                if last or interrupted or (state.skipped_in_a_row == 0 and regular):
+                if last or interrupted or (regular and state.skipped_in_a_row == 0):
                     save_checkpoint(run, state)
                 write_outputs(due, run, state, interrupted)
 

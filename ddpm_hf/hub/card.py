@@ -63,7 +63,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
     facts = read_facts(folder)
-    repo_id = repo_id or config.get("hub_model_id") or repositories_of(folder).get(MODEL) or f"user/{folder.name}"
+    pushed = repositories_of(folder)
+    repo_id = repo_id or config.get("hub_model_id") or pushed.get(MODEL) or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
     samples = next((path.relative_to(folder).as_posix() for path in list_samples(folder / SAMPLES)[-1:]), None)
     height, width = unet["sample_size"]
@@ -93,7 +94,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         preprocessing=describe_preprocessing(config),
         samples=samples,
         samples_caption=samples and _samples_caption(config, samples, form),
-        buttons=_buttons(folder),
+        buttons=_buttons(pushed.get(SPACE)),
         denoising=_existing(folder, DENOISING),
         animation=_existing(folder, ANIMATION),
         loss_curve=_existing(folder, LOSS),
@@ -144,9 +145,8 @@ def _metric_row(metric: dict) -> dict:
     return {"name": markdown(metric["type"]), "value": f"{value:.4g}", "interval": interval, "real": real, "how": how}
 
 
-def _buttons(folder: Path) -> str:
-    """Return a line of links: the demo of this model, where there is one, and the project."""
-    space = repositories_of(folder).get(SPACE)
+def _buttons(space: str | None) -> str:
+    """Return a line of links: the demo of this model, if it is a Space, and the project."""
     links = {"Try it in the browser": f"https://huggingface.co/spaces/{space}"} if space else {}
     return " · ".join(f"[{text}]({address})" for text, address in (links | project_links()).items())
 

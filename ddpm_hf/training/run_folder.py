@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoint
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.denoising import denoise
-from ddpm_hf.files import read_json, read_json_lines, replace_text, write_json, write_json_lines
+from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.images.augmented_grid import augmented_grid
 from ddpm_hf.images.cache import ImageCache
@@ -38,6 +38,7 @@ from ddpm_hf.run_files import (
     SMALL,
     UNREADABLE,
     parts_of_run,
+    read_object,
 )
 from ddpm_hf.terminal import going_on
 from ddpm_hf.training.energy import EnergyMeter
@@ -149,7 +150,7 @@ class RunFolder:
         held_out: dict | None = None,
     ):
         """Write run.json: facts about the run that are no options, for the model card and for resuming."""
-        earlier = self._earlier_facts() if step else {}
+        earlier = read_object(self.path / FACTS) if step else {}
         self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
         if "energy" in earlier:
             self.facts["energy"] = earlier["energy"]
@@ -159,12 +160,6 @@ class RunFolder:
             self.facts["held_out"] = held_out
         self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
         self._write_facts()
-
-    def _earlier_facts(self) -> dict:
-        try:
-            return read_json(self.path / FACTS, {})
-        except ValueError:
-            return {}
 
     def _note_energy(self, step: int):
         if self.energy:
