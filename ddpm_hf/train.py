@@ -55,7 +55,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
                 train_step(run, state)
                 interrupted = on_any_process(bool(signals), run.accelerator)
             if log.note(state) or not state.skips_on_device:
-                stop_if_diverged(config, state)
+                stop_if_diverged(run.folder, state)
 
             # If a checkpoint is due, it comes first: drawing and measuring take time and may fail. After an update that
             # was not finite none is due, so that a run that diverges keeps its good ones.
@@ -71,8 +71,9 @@ def train(config: TrainingConfig, dry_run: bool = False):
 
         log.bar.close()
         finished = state.step == config.total_steps and not interrupted
-        if run.accelerator.is_main_process and finished:
-            run.folder.finish(state.step)
+        if run.accelerator.is_main_process:
+            with log.timed_output():
+                run.folder.finish(state.step, finished)
         end_processes(run.accelerator, state)
         if run.accelerator.is_main_process:
             print(farewell(config, state.step - run.start.step, state.step, log.training, log.others))
@@ -101,7 +102,7 @@ def train_step(run: Run, state: RunState):
 
 
 def save_checkpoint(run: Run, state: RunState):
-    """Save all that the same command needs to go on from here. All processes have to call it."""
+    """Save all that the same command needs to go on from here, beside the training. All processes have to call it."""
     numbers = {**state.numbers(), "config": dataclasses.asdict(run.config), "images": run.count}
     numbers.update(images_per_step=run.images_per_step, stream=run.images.state(), pictures=run.images.fingerprint)
     tensors = state.tensors()

@@ -4,13 +4,14 @@ import json
 import math
 import shutil
 from pathlib import Path
+from threading import Lock
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline, write_checkpoint
+from ddpm_hf.checkpoint import prune_checkpoints, save_pipeline
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.denoising import denoise
 from ddpm_hf.files import read_json_lines, replace_text, write_json, write_json_lines
@@ -41,6 +42,7 @@ from ddpm_hf.run_files import (
     read_object,
 )
 from ddpm_hf.terminal import going_on
+from ddpm_hf.training.checkpoint_writer import CheckpointWriter
 from ddpm_hf.training.energy import EnergyMeter
 
 
@@ -69,6 +71,9 @@ class RunFolder:
         self.metrics: list[dict] = []
         self.metrics_are_on_disk = True
         self.facts: dict = {}
+        self.facts_lock = Lock()  # a thread notes when the first checkpoint is written
+        limit, note = config.checkpoints_total_limit, self._note_checkpoints
+        self.checkpoints = CheckpointWriter(self.path / CHECKPOINTS, limit, when_written=note)
         self.energy: EnergyMeter | None = None
 
     def check_space(self, model_bytes: int):
@@ -151,29 +156,34 @@ class RunFolder:
     ):
         """Write run.json: facts about the run that are no options, for the model card and for resuming."""
         earlier = read_object(self.path / FACTS) if step else {}
-        self.facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
+        facts = {"parameters": unet.num_parameters(), "images": images, "images_per_step": images_per_step}
         if "energy" in earlier:
-            self.facts["energy"] = earlier["energy"]
+            facts["energy"] = earlier["energy"]
         if self.config.track_emissions:
             self.energy = EnergyMeter(self.config.track_emissions, earlier.get("energy"), step)
         if held_out:
-            self.facts["held_out"] = held_out
-        self.facts.update(describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
-        self._write_facts()
+            facts["held_out"] = held_out
+        self._note(**facts, **describe_machine(accelerator), has_checkpoints=bool(step), finished=False)
 
     def _note_energy(self, step: int):
         if self.energy:
             with going_on("note the energy"):
-                self.facts["energy"] = self.energy.read(step)
-                self._write_facts()
+                self._note(energy=self.energy.read(step))
 
     def close(self):
-        """End what runs beside the training."""
+        """End what runs beside the training; the newest checkpoint is finished first."""
+        self.checkpoints.wait()
         if self.energy:
             self.energy.stop()
 
-    def _write_facts(self):
-        with going_on(f"write {FACTS}"):
+    def _note_checkpoints(self):
+        if not self.facts.get("has_checkpoints"):
+            self._note(has_checkpoints=True)
+
+    def _note(self, **facts):
+        """Add facts to run.json."""
+        with self.facts_lock, going_on(f"write {FACTS}"):
+            self.facts.update(facts)
             write_json(self.path / FACTS, self.facts)
 
     def note_unreadable(self, unreadable: list[dict], small: list[dict]):
@@ -259,22 +269,19 @@ class RunFolder:
             (self.path / EVALUATION).replace(self.path / EARLIER_EVALUATION)
 
     def save_checkpoint(self, step: int, tensors: dict, state: dict):
-        """Save a checkpoint, and then delete those over the limit."""
-        with going_on("save a checkpoint"):
-            write_checkpoint(self.path / CHECKPOINTS, step, tensors, state)
-            prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
-            if not self.facts.get("has_checkpoints"):
-                self.facts["has_checkpoints"] = True
-                self._write_facts()
+        """Copy a checkpoint, and write it while the training goes on."""
+        self.checkpoints.write(step, tensors, state)
         self._note_energy(step)
 
-    def finish(self, step: int):
-        """Note that the run is finished, and repeat what could not be written or deleted before."""
+    def finish(self, step: int, finished: bool):
+        """Wait for the newest checkpoint. Note that the run is finished, if it is, and repeat what failed before."""
+        self.checkpoints.wait()
+        if not finished:
+            return
         with going_on("delete older checkpoints"):
             prune_checkpoints(self.path / CHECKPOINTS, self.config.checkpoints_total_limit, newest=step)
         if not self.metrics_are_on_disk:
             with going_on(f"write {METRICS}"):
                 write_json_lines(self.path / METRICS, self.metrics)
-        self.facts["finished"] = True
-        self._write_facts()
+        self._note(finished=True)
         self._note_energy(step)

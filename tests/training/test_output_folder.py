@@ -268,21 +268,19 @@ def test_a_folder_made_for_nothing_goes_again(train, tmp_path):
 
 
 def test_training_goes_on_when_outputs_fail(train, monkeypatch, capsys):
-    """And the checkpoint of that step is there already."""
+    """And the checkpoint of that step is written all the same."""
 
     def failing(name):
         def fail(*args):
-            if name != "track_numbers":
-                assert (tmp / "checkpoints" / "step-000002").exists()
             raise RuntimeError(f"no {name}")
 
         return fail
 
     options = {"eval_steps": 2, "eval_num_images": 2, "save_images_steps": 2, "checkpointing_steps": 2}
     plain = train("plain", **options)
-    tmp = plain.parent / "failing"
     monkeypatch.setattr(loop, "track_samples", failing("track_samples"))
-    assert equal(train("failing", **options), plain)
+    folder = train("failing", **options)
+    assert equal(folder, plain) and (folder / "checkpoints" / "step-000002").exists()
     assert "no track_samples. Training goes on" in capsys.readouterr().out
     for name in ("draw_samples", "track_numbers", "evaluate_during_training"):
         monkeypatch.setattr(loop, name, failing(name))

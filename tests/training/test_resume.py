@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def test_a_diverged_run_stops_and_names_the_last_good_checkpoint(train, monkeypa
 # ---- Killed ---------------------------------------------------------------------------------------------------------
 
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
@@ -259,7 +260,7 @@ def kill_after(event):
         for name in names:
             setattr(module, name, dying(getattr(module, name)))
 
-for event, output in {trials!r}:
+for event, seconds, output in {trials!r}:
     child = os.fork()  # so that nothing is imported again
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -267,31 +268,43 @@ for event, output in {trials!r}:
         kill_after(event)
         train_ddpm.start_training()
         os._exit(0)
+    if seconds:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("again_and_again", [True, False], ids=["again and again", "once"])
-def test_killed_at_any_moment(train, small, tmp_path, again_and_again):
+@pytest.mark.parametrize("moments", ["again and again", "once", "at random"])
+def test_killed_at_any_moment(train, small, tmp_path, moments):
     """SIGKILL after a step, a file, a sync, a rename, a deletion, at the start and at a resumption.
 
-    Again and again, until the run is through; or once at each of these moments of a run, which then is repeated.
+    Again and again, until the run is through; or once at each of these moments of a run, which then is repeated; or
+    after a random time, again and again.
     """
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "save_model_steps": 1, "checkpoints_total_limit": 1}
     options |= {"save_images_steps": 2, "ddpm_num_inference_steps": 1, "eval_batch_size": 1}
     whole = train("whole", **options)
-    if again_and_again:
-        trials = [(event, "killed") for event in range(1, 100, 2)]
-    else:
-        trials = [(event, f"killed-{n}") for n in range(1, 140, 7) for event in (n, 0)]
+    match moments:
+        case "again and again":
+            trials = [(event, 0, "killed") for event in range(1, 100, 2)]
+        case "once":
+            trials = [(event, 0, f"killed-{n}") for n in range(1, 140, 7) for event in (n, 0)]
+        case "at random":
+            draw = random.Random(0).uniform
+            trials = [
+                (0, seconds, f"killed-{n}")
+                for n in range(8)
+                for seconds in (draw(0.1, 2), draw(0.1, 1), draw(0.1, 1), 0)
+            ]
     driver = DRIVER.format(root=str(ROOT), trials=trials, flags=small("killed", **options))
     done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, cwd=tmp_path)
     codes = [int(line) for line in done.stdout.split()]
     assert len(codes) == len(trials), done.stderr
     assert set(codes) == {0, -signal.SIGKILL}, done.stderr
     assert codes.count(-signal.SIGKILL) >= 20
-    for folder in {tmp_path / output for _, output in trials}:
+    for folder in {tmp_path / output for *_, output in trials}:
         assert find_checkpoint(folder / "checkpoints", "latest")[1] == []  # none is broken
         assert_equal_runs(whole, folder)
         assert not list(folder.rglob(".unfinished*")) and not (folder / ".replaced").exists()

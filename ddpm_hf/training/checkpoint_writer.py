@@ -1,0 +1,53 @@
+"""Checkpoints that are written while the training goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import torch
+
+from ddpm_hf.checkpoint import prune_checkpoints, write_checkpoint
+from ddpm_hf.terminal import going_on
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one after the other, and then deletes those over the limit.
+
+    An error is reported, and the run goes on with the older checkpoints.
+
+    Args:
+        folder (`Path`): The run's checkpoints.
+        total_limit (`int`): How many to keep.
+        when_written (callable): Called in the thread after each checkpoint.
+    """
+
+    def __init__(self, folder: Path, total_limit: int, when_written: Callable[[], None]):
+        self.folder, self.total_limit, self.when_written = folder, total_limit, when_written
+        self.thread: Thread | None = None
+
+    def write(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
+        """Copy the tensors to the memory of the host, and begin to write them.
+
+        The checkpoint before is finished first, so only one copy is in memory. See
+        [`~ddpm_hf.checkpoint.write_checkpoint`] for the arguments.
+        """
+        self.wait()
+        with going_on("save a checkpoint"):
+            copies = {
+                file: {key: t.to("cpu", copy=True) for key, t in named.items()} for file, named in tensors.items()
+            }
+            # A process that ends at once does not wait for a daemon. What it leaves half-written is no checkpoint.
+            self.thread = Thread(target=self._write, args=(step, copies, state), daemon=True)
+            self.thread.start()
+
+    def _write(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
+        with going_on("save a checkpoint"):
+            write_checkpoint(self.folder, step, tensors, state)
+            self.when_written()
+            prune_checkpoints(self.folder, self.total_limit, newest=step)
+
+    def wait(self):
+        """Wait until the newest checkpoint is on the disk."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
