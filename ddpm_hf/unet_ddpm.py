@@ -60,14 +60,36 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(embedding)))  # (B, embedding_dim)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (arXiv 1803.08494), which a compiled network computes in the memory layout of its input.
+
+    PyTorch's own function returns another layout than channels last, forward and backward. Eager code is faster with it
+    all the same. Compiled code would copy almost every gradient back into channels last, a sixth of a training step.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channels_last = x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+        return self.compute(x) if channels_last and torch.compiler.is_compiling() else super().forward(x)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the norm, in channels last."""
+        h = x.float().permute(0, 2, 3, 1).unflatten(-1, (self.num_groups, -1))  # (B, H, W, groups, channels)
+        # The variance of a group is the mean of its channels' variances, plus the variance of their means.
+        within, means = torch.var_mean(h, dim=(1, 2), correction=0, keepdim=True)
+        between, mean = torch.var_mean(means, dim=-1, correction=0, keepdim=True)
+        h = (h - mean) * (within.mean(-1, keepdim=True) + between + self.eps).rsqrt()
+        h = h.flatten(-2) * self.weight + self.bias
+        return h.permute(0, 3, 1, 2).to(self.weight.dtype)
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm-SiLU-conv, add the projected time, GroupNorm-SiLU-dropout-conv, add the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, dropout: float):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -89,7 +111,7 @@ class SelfAttention(nn.Module):
         self.head_dim = head_dim or channels
         inner_dim = channels // self.head_dim * self.head_dim
         self.normalize = normalize
-        self.group_norm = nn.GroupNorm(groups, channels, eps).requires_grad_(normalize)
+        self.group_norm = GroupNorm(groups, channels, eps).requires_grad_(normalize)
         self.to_qkv = nn.Linear(channels, 3 * inner_dim)
         self.to_out = nn.Linear(inner_dim, channels)
 
@@ -302,7 +324,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
                 h_width = width
             self.up_blocks.append(Level(resnets, attentions, upsampler[upsample_type](h_width) if i > 0 else None))
 
-        self.conv_norm_out = nn.GroupNorm(norm_out_num_groups or norm_num_groups, h_width, norm_eps)
+        self.conv_norm_out = GroupNorm(norm_out_num_groups or norm_num_groups, h_width, norm_eps)
         self.conv_out = nn.Conv2d(h_width, out_channels, 3, padding=1)
 
         # One matrix product projects the time embedding for all residual blocks.
