@@ -17,9 +17,9 @@ BANDS = "bands"  # the mode of all other data
 KEY = "pixel_format"  # in the configuration of a U-Net
 
 
-def moved(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor on a device. A CUDA device copies it while the host goes on."""
-    tensor = torch.from_numpy(array)
+def moved(data: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return an array or a tensor of the host on a device. A CUDA device copies it while the host goes on."""
+    tensor = torch.as_tensor(data)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ddpm_hf.pixel_format import moved
+
 NUM_LABELS = 9
 SCALE, STRETCH, SHIFT = 2**0.2, 2**0.2, 1 / 8  # A_scale, A_aniso and A_trans of the table
 
@@ -61,12 +63,12 @@ def transform(x_0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: Like x_0. An image whose labels are zero keeps its bits.
     """
-    mirrored = (labels[:, :2, None, None, None] > 0).to(x_0.device)
+    mirrored = moved(labels[:, :2, None, None, None] > 0, x_0.device)
     x_0 = torch.where(mirrored[:, 0], x_0.flip(-1), x_0)
     x_0 = torch.where(mirrored[:, 1], x_0.flip(-2), x_0)
     mapped = labels[:, 2:].any(dim=1).nonzero()[:, 0]
     if len(mapped):
-        where = mapped.to(x_0.device)
+        where = moved(mapped, x_0.device)
         # PyTorch has no bicubic sampling on Apple GPUs.
         device = torch.device("cpu") if x_0.device.type == "mps" else x_0.device
         x_0[where] = resample(x_0[where].to(device), *affine_map(labels[mapped], *x_0.shape[2:])).to(x_0.device)
@@ -120,6 +122,6 @@ def resample(images: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) ->
     for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
         start = shift + spread @ torch.tensor(signs, dtype=torch.float64)
         theta = torch.cat((matrix * half / half[:, None], (start / half)[:, :, None]), dim=2)  # (batch, 2, 3)
-        grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
+        grid = F.affine_grid(moved(theta.to(images.dtype), images.device), list(images.shape), align_corners=False)
         samples.append(F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False))
     return torch.stack(samples).mean(dim=0).clamp(-1, 1)

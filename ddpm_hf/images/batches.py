@@ -181,7 +181,7 @@ class Batches:
             return x_0, None
         generator = torch.Generator().manual_seed(seed_of(self.seed, "augment", g))
         labels = draw_labels(len(x_0), self.augment, generator)
-        return transform(x_0, labels), labels.float().to(self.device)
+        return transform(x_0, labels), moved(labels.float(), self.device)
 
     def drop_labels(self, labels: list[int], generator: torch.Generator) -> torch.Tensor | None:
         """Return the labels `(B,)` that the network sees, int64 in [0, num_classes]; None for a model without classes.
@@ -192,7 +192,7 @@ class Batches:
             return None
         left_out = torch.rand(len(labels), generator=generator, device=self.device) < self.cond_dropout
         known = moved(np.array(labels), self.device)
-        return torch.where(left_out | (known < 0), self.num_classes, known)
+        return known.masked_fill(left_out | (known < 0), self.num_classes)
 
 
 def cut(image: np.ndarray, size: tuple[int, int], u: float, v: float) -> np.ndarray:
