@@ -65,7 +65,7 @@ def check_launcher(config: TrainingConfig) -> list[str]:
     downcast = os.environ.get("ACCELERATE_DOWNCAST_BF16", "no").lower()
     if downcast not in ("", "no", "false", "0"):
         raise ValueError(
-            f"ACCELERATE_DOWNCAST_BF16 is {downcast}, which only TPUs know; unset it, and choose --mixed_precision bf16."
+            f"ACCELERATE_DOWNCAST_BF16 is {downcast}, which is for TPUs; unset it, and choose --mixed_precision bf16."
         )
     # On CPUs, `accelerate launch --num_processes 2` sets MASTER_PORT but starts one process.
     is_alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ and not torch.accelerator.is_available()

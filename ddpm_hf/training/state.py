@@ -75,14 +75,20 @@ class RunState:
             self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
-        self.learning_rate = self.lr_scheduler.get_last_lr()[0]
-        self.lr_scheduler.step()
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self._follow_schedule()
         if self.ema and self.skips_on_device:
             self.ema.update(self.step, skip)
         elif self.ema and not skip:
             self.ema.update(self.step)
         self.skips[0] += skip
         self.skips[1] = (self.skips[1] + 1) * skip
+
+    def _follow_schedule(self):
+        """Set the learning rate of the next step. It is a function of the steps taken, also of those that skipped."""
+        schedule = self.lr_scheduler
+        for group, lr, course in zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+            group["lr"] = lr * course(self.step)
 
     @property
     def skipped(self) -> int:
@@ -150,17 +156,10 @@ class RunState:
             moments.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        # The schedule is a function of the step.
-        schedule = self.lr_scheduler
-        schedule.last_epoch = numbers["step"]
-        schedule._last_lr = [
-            lr * course(schedule.last_epoch) for lr, course in zip(schedule.base_lrs, schedule.lr_lambdas)
-        ]
-        for group, learning_rate in zip(self.optimizer.param_groups, schedule.get_last_lr()):
-            group["lr"] = learning_rate
         if self.scaler:
             self.scaler.load_state_dict(numbers["scaler"])
         if self.accelerator.is_main_process:
             self.meter.table.copy_(torch.tensor(numbers["losses"]))
         self.step, self.micro_batches = numbers["step"], numbers["micro_batches"]
+        self._follow_schedule()
         self.skips[0] = numbers["skipped"]
