@@ -72,7 +72,7 @@ class Runner:
         self.t = torch.randint(0, 1000, (batch_size,), device=device)
         if self.own:
             config = parse_command_line(["--preset", "cifar10"])[0]
-            self.scheduler, self.optimizer = DDPMLinearScheduler(), make_optimizer(self.unet, config)
+            self.scheduler, self.optimizer = DDPMLinearScheduler(), make_optimizer(self.unet, config, device)
             self.ema = MovingAverage(self.unet, 1.0, 0.75, 0.9999)
             self.pipeline = DDPMPipelineCustom(self.unet, self.scheduler)
         else:

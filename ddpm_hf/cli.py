@@ -102,9 +102,21 @@ def _add_drawing(parser):
     parser.add_argument(
         "--mixed_precision",
         choices=("auto", "no", "bf16", "fp16"),
-        default="no",
-        help="of samples; auto: bf16 where the hardware is fast at it; default: no, so that seeds hold everywhere",
+        help="of samples; auto: bf16 where the hardware is fast at it; default: what accelerate launch was told, else "
+        "no, so that seeds hold everywhere",
     )
+
+
+def _precision(choice: str | None) -> str:
+    """Return the precision of samples, and print a note if accelerate was told another one."""
+    from ddpm_hf.precision import check_mixed_precision, contradiction, precision_to_draw_in
+    from ddpm_hf.processes import this_process
+
+    precision = precision_to_draw_in(choice)
+    check_mixed_precision(precision, this_process().device)
+    if this_process().is_main_process:
+        print("".join(f"{note}\n" for note in contradiction(precision)), end="")
+    return precision
 
 
 def _check_numbers(**numbers):
@@ -177,11 +189,10 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
 
     check_model(source, revision)
     from ddpm_hf.pictures import is_ours
-    from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
     from ddpm_hf.sampling import Classes, Drawing, fill_folder, open_model, save_grid
 
-    how["mixed_precision"] = choose_mixed_precision(how["mixed_precision"])
+    how["mixed_precision"] = _precision(how["mixed_precision"])
     is_grid = num_images is None
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
         raise ValueError("samples.png was not written by this command; name another with --output.")
@@ -270,10 +281,9 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
     check_pictures(options.get("train_data_dir"), options.get("dataset_name"))
     from ddpm_hf.evaluation.command import evaluate
     from ddpm_hf.hub.card import write_card
-    from ddpm_hf.precision import choose_mixed_precision
     from ddpm_hf.processes import this_process
 
-    wanted["mixed_precision"] = choose_mixed_precision(wanted["mixed_precision"])
+    wanted["mixed_precision"] = _precision(wanted["mixed_precision"])
     if output:
         if output.is_dir():
             raise ValueError(

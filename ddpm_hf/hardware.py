@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +16,23 @@ import ddpm_hf
 
 def describe_machine(accelerator: Accelerator) -> dict:
     """Return the hardware, the number of processes and the versions of a run, for run.json."""
-    if accelerator.device.type == "cuda":
-        hardware = torch.cuda.get_device_name(accelerator.device)
-    else:
-        hardware = f"{_processor_name()}, CPU threads: {torch.get_num_threads()}"
+    match accelerator.device.type:
+        case "cuda":
+            hardware = torch.cuda.get_device_name(accelerator.device)
+        case "xpu":
+            hardware = torch.xpu.get_device_name(accelerator.device)
+        case "cpu":
+            hardware = f"{_processor_name()}, CPU threads: {torch.get_num_threads()}"
+        case kind:
+            hardware = f"{_processor_name()}, GPU ({kind})"
     versions = {"ddpm_hf": ddpm_hf.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
     return {"hardware": hardware, "processes": accelerator.num_processes, "versions": versions}
 
 
 def _processor_name() -> str:
+    if platform.system() == "Darwin":
+        with suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
     with suppress(OSError, StopIteration):  # this file exists on Linux, and has the name on x86 only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()

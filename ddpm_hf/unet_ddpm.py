@@ -24,6 +24,9 @@ from torch import nn
 
 # Arguments of `from_pretrained` that say where the configuration is.
 WHERE_A_CONFIG_IS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+# Devices on which channels last is faster, since they multiply matrices in hardware. Apple's GPUs are not among them:
+# there PyTorch has no fast kernels for it, and had wrong ones.
+CHANNELS_LAST_DEVICES = ("cuda", "xpu")
 
 
 @dataclass
@@ -331,10 +334,9 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         self.time_widths = time_widths
         self.time_projection = nn.Linear(time_channels, sum(time_widths))
 
-        # Channels last is faster where hardware multiplies matrices: on GPUs, and on CPUs with AMX. But group norm on a
-        # CPU is several times slower in it. With narrow groups, that costs more than the convolutions gain.
-        pays_on_cpu = torch.cpu._is_amx_tile_supported() and widths[0] >= 4 * norm_num_groups
-        self.channels_last = torch.accelerator.is_available() or pays_on_cpu
+        # On a CPU, channels last is faster only with AMX. But group norm is several times slower in it there. With narrow
+        # groups, that costs more than the convolutions gain.
+        self.channels_last_on_cpu = torch.cpu._is_amx_tile_supported() and widths[0] >= 4 * norm_num_groups
 
         if zero_init:
             self._init_weights()
@@ -375,10 +377,21 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             raise ValueError(f"{where} is of type {type(config).__name__}; expected keys and values.")
         return loaded
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The memory layout of images. Old pickle protocols cannot store it, so it is not an attribute."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    def memory_format_on(self, device: torch.device) -> torch.memory_format:
+        """Return the memory layout of images and weights that is fastest on a device."""
+        pays = device.type in CHANNELS_LAST_DEVICES or (device.type == "cpu" and self.channels_last_on_cpu)
+        return torch.channels_last if pays else torch.contiguous_format
+
+    def _apply(self, fn, recurse=True):
+        """Move or convert all tensors, as [`torch.nn.Module`] does. What changes its device changes its layout, too."""
+
+        def apply_and_lay_out(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            if result.ndim != 4 or result.device.type == tensor.device.type:
+                return result
+            return result.contiguous(memory_format=self.memory_format_on(result.device))
+
+        return super()._apply(apply_and_lay_out, recurse)
 
     def to_json_string(self) -> str:
         """Return the contents of config.json, without the path that the model was loaded from."""
@@ -449,7 +462,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         time = iter(times.split(self.time_widths, dim=1))  # each (B or 1, width, 1, 1)
 
         # 2. Down.
-        h = self.conv_in(sample).to(dtype, memory_format=self.memory_format)
+        h = self.conv_in(sample).to(dtype, memory_format=self.memory_format_on(sample.device))
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
@@ -497,7 +510,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
     def _store_in_own_memory(self):
         """Copy the weights out of a memory-mapped file, whose alignment changes the last bits of the output."""
         for parameter in self.parameters():
-            layout = self.memory_format if parameter.ndim == 4 else torch.contiguous_format
+            layout = self.memory_format_on(parameter.device) if parameter.ndim == 4 else torch.contiguous_format
             parameter.data = parameter.data.clone(memory_format=layout)
 
     def _check_inputs(self, sample, timestep, class_labels, augment_labels):

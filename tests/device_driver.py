@@ -21,13 +21,14 @@ def main(folder: Path, model: str, cache: str):
     with stand_in() as device:
         # Imported here, since they take what the device changes.
         import accelerate.state
+        from half_precision import START, started_in_fp16
         from safetensors.torch import load_file
 
         import ddpm_hf.train
-        from ddpm_hf import cli, prepare
+        from ddpm_hf import cli, prepare, unet_ddpm
 
+        unet_ddpm.CHANNELS_LAST_DEVICES += (NAME,)
         places = (torch.device("cpu"), torch.device(f"{NAME}:0"))
-        start = prepare.start_accelerator
 
         def put_on(where):
             accelerate.state.PartialState._shared_state["device"] = where
@@ -36,9 +37,19 @@ def main(folder: Path, model: str, cache: str):
         # The third gradient of each run is not finite.
         ddpm_hf.train.denoising_loss = lambda *args: loss(*args) * (math.nan if next(calls) % 6 == 3 else 1)
 
-        def train(where, name, *flags):
+        class Scaler(torch.amp.GradScaler):
+            """PyTorch's own scaler computes one number in float64, except on Apple's GPUs."""
+
+            def unscale_(self, optimizer):
+                device.is_strict = False
+                super().unscale_(optimizer)
+                device.is_strict = True
+
+        def train(where, name, *flags, in_fp16=False):
             def started(config):
-                accelerator = start(config)
+                # The first gradient overflows.
+                scaler = Scaler(where.type, init_scale=2.0**16)
+                accelerator = started_in_fp16(config, scaler) if in_fp16 else START(config)
                 put_on(where)
                 accelerator.state.device = where
                 return accelerator
@@ -54,11 +65,14 @@ def main(folder: Path, model: str, cache: str):
             return weights, dict(device.waits), last["skipped_updates"]
 
         found = {}
-        for optimizer in ("adamw", "muon"):
-            runs = [train(where, optimizer, "--optimizer", optimizer, "--class_conditional") for where in places]
-            (ours, _, skipped), (theirs, waits, skipped_there) = runs
+        for optimizer, in_fp16 in (("adamw", False), ("muon", False), ("muon", True)):
+            name = f"{optimizer} in fp16" if in_fp16 else optimizer
+            flags = ("--optimizer", optimizer, "--class_conditional")
+            (ours, _, skipped), (theirs, waits, skipped_there) = (
+                train(where, name, *flags, in_fp16=in_fp16) for where in places
+            )
             difference = max((ours[name] - theirs[name]).abs().max().item() for name in ours)
-            found[optimizer] = {"difference": difference, "waits": waits, "skipped": [skipped, skipped_there]}
+            found[name] = {"difference": difference, "waits": waits, "skipped": [skipped, skipped_there]}
         found["evaluation"] = evaluate(folder, cache, places, put_on)
         found |= draw(folder / "adamw-cpu", device, places)
     print(json.dumps(found))
@@ -82,7 +96,10 @@ def evaluate(folder, cache, places, put_on):
 
 
 def draw(run, device, places):
-    """Return how far each pipeline's pictures on the device are from those on the CPU, and how often the host waits."""
+    """Return how far each pipeline's pictures on the device are from those on the CPU, and how often the host waits.
+
+    Also return whether the weights are channels last after each move to and fro.
+    """
     from ddpm_hf import DDPMPipelineCustom
     from ddpm_hf.pipelines.ddpm_img2img import DDPMImg2ImgPipeline
     from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
@@ -91,6 +108,11 @@ def draw(run, device, places):
     from ddpm_hf.sampling import make_scheduler
 
     pipeline = DDPMPipelineCustom.from_pretrained(run)
+    weight, layouts = pipeline.unet.conv_out.weight, []
+    for where in (*places, *places):
+        pipeline.to(where)
+        assert weight is pipeline.unet.conv_out.weight and weight.device == where
+        layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
     config = pipeline.scheduler.config
     one, another = pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=4).images
     mask = one.point(lambda level: 255 * (level > 100))
@@ -117,7 +139,7 @@ def draw(run, device, places):
                 counts.append(sum(device.waits.values()))
             pictures.append(output.images.cpu())
         found[name] = {"difference": (pictures[0] - pictures[1]).abs().max().item(), "waits": counts}
-    return {"pipelines": found}
+    return {"pipelines": found, "channels_last": layouts}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It computes what the CPU computes, so numbers can be compared bit for bit. Besid
 
 - a tensor of float64 or complex128 on it is an error, as on Apple's GPUs;
 - an operation on tensors of two devices is an error;
+- autocast computes convolutions, matrix products and attention in the lower precision;
 - each time that the host has to wait for a result of the device is noted, with the function of this package that waits.
 
 PyTorch has a place for one device of others, PrivateUse1, for the life of a process. So use this in a process of its
@@ -37,6 +38,9 @@ WAITING = {
     aten._unique2.default,
     aten.bincount.default,
 }
+
+# What autocast computes in the lower precision.
+LOWER = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "bmm", "baddbmm", "scaled_dot_product_attention")
 
 
 class DeviceTensor(torch.Tensor):
@@ -114,11 +118,14 @@ class StandIn(TorchDispatchMode):
 
     Attributes:
         waits (`Counter`): How often each function of this package waited for the device.
+        is_strict (`bool`): Whether tensors of float64 are an error.
     """
 
     def __init__(self):
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.is_strict = True
+        self.autocast = register_autocast()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -151,7 +158,7 @@ class StandIn(TorchDispatchMode):
         def wrap(x):
             if not isinstance(x, torch.Tensor):
                 return x
-            if x.dtype in TOO_WIDE:
+            if self.is_strict and x.dtype in TOO_WIDE:
                 raise TypeError(f"{function}: a tensor of {x.dtype} on the device")
             return raw[id(x)] if id(x) in raw else DeviceTensor(x)
 
@@ -167,6 +174,30 @@ def caller() -> str:
             return f"{path.relative_to(PACKAGE).as_posix().removeprefix('ddpm_hf/')}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
+
+
+def autocast_kernel(name: str):
+    """Return the function that computes an operation under autocast on the device."""
+    operator, _, overload = name.partition(".")
+    function = getattr(getattr(aten, operator), overload or "default")
+    here = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def kernel(*args, **kwargs):
+        dtype = torch.get_autocast_dtype(NAME)
+        with torch._C._ExcludeDispatchKeyGuard(here):
+            lower = [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args]
+            return function(*lower, **kwargs)
+
+    return kernel
+
+
+def register_autocast() -> list[torch.library.Library]:
+    """Register what autocast does on the device, for as long as the returned libraries are kept."""
+    rest, kernels = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    rest.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in LOWER:
+        kernels.impl(name, autocast_kernel(name), "AutocastPrivateUse1")
+    return [rest, kernels]
 
 
 def save_file(tensors, *arguments, **options):

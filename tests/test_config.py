@@ -330,12 +330,15 @@ def test_flags_of_other_scripts(flags, message, capsys):
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2", None, 2, ["--gradient_acc"]),
         ({"GRADIENT_ACCUMULATION_STEPS": "many"}, "", None, None, "GRADIENT_ACCUMULATION_STEPS many: expected a whole"),
         ({"GRADIENT_ACCUMULATION_STEPS": "0"}, "", None, None, "--gradient_accumulation_steps 0: expected at least 1"),
+        ({"MIXED_PRECISION": "fp8"}, "--mixed_precision no", "no", 1, ["--mixed_precision no is used; accelerate was"]),
+        ({"DOWNCAST_BF16": "false"}, "", None, 1, []),
+        ({"DOWNCAST_BF16": "true"}, "", None, None, "ACCELERATE_DOWNCAST_BF16 is true, which is for TPUs; unset it"),
         ({"MIXED_PRECISION": "fp8"}, "", None, None, "accelerate asks for mixed precision fp8; expected no, bf16 or"),
         ({"DYNAMO_BACKEND": "INDUCTOR"}, "", None, None, "accelerate asks for the dynamo backend inductor; choose"),
     ],
 )  # fmt: skip
 def test_the_launcher_is_obeyed(environment, flags, precision, accumulation, notes, monkeypatch, capsys):
-    for name in ("MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"):
+    for name in ("MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND", "DOWNCAST_BF16"):
         monkeypatch.delenv(f"ACCELERATE_{name}", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)

@@ -92,23 +92,44 @@ def tiny(**kwargs):
 # ---- Parity ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[False, True], ids=["contiguous", "channels_last"])
+@pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def memory_format(request, monkeypatch):
-    """The memory formats of machines without a GPU and with one."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: request.param)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return torch.channels_last if request.param else torch.contiguous_format
+    """Both memory layouts, on the CPU."""
+    monkeypatch.setattr(DDPMUNetModel, "memory_format_on", lambda unet, device: request.param)
+    return request.param
 
 
-@pytest.mark.parametrize(
-    ("gpu", "amx", "channels", "channels_last"),
-    [(False, False, 32, False), (False, True, 32, True), (False, True, 8, False), (True, False, 8, True)],
-)
-def test_memory_format_depends_on_the_machine(gpu, amx, channels, channels_last, monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+@pytest.mark.parametrize(("amx", "channels", "on_cpu"), [(False, 32, False), (True, 32, True), (True, 8, False)])
+def test_memory_format_depends_on_the_device(amx, channels, on_cpu, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     unet = tiny(block_out_channels=(channels, channels))
-    assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last) == on_cpu
+    asked = {device: unet.memory_format_on(torch.device(device)) for device in ("cpu", "cuda", "xpu", "mps", "meta")}
+    last = [device for device, layout in asked.items() if layout is torch.channels_last]
+    assert last == ["cpu"] * on_cpu + ["cuda", "xpu"]
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_memory_format_follows_the_weights(on_cpu, monkeypatch):
+    """The device "meta" stands for a GPU. Its tensors have a layout and no values."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: on_cpu)
+    monkeypatch.setattr("ddpm_hf.unet_ddpm.CHANNELS_LAST_DEVICES", () if on_cpu else ("meta",))
+    unet = tiny(block_out_channels=(32, 32))
+    unet(torch.randn(1, 1, 8, 8), 1).sample.sum().backward()
+
+    def layouts():
+        tensors = [t for p in unet.parameters() for t in (p, p.grad) if p.ndim == 4 and p.shape[2] > 1 < p.shape[1]]
+        return {t.is_contiguous(memory_format=torch.channels_last) for t in tensors}
+
+    assert layouts() == {on_cpu}
+    unet.to("meta")
+    assert layouts() == {not on_cpu}
+    unet.to_empty(device="cpu")
+    assert layouts() == {on_cpu}
+    unet.half().float()
+    assert layouts() == {on_cpu}
+    unet.to(memory_format=torch.contiguous_format if on_cpu else torch.channels_last)
+    assert layouts() == {not on_cpu}  # as its user asks
 
 
 @pytest.mark.parametrize("name", STOCK)

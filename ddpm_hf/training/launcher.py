@@ -8,8 +8,8 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hardware import keep_freed_memory
-from ddpm_hf.precision import choose_mixed_precision, wished_precision
-from ddpm_hf.processes import join_processes_on_cpus, use_all_cores
+from ddpm_hf.precision import check_mixed_precision, choose_mixed_precision, contradiction
+from ddpm_hf.processes import this_process, use_all_cores
 from ddpm_hf.training.sharding import check_sharding
 from ddpm_hf.training.state import RunState
 from ddpm_hf.training.trackers import tracking_options
@@ -19,12 +19,15 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the accelerator of a run; `config.mixed_precision` is decided here, if it is "auto".
 
     Raises:
-        ValueError: If accelerate is configured for something unsupported, or the logger is not installed.
+        ValueError: If accelerate is configured for something unsupported, if the device cannot train in the precision,
+            or if the logger is not installed.
     """
-    join_processes_on_cpus()
+    device = this_process().device
     use_all_cores()
     keep_freed_memory()
     config.mixed_precision = choose_mixed_precision(config.mixed_precision)
+    check_device(device)
+    check_mixed_precision(config.mixed_precision, device, trains=True)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
@@ -32,6 +35,17 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     )
     check_sharding(accelerator)
     return accelerator
+
+
+def check_device(device: torch.device):
+    """Raise a ValueError if PyTorch cannot seed random numbers on this device, as on a TPU."""
+    try:
+        torch.Generator(device)
+    except RuntimeError:
+        raise ValueError(
+            f"accelerate chose the device {device}, where PyTorch has no random generators to seed. Set "
+            "ACCELERATE_USE_CPU=true to train on the CPU."
+        ) from None
 
 
 def check_launcher(config: TrainingConfig) -> list[str]:
@@ -48,18 +62,20 @@ def check_launcher(config: TrainingConfig) -> list[str]:
         raise ValueError(
             f"accelerate asks for the dynamo backend {backend}; choose none there, and pass --compile to train_ddpm.py."
         )
+    downcast = os.environ.get("ACCELERATE_DOWNCAST_BF16", "no").lower()
+    if downcast not in ("", "no", "false", "0"):
+        raise ValueError(
+            f"ACCELERATE_DOWNCAST_BF16 is {downcast}, which is for TPUs; unset it, and choose --mixed_precision bf16."
+        )
     # On CPUs, `accelerate launch --num_processes 2` sets MASTER_PORT but starts one process.
     is_alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ and not torch.accelerator.is_available()
     hint = "This is one process; for several on CPUs: accelerate launch --multi_gpu --num_processes N ..."
-    told = {
-        "mixed_precision": wished_precision() if config.mixed_precision != "auto" else None,
-        "gradient_accumulation_steps": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
-    }
-    return [hint] * is_alone + [
-        f"--{name} {getattr(config, name)} is used; accelerate was told {wish}."
-        for name, wish in told.items()
-        if wish is not None and wish != str(getattr(config, name))
-    ]
+    notes = [hint] * is_alone + (contradiction(config.mixed_precision) if config.mixed_precision != "auto" else [])
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(config.gradient_accumulation_steps))
+    if steps != str(config.gradient_accumulation_steps):
+        used = f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
+        notes.append(f"{used} is used; accelerate was told {steps}.")
+    return notes
 
 
 def end_processes(accelerator: Accelerator, state: RunState):

@@ -20,8 +20,12 @@ def check_sharding(accelerator: Accelerator):
         raise ValueError("the accelerate configuration asks for version 1 of FSDP; pass --fsdp_version 2.")
 
 
-def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.optim.Optimizer):
-    """Move a model and its optimizer to this process's device, and shard them if accelerate is configured to."""
+def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+    """Move a model and its optimizer to this process's device, and shard them if accelerate is configured to.
+
+    Returns:
+        `torch.nn.Module`: The wrapped model. The optimizer is changed in place.
+    """
     if accelerator.distributed_type == DistributedType.FSDP:
         for parameter in unet.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other memory layout
@@ -29,7 +33,7 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
         if plugin.transformer_cls_names_to_wrap is None:  # then every kind of block has to be there
             kinds = {type(module).__name__ for module in unet.modules()}
             plugin.transformer_cls_names_to_wrap = [kind for kind in unet._no_split_modules if kind in kinds]
-    return accelerator.prepare(unet, optimizer)
+    return accelerator.prepare(unet, optimizer)[0]
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

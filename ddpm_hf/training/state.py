@@ -12,7 +12,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hardware import compile_blocks
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.meter import LossMeter
-from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer
+from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer, skips_by_itself
 from ddpm_hf.training.sharding import copy_whole, is_sharded, prepare, whole
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
@@ -43,9 +43,9 @@ class RunState:
         if config.compile:
             compile_blocks(unet)
         self.unet, self.accelerator = unet, accelerator
-        self.optimizer: Any = make_optimizer(unet, config)  # its flag `found_inf` is in no type
+        self.optimizer: Any = make_optimizer(unet, config, accelerator.device)  # its flag `found_inf` is in no type
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
-        self.model, self.prepared_optimizer = prepare(accelerator, unet, self.optimizer)
+        self.model = prepare(accelerator, unet, self.optimizer)
         average = (config.ema_inv_gamma, config.ema_power, config.ema_max_decay)
         self.ema = MovingAverage(unet, *average) if config.use_ema else None
         self.scaler = accelerator.scaler
@@ -53,9 +53,8 @@ class RunState:
         self.longest_gradient = config.max_grad_norm or math.inf
         self.step = self.micro_batches = 0
         self.norm, self.skips = torch.zeros((), device=accelerator.device), torch.zeros(2, device=accelerator.device)
-        # A GPU skips the update itself, so that no step waits for it. The scaler of fp16 does that in its own way, and
-        # sharded optimizers take no flag.
-        self.skips_on_device = accelerator.device.type != "cpu" and self.scaler is None and not is_sharded(self.unet)
+        # Most GPUs skip the update by themselves, so that no step waits for them. Sharded optimizers take no flag.
+        self.skips_on_device = skips_by_itself(accelerator.device) and not is_sharded(self.unet)
         self.learning_rate = 0.0
 
     def micro_batches_of_a_step(self) -> Iterator[int]:
@@ -70,19 +69,26 @@ class RunState:
         skip = (~self.norm.isfinite()).float()  # alike on all processes
         if self.skips_on_device:
             self.optimizer.found_inf = skip
-        # The scaler skips the update itself, and takes a smaller scale.
-        if self.skips_on_device or self.scaler or not skip:
-            self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad()
+        if self.skips_on_device or not skip:
+            self.optimizer.step()
+        if self.scaler:  # fp16: the norm is that of the true gradient, and the next scale depends on it
+            self.scaler.update()
+        self.optimizer.zero_grad()
         self.step += 1
-        self.learning_rate = self.lr_scheduler.get_last_lr()[0]
-        self.lr_scheduler.step()
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self._follow_schedule()
         if self.ema and self.skips_on_device:
             self.ema.update(self.step, skip)
         elif self.ema and not skip:
             self.ema.update(self.step)
         self.skips[0] += skip
         self.skips[1] = (self.skips[1] + 1) * skip
+
+    def _follow_schedule(self):
+        """Set the learning rate of the next step. It is a function of the steps taken, also of those that skipped."""
+        schedule = self.lr_scheduler
+        for group, lr, course in zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+            group["lr"] = lr * course(self.step)
 
     @property
     def skipped(self) -> int:
@@ -150,17 +156,10 @@ class RunState:
             moments.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        # The schedule is a function of the step.
-        schedule = self.lr_scheduler
-        schedule.last_epoch = numbers["step"]
-        schedule._last_lr = [
-            lr * course(schedule.last_epoch) for lr, course in zip(schedule.base_lrs, schedule.lr_lambdas)
-        ]
-        for group, learning_rate in zip(self.optimizer.param_groups, schedule.get_last_lr()):
-            group["lr"] = learning_rate
         if self.scaler:
             self.scaler.load_state_dict(numbers["scaler"])
         if self.accelerator.is_main_process:
             self.meter.table.copy_(torch.tensor(numbers["losses"]))
         self.step, self.micro_batches = numbers["step"], numbers["micro_batches"]
+        self._follow_schedule()
         self.skips[0] = numbers["skipped"]

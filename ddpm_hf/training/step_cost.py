@@ -73,7 +73,7 @@ class Step:
             self.unet.enable_gradient_checkpointing()
         if config.compile:
             compile_blocks(self.unet)
-        self.optimizer = make_optimizer(self.unet, config)
+        self.optimizer = make_optimizer(self.unet, config, device)
         self.shape = (channels, *config.size)
 
     def seconds_for(self, count: int) -> float:
@@ -92,9 +92,14 @@ class Step:
         return time.perf_counter() - began
 
     def memory(self) -> int:
-        """Return the bytes in use at most so far on a GPU; on a CPU, those of the process now."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+        """Return the bytes in use at most so far on a GPU; on a CPU or an Apple GPU, those in use now."""
+        match self.device.type:
+            case "cuda":
+                return torch.cuda.max_memory_allocated(self.device)
+            case "xpu":
+                return torch.xpu.max_memory_allocated(self.device)
+            case "mps":
+                return torch.mps.driver_allocated_memory()
         return psutil.Process().memory_info().rss
 
     def end(self):

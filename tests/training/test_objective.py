@@ -105,7 +105,7 @@ def test_learning_rate_counts_optimizer_steps():
     config = configure(
         "--max_train_steps", "100", "--lr_warmup_steps", "10", "--learning_rate", "2", "--lr_scheduler", "linear"
     )
-    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config, torch.device("cpu"))
     schedule = make_lr_scheduler(optimizer, config)
     rates = []
     for _ in range(100):
@@ -122,7 +122,7 @@ def test_optimizer_follows_the_options(flags, kind):
     config = configure(*flags, "--adam_beta1", "0.8", "--adam_weight_decay", "0.1")
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, torch.device("cpu"))
     assert type(optimizer) is kind
     assert optimizer.defaults["betas"] == (0.8, config.adam_beta2)
     assert optimizer.defaults["weight_decay"] == 0.1
