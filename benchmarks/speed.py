@@ -1,13 +1,14 @@
 """How fast are a training step and a sampling step, compared with diffusers at the same weights?
 
-    python benchmarks/speed.py                                                   this machine's CPU
-    python benchmarks/speed.py --device cuda --batch_sizes 1 16 128 512          a GPU
+    python benchmarks/speed.py                                                            this machine's CPU
+    python benchmarks/speed.py --device cuda --batch_sizes 1 16 128 512 --compile         a GPU
 
 The network is the paper's for CIFAR-10 (35.7 M parameters), at 32 and at 64 pixels: as a `DDPMUNetModel`, and as
 diffusers' `UNet2DModel` with the same weights. Both run in one process by turns, after a warm-up. A training step is
 forward, loss, backward, clipping, optimizer and moving average, as in train_ddpm.py and as in diffusers' own
-train_unconditional.py. A sampling step is one step of the whole pipeline. First, both must predict the same. Prints a
-table in Markdown; `--output` writes all times as JSON.
+train_unconditional.py. A sampling step is one step of the whole pipeline. First, both must predict the same. A precision
+that the machine only emulates is left out. `--compile` adds networks that are compiled, and on a GPU those that CUDA
+graphs run; that takes minutes for each of them. Prints a table in Markdown; `--output` writes all times as JSON.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
@@ -29,14 +30,14 @@ from tqdm.auto import tqdm
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.convert import to_unet2d
-from ddpm_hf.hardware import compile_blocks, keep_freed_memory
-from ddpm_hf.precision import autocast
+from ddpm_hf.hardware import compile_network, keep_freed_memory, processor_name
+from ddpm_hf.precision import autocast, computes_in_bf16
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.objective import denoising_loss
 from ddpm_hf.training.optimizer import make_optimizer
 
 # Largest difference of the predictions, relative to the largest prediction.
-TOLERANCES = {"float32": 1e-5, "tf32": 1e-2, "bf16": 2e-2}
+TOLERANCES = {"float32": 1e-5, "default": 1e-2, "tf32": 1e-2, "bf16": 2e-2}
 SAMPLING_STEPS = 5  # in one call of a pipeline
 
 
@@ -45,12 +46,13 @@ class Side:
     """One of the two sides of a comparison."""
 
     library: str  # "ddpm_hf" or "diffusers"
-    precision: str  # "float32", "tf32" (GPUs only) or "bf16" (autocast)
+    precision: str  # "float32", "bf16" (autocast); on GPUs also "tf32", and "default": TF32 in convolutions only
     channels_last: bool = False  # for diffusers; our network chooses by itself
     compiled: bool = False
+    graphs: bool = False  # compiled, and run by CUDA graphs
 
     def __str__(self):
-        extras = [name for name, there in (("channels_last", self.channels_last), ("compiled", self.compiled)) if there]
+        extras = [name for name in ("channels_last", "compiled", "graphs") if getattr(self, name)]
         return " ".join([self.precision, *extras])
 
 
@@ -65,8 +67,10 @@ class Runner:
             self.unet.load_state_dict(unet.state_dict())
         elif side.channels_last:
             self.unet.to(memory_format=torch.channels_last)
-        if side.compiled:
-            compile_blocks(self.unet) if self.own else self.unet.compile(dynamic=False)
+        if side.graphs:
+            self.unet.compile(mode="reduce-overhead", dynamic=False)
+        elif side.compiled:
+            compile_network(self.unet, device) if self.own else self.unet.compile(dynamic=False)
         self.x_0 = torch.rand(batch_size, 3, size, size, device=device) * 2 - 1
         self.eps = torch.randn_like(self.x_0)
         self.t = torch.randint(0, 1000, (batch_size,), device=device)
@@ -85,7 +89,8 @@ class Runner:
     def precision(self):
         """Return the context that the side computes in."""
         if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.side.precision == "tf32"
+            torch.backends.cuda.matmul.allow_tf32 = self.side.precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = self.side.precision in ("tf32", "default")
         return autocast(self.device, "bf16" if self.side.precision == "bf16" else "no")
 
     @torch.no_grad()
@@ -103,10 +108,13 @@ class Runner:
                 x_t = self.scheduler.add_noise(self.x_0, self.eps, self.t)
                 loss = F.mse_loss(self.unet(x_t, self.t).sample.float(), self.eps)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        skip = (~norm.isfinite()).float() if self.own and self.device.type == "cuda" else None
+        if skip is not None:
+            self.optimizer.found_inf = skip
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.step) if self.own else self.ema.step(self.unet.parameters())
+        self.ema.update(self.step, skip) if self.own else self.ema.step(self.unet.parameters())
 
     def sample(self):
         self.unet.eval()
@@ -120,44 +128,57 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="pixels a side")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4])
     parser.add_argument("--rounds", type=int, default=10, help="how often each function is timed")
-    parser.add_argument("--compile", action="store_true", help="also compile the best of both")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled networks and CUDA graphs")
     parser.add_argument("--output", type=Path, help="JSON file for all times")
     arguments = parser.parse_args()
     keep_freed_memory()
     device = torch.device(arguments.device)
 
     print(describe_machine(device))
-    peaks = {name: measure_peaks(name, device) for name in ("float32", "bf16")}
+    peaks = {name: measure_peaks(name, device) for name in ("float32", "bf16") if name in precisions(device)}
     for name, peak in peaks.items():
         print(f"Peak in {name}: " + ", ".join(f"{kind} {flops / 1e9:,.0f} GFLOP/s" for kind, flops in peak.items()))
     print("\n| step | pixels | batch | here | diffusers | ms here | ms diffusers | times as fast | of the peak |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    rows = []
-    for size in arguments.sizes:
-        unet = DDPMUNetModel(sample_size=size, zero_init=False)
-        for batch_size in arguments.batch_sizes:
-            flops = forward_flops(unet, batch_size, size)
-            for ours, theirs in comparisons(device, arguments.compile):
-                for row in compare(unet, ours, theirs, batch_size, size, device, arguments.rounds):
-                    peak = max(peaks["bf16" if ours.precision == "bf16" else "float32"].values())
-                    row["flops"] = flops * (3 if row["step"] == "training" else 1)  # backward is twice forward
-                    row["share_of_peak"] = row["flops"] / row["here"]["median"] / peak
-                    rows.append(row)
-                    print(line(row), flush=True)
+    pairs, rows = comparisons(device, arguments.compile), []
+    count = len(arguments.sizes) * len(arguments.batch_sizes) * len(pairs) * 2
+    with tqdm(total=count, desc="Rows", disable=None) as bar:
+        for size in arguments.sizes:
+            unet = DDPMUNetModel(sample_size=size, zero_init=False)
+            for batch_size in arguments.batch_sizes:
+                flops = forward_flops(unet, batch_size, size)
+                for ours, theirs in pairs:
+                    for row in compare(unet, ours, theirs, batch_size, size, device, arguments.rounds):
+                        peak = max(peaks["bf16" if ours.precision == "bf16" else "float32"].values())
+                        row["flops"] = flops * (3 if row["step"] == "training" else 1)  # backward is twice forward
+                        row["share_of_peak"] = row["flops"] / row["here"]["median"] / peak
+                        rows.append(row)
+                        bar.write(line(row))
+                        bar.update()
     if arguments.output:
         facts = {"machine": describe_machine(device), "peaks": peaks, "rows": rows}
         arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def precisions(device: torch.device) -> list[str]:
+    """Return the precisions that a device computes in, rather than emulate them."""
+    if device.type == "cuda":
+        return ["float32", "tf32", "bf16"]
+    return ["float32", "bf16"] if computes_in_bf16(device) else ["float32"]
+
+
 def comparisons(device: torch.device, compiled: bool) -> list[tuple[Side, Side]]:
     """Return the pairs to compare: equal precisions, then our best against their default and against their best."""
-    precisions = ["float32", "tf32", "bf16"] if device.type == "cuda" else ["float32", "bf16"]
-    best = Side("ddpm_hf", "bf16", compiled=compiled)
-    return [
-        *((Side("ddpm_hf", name), Side("diffusers", name)) for name in precisions),
-        (best, Side("diffusers", "float32")),
-        (best, Side("diffusers", "bf16", channels_last=True, compiled=compiled)),
-    ]
+    fastest, on_gpu = precisions(device)[-1], device.type == "cuda"
+    ours, theirs = Side("ddpm_hf", fastest), Side("diffusers", fastest, channels_last=True)
+    default = Side("diffusers", "default" if on_gpu else "float32")
+    pairs = [(Side("ddpm_hf", name), Side("diffusers", name)) for name in precisions(device)]
+    pairs += [(ours, theirs)] + [(ours, default)] * (fastest != default.precision)
+    if compiled:
+        ours, theirs = replace(ours, compiled=True), replace(theirs, compiled=True)
+        pairs += [(ours, default), (ours, theirs)]
+        pairs += [(replace(ours, graphs=True), replace(theirs, graphs=True))] * on_gpu
+    return pairs
 
 
 def compare(unet, ours: Side, theirs: Side, batch_size: int, size: int, device: torch.device, rounds: int):
@@ -242,7 +263,9 @@ def describe_machine(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {versions}"
-    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {versions}"
+    return (
+        f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads, {versions}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,14 +22,15 @@ def describe_machine(accelerator: Accelerator) -> dict:
         case "xpu":
             hardware = torch.xpu.get_device_name(accelerator.device)
         case "cpu":
-            hardware = f"{_processor_name()}, CPU threads: {torch.get_num_threads()}"
+            hardware = f"{processor_name()}, CPU threads: {torch.get_num_threads()}"
         case kind:
-            hardware = f"{_processor_name()}, GPU ({kind})"
+            hardware = f"{processor_name()}, GPU ({kind})"
     versions = {"ddpm_hf": ddpm_hf.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
     return {"hardware": hardware, "processes": accelerator.num_processes, "versions": versions}
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Return the name of the processor, as far as the system tells it."""
     if platform.system() == "Darwin":
         with suppress(OSError, subprocess.CalledProcessError):
             return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
@@ -48,7 +49,15 @@ def keep_freed_memory():
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def compile_blocks(unet: ModelMixin):
-    """Compile the repeated blocks in place, so the names of the weights stay. The first step then takes a minute."""
-    torch._dynamo.config.recompile_limit = 128  # blocks of one class differ in shape, and each shape is compiled
-    unet.compile_repeated_blocks(dynamic=False)
+def compile_network(unet: ModelMixin, device: torch.device, processes: int = 1):
+    """Compile a network in place, so the names of the weights stay. The first step then takes a minute or more.
+
+    On one GPU it is compiled as a whole, since what lies between the blocks is then fused, too. Several processes send
+    the gradients of a block while those of the next one are computed, so they compile each block by itself. So do CPUs:
+    there the whole takes longer to compile and is no faster.
+    """
+    torch._dynamo.config.recompile_limit = 128  # each shape of a batch or of a block is compiled by itself
+    if device.type == "cpu" or processes > 1:
+        unet.compile_repeated_blocks(dynamic=False)
+    else:
+        unet.compile(dynamic=False)

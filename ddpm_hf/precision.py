@@ -26,7 +26,9 @@ def choose_mixed_precision(choice: Literal["auto", "no", "bf16", "fp16"]) -> Lit
                 f"accelerate asks for mixed precision {wish}; expected no, bf16 or fp16. Choose one of them there, or "
                 "with --mixed_precision here."
             )
-    return "bf16" if _computes_in_bf16() else "no"
+    on_gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = torch.accelerator.current_accelerator() if on_gpu else None
+    return "bf16" if computes_in_bf16(device or torch.device("cpu")) else "no"
 
 
 def precision_to_draw_in(choice: Literal["auto", "no", "bf16", "fp16"] | None) -> Literal["no", "bf16", "fp16"]:
@@ -70,11 +72,9 @@ def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def _computes_in_bf16() -> bool:
-    """Return whether the hardware of this process is known to compute in bf16, not only to emulate it."""
-    gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    kind = torch.accelerator.current_accelerator() if gpu else torch.device("cpu")
-    match kind and kind.type:
+def computes_in_bf16(device: torch.device) -> bool:
+    """Return whether a device is known to compute in bf16, and not only to emulate it."""
+    match device.type:
         case "cuda":
             return torch.cuda.is_bf16_supported(False)
         case "xpu":

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.hardware import compile_blocks
+from ddpm_hf.hardware import compile_network
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.meter import LossMeter
 from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer, skips_by_itself
@@ -41,7 +41,7 @@ class RunState:
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if config.compile:
-            compile_blocks(unet)
+            compile_network(unet, accelerator.device, accelerator.num_processes)
         self.unet, self.accelerator = unet, accelerator
         self.optimizer: Any = make_optimizer(unet, config, accelerator.device)  # its flag `found_inf` is in no type
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)

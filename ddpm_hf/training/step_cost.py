@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.hardware import compile_blocks
+from ddpm_hf.hardware import compile_network
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered
 from ddpm_hf.training.model import make_model
@@ -72,7 +72,7 @@ class Step:
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if config.compile:
-            compile_blocks(self.unet)
+            compile_network(self.unet, device)
         self.optimizer = make_optimizer(self.unet, config, device)
         self.shape = (channels, *config.size)
 
