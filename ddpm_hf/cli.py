@@ -107,7 +107,7 @@ def _add_drawing(parser):
     )
 
 
-def _precision(choice: str | None) -> str:
+def _precision(choice) -> str:
     """Return the precision of samples, and print a note if accelerate was told another one."""
     from ddpm_hf.precision import check_mixed_precision, contradiction, precision_to_draw_in
     from ddpm_hf.processes import this_process

@@ -334,7 +334,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         self.time_widths = time_widths
         self.time_projection = nn.Linear(time_channels, sum(time_widths))
 
-        # On a CPU, channels last is faster only with AMX. But group norm is several times slower in it there. With narrow
+        # On a CPU, channels last is faster only with AMX. But group norm is several times slower in it. With narrow
         # groups, that costs more than the convolutions gain.
         self.channels_last_on_cpu = torch.cpu._is_amx_tile_supported() and widths[0] >= 4 * norm_num_groups
 

@@ -167,7 +167,8 @@ def test_a_mistake_of_the_program_keeps_its_traceback(error, monkeypatch):
 def test_one_process_draws_the_grid(run, tmp_path, monkeypatch, capsys):
     arguments = ["sample", str(run), "--output", str(tmp_path / "grid.png"), "--batch_size", "2"]
     with monkeypatch.context() as other:
-        other.setattr("ddpm_hf.processes.this_process", lambda: SimpleNamespace(is_main_process=False))
+        another = SimpleNamespace(is_main_process=False, device=torch.device("cpu"))
+        other.setattr("ddpm_hf.processes.this_process", lambda: another)
         cli.main(arguments)
     assert not (tmp_path / "grid.png").exists()
     assert capsys.readouterr().out == ""

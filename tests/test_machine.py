@@ -72,7 +72,7 @@ def test_a_precision_that_the_device_lacks(precision, device, trains, message, m
 
 def test_a_device_without_random_generators():
     check_device(torch.device("cpu"))
-    with pytest.raises(ValueError, match="chose the device meta, .* ACCELERATE_USE_CPU=true"):
+    with pytest.raises(ValueError, match=r"chose the device meta, .* ACCELERATE_USE_CPU=true"):
         check_device(torch.device("meta"))
 
 

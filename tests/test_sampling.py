@@ -51,6 +51,16 @@ def test_the_grid_is_that_of_the_run(run, tmp_path):
     assert not np.array_equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "grid.png"))
 
 
+@pytest.mark.parametrize(("flags", "used", "note"), [("", "bf16", ""), ("--mixed_precision no", "no", "no is used; ")])
+def test_the_precision_of_the_launcher_is_used(flags, used, note, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    capsys.readouterr()
+    sample(run, "--num_images", 1, "--output", tmp_path / "images", *flags.split())
+    assert json.loads((tmp_path / "images" / "sampling.json").read_text())["mixed_precision"] == used
+    said = capsys.readouterr().out
+    assert note in said and ("accelerate was told bf16" in said) == bool(note)
+
+
 def test_an_interrupted_folder_is_continued(run, tmp_path):
     """Image i does not depend on the batch, and existing images are not drawn again."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
