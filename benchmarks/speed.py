@@ -6,8 +6,8 @@
 The network is the paper's for CIFAR-10 (35.7 M parameters), at 32 and at 64 pixels: as a `DDPMUNetModel`, and as
 diffusers' `UNet2DModel` with the same weights. Both run in one process by turns, after a warm-up. A training step is
 forward, loss, backward, clipping, optimizer and moving average, as in train_ddpm.py and as in diffusers' own
-train_unconditional.py. A sampling step is one step of the whole pipeline. First, both must predict the same. A precision
-that the machine only emulates is left out. `--compile` adds networks that are compiled, and on a GPU those that CUDA
+train_unconditional.py. A sampling step is one step of the whole pipeline. First, both must predict the same. A
+precision that the machine only emulates is left out. `--compile` adds compiled networks, and on a GPU those that CUDA
 graphs run; that takes minutes for each of them. Prints a table in Markdown; `--output` writes all times as JSON.
 """
 

@@ -25,6 +25,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     device = this_process().device
     use_all_cores()
     keep_freed_memory()
+    torch.backends.cudnn.deterministic = True  # else float32 gradients are summed in another order each time
     config.mixed_precision = choose_mixed_precision(config.mixed_precision)
     check_device(device)
     check_mixed_precision(config.mixed_precision, device, trains=True)
