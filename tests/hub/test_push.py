@@ -163,6 +163,8 @@ def test_a_space_in_one_commit(hub, run, capsys):
     written = {path.relative_to(run / "space").as_posix(): path for path in (run / "space").rglob("*")}
     assert files == {name: path.read_bytes() for name, path in written.items() if path.is_file()}
     assert {"app.py", "requirements.txt", "README.md", "model/model_index.json", "ddpm_hf/demo/page.py"} <= set(files)
+    pipelines = {name for name in files if name.startswith("ddpm_hf/pipelines/")}
+    assert pipelines == {f"ddpm_hf/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("pipelines/*.py")}
     assert b"private" not in files.values()
     assert not any(word in b"".join(files.values()) for word in (TOKEN.encode(), str(run.parent).encode()))
 
