@@ -17,7 +17,7 @@ from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
 from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
-from ddpm_hf.terminal import one_line_errors
+from ddpm_hf.terminal import one_line_errors, print_all_characters
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
 
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None):
     Args:
         argv (`list[str]`, *optional*): The arguments; the default is the process's.
     """
+    print_all_characters()
     parser = CommandParser(prog="ddpm-hf")
     parser.add_argument("--version", action="version", version=f"ddpm-hf {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -132,6 +133,7 @@ def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py"
     Args:
         argv, program: See [`~ddpm_hf.command_line.parse_command_line`].
     """
+    print_all_characters()
     config, dry_run = parse_command_line(argv, program)
     from ddpm_hf.places import check_pictures
 

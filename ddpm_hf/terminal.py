@@ -1,5 +1,6 @@
 """Messages at the terminal: errors and notes, each in one line."""
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ddpm_hf.tokens import hide_tokens
+
+
+def print_all_characters():
+    """Print the characters that the output has no code for as escapes: on Windows, a file or a pipe has few codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # notebooks have another kind, which takes all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def one_line(error: BaseException) -> str:
