@@ -6,7 +6,6 @@ The functions import what needs torch, diffusers or the Hub. So --help and misty
 import dataclasses
 import math
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
 from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
-from ddpm_hf.terminal import one_line_errors, print_all_characters
+from ddpm_hf.terminal import as_argument, one_line_errors, print_all_characters
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
 
@@ -385,9 +384,8 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         check_name(repo_id, hub_token)  # before anything is written
     if space:
         written = write_space(folder)
-        print(
-            f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}"
-        )
+        app = as_argument(written / "app.py")
+        print(f"{written} holds a Space that needs nothing else; try it with: python {app}")
     if not no_upload:
         push = push_space if space else push_run
         print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")

@@ -25,7 +25,7 @@ def describe_machine(accelerator: Accelerator) -> dict:
 
 def _processor_name() -> str:
     with suppress(OSError, StopIteration):  # this file exists on Linux, and has the name on x86 only
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 

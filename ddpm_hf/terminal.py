@@ -2,6 +2,8 @@
 
 import io
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ def one_line(error: BaseException) -> str:
     """Return the message of an error in one line, without tokens and without a period or a colon at its end."""
     text = " ".join(str(error).split()) or type(error).__name__
     return hide_tokens(text).rstrip(".:")
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as the shell of this machine takes it, with quotes if it needs them."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 @contextmanager

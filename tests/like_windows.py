@@ -1,4 +1,4 @@
-"""Make a process on Linux as strict as one on Windows: what only POSIX has is taken away, and what Windows refuses fails.
+"""Make a process on Linux as strict as on Windows: what only POSIX has is taken away, what Windows refuses fails.
 
 The rules for files hold inside of one folder, so that other libraries keep their temporary files.
 """
@@ -14,6 +14,8 @@ import signal
 import stat
 import sys
 from pathlib import Path
+
+import filelock
 
 NO_SIGNALS = {name for name in dir(signal) if name.startswith("SIG") and name.isalnum()} - {
     *("SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM")
@@ -43,8 +45,11 @@ class Files:
         os.mkdir, os.rmdir = self.like_mkdir, self.like_rmdir
         os.unlink = os.remove = self.like_unlink
         os.rename, os.replace = self.like_rename, self.like_replace
-        os.symlink = os.link = lambda source, *rest, **_: refuse(errno.EPERM, "a required privilege is not held", source)
+        os.symlink = os.link = self.like_link
         shutil._use_fd_functions = False  # rmtree opens folders with them
+
+    def like_link(self, source, *rest, **options):
+        refuse(errno.EPERM, "a required privilege is not held", source)
 
     def inside(self, path) -> str | None:
         """Return the whole path of what is in the folder."""
@@ -135,4 +140,11 @@ def be_like_windows(folder: Path):
     sys.modules.update(dict.fromkeys(NO_MODULES))  # an import of them fails
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="cp1252", errors=stream.errors)  # as where the output goes into a file
+    release = filelock.UnixFileLock._release
+
+    def release_and_remove(lock):
+        release(lock)
+        os.unlink(lock.lock_file)
+
+    filelock.UnixFileLock._release = release_and_remove
     Files(folder).start()

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from runs import equal, make_run
 
-import ddpm_hf.demo.page  # these two keep what they import, so they are imported before anything is replaced
 import ddpm_hf.evaluation.command  # noqa: F401
 from ddpm_hf import cli
 

@@ -1,4 +1,4 @@
-"""A process that is as strict as Windows and does what a user does with a run. It prints what it found in JSON."""
+"""A process that is as strict as Windows, and trains, goes on, draws, evaluates and shares. It prints what is left."""
 
 import gc
 import json
@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-import accelerate  # the libraries that look for names of POSIX when they are imported
+# The libraries that look for names of POSIX when they are imported.
+import accelerate  # noqa: F401
 import datasets  # noqa: F401
 import diffusers  # noqa: F401
-import filelock  # noqa: F401
 import huggingface_hub  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import psutil  # noqa: F401
@@ -20,69 +20,59 @@ from like_windows import be_like_windows
 TRAIN = """--mixed_precision no --train_batch_size 4 --logging_steps 1 --lr_warmup_steps 2 --ddpm_num_inference_steps 3
     --eval_batch_size 2 --resolution 8 --checkpointing_steps 2 --checkpoints_total_limit 1 --save_model_steps 2
     --save_images_steps 2 --validation_fraction 0.1 --validation_steps 2 --keep_best loss --augment --class_conditional
-    --ddpm_num_steps 10"""
+    --ddpm_num_steps 10 --model_config_name_or_path model --train_data_dir pictures --cache_dir cache"""
+EVALUATE = """--metrics bpd fid --num_images 8 --bpd_timesteps 2 --batch_size 4 --features features:means
+    --cache_dir cache"""
+OURS = ("README.md", "best.json", "run.json", "metrics.jsonl", "app.py")  # written by no other library
+NAME = "Läufe und Bilder 日本"
 
 
 def main(folder: Path):
     be_like_windows(folder)
     from ddpm_hf import DDPMPipelineCustom, cli
+    from ddpm_hf.checkpoint import save_pipeline
 
-    def train(output, *flags, steps=4):
-        words = [*TRAIN.split(), "--model_config_name_or_path", str(folder / "model"), "--max_train_steps", str(steps)]
-        words += ["--train_data_dir", str(folder / "pictures"), "--cache_dir", str(folder / "cache")]
+    def train(output, steps, *flags):
         try:
-            cli.start_training([*words, "--output_dir", str(output), *flags])
+            cli.start_training([*TRAIN.split(), "--max_train_steps", str(steps), "--output_dir", str(output), *flags])
+        except SystemExit as error:  # one line
+            return str(error), output.exists()
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             gc.collect()  # a user's runs are processes
+        return sorted(path.name for path in (output / "checkpoints").iterdir())
 
-    def names(path):
-        return sorted(file.name for file in path.iterdir())
+    def below(length):
+        """Return the path of a folder, of that many characters."""
+        return folder / ("n" * (length - len(str(folder)) - len(NAME) - 2)) / NAME
 
-    # As deep as a run can be: the longest name in it has 68 characters.
-    ending = "Läufe und Bilder 日本"
-    run = folder / ("l" * (190 - len(str(folder)) - len(ending) - 2)) / ending
-    found = {}
-    train(run)
-    found["checkpoints"] = [names(run / "checkpoints")]
-    train(run, steps=8)  # goes on from the checkpoint, whose folder is deleted
-    found["checkpoints"] += [names(run / "checkpoints")]
-    found["samples"] = names(run / "samples")
-    found["run"] = names(run)
-
-    for file in (folder / "cache").glob("ddpm_hf/*/pixels.bin"):  # a spoilt cache is made again
-        file.write_bytes(file.read_bytes()[:-1])
-    train(run, "--overwrite_output_dir", steps=2)
-    cli.main(["sample", str(run), "--num_images", "2", "--output", str(folder / "samples")])
-    cli.main(
-        ["evaluate", str(run), "--metrics", "bpd,fid", "--num_images", "8", "--bpd_timesteps", "2", "--batch_size", "4"]
-        + ["--features", "features:means", "--cache_dir", str(folder / "cache")]
-    )
+    run = below(150)  # the longest name in it has about 100 characters
+    found = {"new": train(run, 4)}
+    found["resumed"] = train(run, 8)  # the folder that it goes on from is deleted
+    for pixels in (folder / "cache").glob("ddpm_hf/*/pixels.bin"):
+        pixels.write_bytes(b"spoilt")
+    found["overwritten"] = train(run, 2, "--overwrite_output_dir")
+    cli.main(["sample", str(run), "--num_images", "2", "--output", "drawn"])
+    cli.main(["evaluate", str(run), *EVALUATE.split()])
+    found["metrics"] = sorted(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
     cli.main(["push", str(run), "--space", "--no_upload"])
-    found["space"] = names(run / "space" / "ddpm_hf" / "pipelines")
 
-    # A pipeline replaces itself.
     pipeline = DDPMPipelineCustom.from_pretrained(run)
-    before = pipeline.unet.conv_in.weight.clone()
-    from ddpm_hf.checkpoint import save_pipeline
+    weights = pipeline.unet.conv_in.weight.clone()
+    save_pipeline(pipeline, run)  # it replaces the files that it was loaded from
+    found["same"] = torch.equal(weights, DDPMPipelineCustom.from_pretrained(run).unet.conv_in.weight)
 
-    save_pipeline(pipeline, run)
-    found["same"] = bool(torch.equal(before, DDPMPipelineCustom.from_pretrained(run).unet.conv_in.weight))
-    found["left"] = [str(path) for path in folder.rglob("*") if path.name.startswith((".unfinished", ".replaced"))]
-    text = b"".join(path.read_bytes() for path in run.rglob("*") if path.suffix in (".json", ".jsonl", ".md", ".py"))
-    found["carriage_returns"] = text.count(b"\r")
-
-    for name, deep in {"refused": folder / "new", "deep": folder / ("l" * (231 - len(str(folder)))) / "run"}.items():
-        try:
-            train(deep, *(["--pretrained_model_name_or_path", str(folder / "model")] if name == "refused" else []))
-        except SystemExit as error:
-            found[name] = str(error)
-            found[f"{name}_left"] = [path.name for path in deep.rglob("*")] if deep.exists() else None
+    found["refused"] = train(folder / "refused", 4, "--dataset_split", "other")
+    found["too deep"] = train(below(200), 4)
+    found["left"] = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    ours = [path for name in OURS for path in run.rglob(name)]
+    found["ours"] = {path.relative_to(run).as_posix(): b"\r" in path.read_bytes() for path in ours}
+    found["classes"] = pipeline.unet.config.class_names
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    os.chdir(sys.argv[1])
     sys.path.insert(0, sys.argv[1])
+    os.chdir(sys.argv[1])
     main(Path(sys.argv[1]))

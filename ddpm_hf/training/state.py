@@ -145,8 +145,8 @@ class RunState:
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             i, name = key.split(".")
-            # Copies, since Windows deletes no file whose tensors are in use. The fused optimizer expects the memory layout
-            # of the parameter.
+            # Copies, since Windows deletes no file whose tensors are in use. The fused optimizer expects the memory
+            # layout of the parameter.
             if value.ndim:
                 value = copy_whole(value, torch.empty_like(parameters[int(i)], dtype=value.dtype))
             else:
