@@ -139,6 +139,15 @@ def test_a_clone_has_the_custom_pipelines_without_a_link():
     assert [file for file in files if file.is_symlink()] == []
 
 
+def test_text_files_have_an_encoding():
+    """On Windows, the default is another one."""
+    for path in (*FILES.values(), *CUSTOM_PIPELINES):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            text, function = ast.unparse(call), ast.unparse(call.func)
+            is_text = function.endswith((".read_text", ".write_text")) or (function == "open" and "b'" not in text)
+            assert not is_text or "encoding=" in text, f"{path.name}: {text}"
+
+
 def test_torchvision_is_imported_nowhere():
     files = [f for f in ROOT.rglob("*.py") if ".venv" not in f.parts]
     assert len(files) > 10

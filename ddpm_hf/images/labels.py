@@ -10,6 +10,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
 from datasets.download.streaming_download_manager import xopen
 
 from ddpm_hf.config import TrainingConfig
