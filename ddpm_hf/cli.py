@@ -6,7 +6,6 @@ The functions import what needs torch, diffusers or the Hub. So --help and misty
 import dataclasses
 import math
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
 from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
-from ddpm_hf.terminal import one_line_errors
+from ddpm_hf.terminal import as_argument, one_line_errors, print_all_characters
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
 
@@ -51,6 +50,7 @@ def main(argv: list[str] | None = None):
     Args:
         argv (`list[str]`, *optional*): The arguments; the default is the process's.
     """
+    print_all_characters()
     parser = CommandParser(prog="ddpm-hf")
     parser.add_argument("--version", action="version", version=f"ddpm-hf {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -144,6 +144,7 @@ def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py"
     Args:
         argv, program: See [`~ddpm_hf.command_line.parse_command_line`].
     """
+    print_all_characters()
     config, dry_run = parse_command_line(argv, program)
     from ddpm_hf.places import check_pictures
 
@@ -393,9 +394,8 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
         check_name(repo_id, hub_token)  # before anything is written
     if space:
         written = write_space(folder)
-        print(
-            f"{written} holds a Space that needs nothing else; try it with: python {shlex.quote(f'{written}/app.py')}"
-        )
+        app = as_argument(written / "app.py")
+        print(f"{written} holds a Space that needs nothing else; try it with: python {app}")
     if not no_upload:
         push = push_space if space else push_run
         print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")

@@ -18,7 +18,7 @@ def replace_text(path: Path, text: str):
     """Write a text file. At every moment the file holds the old text or the new."""
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
         sync(unfinished)
         os.replace(unfinished, path)
     except OSError:
@@ -38,7 +38,12 @@ def write_json_lines(path: Path, lines: list[dict]):
 
 def sync(path: Path):
     """Wait until the content of a file, or the list of files of a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what it may write
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folder; the journal of NTFS keeps the renames in order
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

@@ -35,7 +35,7 @@ def processor_name() -> str:
         with suppress(OSError, subprocess.CalledProcessError):
             return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
     with suppress(OSError, StopIteration):  # this file exists on Linux, and has the name on x86 only
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 

@@ -275,9 +275,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # The components' configurations exist by now. That of a diffusers U-Net holds the path it was loaded from.
         for file in Path(save_directory).glob("*/config.json"):
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
             if config.pop("_name_or_path", None):
-                file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def to_json_string(self) -> str:
         """Return the contents of model_index.json, with shipped classes by their files and without local paths."""

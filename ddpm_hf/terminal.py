@@ -1,6 +1,9 @@
 """Messages at the terminal: errors and notes, each in one line."""
 
+import io
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +14,21 @@ from tqdm.auto import tqdm
 from ddpm_hf.tokens import hide_tokens
 
 
+def print_all_characters():
+    """Print the characters that the output has no code for as escapes: on Windows, a file or a pipe has few codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # notebooks have another kind, which takes all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error in one line, without tokens and without a period or a colon at its end."""
     text = " ".join(str(error).split()) or type(error).__name__
     return hide_tokens(text).rstrip(".:")
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as the shell of this machine takes it, with quotes if it needs them."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 @contextmanager

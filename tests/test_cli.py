@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from platforms import needs_links
 from runs import equal, make_run
 
 import ddpm_hf.demo.page  # these two keep what they import, so they are imported before anything is replaced
@@ -103,6 +104,7 @@ def test_flags_that_cannot_be_read_end_with_code_2(arguments, message, capsys):
         (["demo", ".", "--server_port", "99999"], "--server_port 99999: expected 1 to 65535."),
     ],
 )  # fmt: skip
+@needs_links
 def test_what_cannot_be_done_is_found_before_a_model_is_loaded(arguments, message, no_loading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine")
@@ -116,7 +118,8 @@ def test_what_cannot_be_done_is_found_before_a_model_is_loaded(arguments, messag
     assert os.listdir("folder") == ["diary.txt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.name == "nt", reason="folders of Windows have no such mode")
+@pytest.mark.skipif(os.name != "nt" and os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(no_loading, tmp_path):
     tmp_path.chmod(0o500)
     assert "may not be written to; name another" in error_of("sample", ".", "--output", tmp_path / "a.png")

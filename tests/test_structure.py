@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_custom_pipelines_agree():
     assert [name for name, copies in sources.items() if len(set(copies)) > 1] == []
     assert len(sources["_check_scheduler"]) == len(CUSTOM_PIPELINES) == 4
     assert {len(sources[name]) for name in OF_LABELS} == {5}
+
+
+def test_a_clone_has_the_custom_pipelines_without_a_link():
+    """A clone on Windows has no links."""
+    for path in CUSTOM_PIPELINES:
+        assert importlib.util.find_spec(f"ddpm_hf.pipelines.{path.stem}").origin == str(path)
+    files = [file for path in ROOT.iterdir() if path.name[0] != "." for file in (path, *path.rglob("*"))]
+    assert len(files) > 100
+    assert [file for file in files if file.is_symlink()] == []
+
+
+def test_text_files_have_an_encoding():
+    """On Windows, the default is another one."""
+    for path in (*FILES.values(), *CUSTOM_PIPELINES):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            text, function = ast.unparse(call), ast.unparse(call.func)
+            is_text = function.endswith((".read_text", ".write_text")) or (function == "open" and "b'" not in text)
+            assert not is_text or "encoding=" in text, f"{path.name}: {text}"
 
 
 def test_torchvision_is_imported_nowhere():

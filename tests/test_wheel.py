@@ -1,9 +1,11 @@
-"""A built wheel, installed away from the clone by the notebook's cell."""
+"""The package as it is installed: from a wheel, away from the clone, by the notebook's cell; and editable."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 from save_notebook import ROOT, cell_with
@@ -27,26 +29,37 @@ pipeline.save_pretrained("pipeline")
 pipeline = ddpm_hf.DDPMPipelineCustom.from_pretrained("pipeline")
 print(len(pipeline(batch_size=2).images), "images,", len(DemoModel(pipeline).denoise(seed=0, steps=3)), "frames")
 """
+EDITABLE = """
+import site
+site.addsitedir({site!r})
+from ddpm_hf.pipelines import ddpm_img2img, ddpm_interpolation, ddpm_progressive, ddpm_inpainting
+print(ddpm_img2img.__file__)
+"""
+
+
+PYTHON = [sys.executable, "-S"]  # without `site`, the interpreter does not see where this clone is installed
+
+
+def run(command, folder, site, **environment):
+    seen = os.pathsep.join([str(site), sysconfig.get_path("purelib")])
+    environment = {**os.environ, "PYTHONPATH": seen, **environment}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_wheel_imports_and_samples(tmp_path):
-    python = [sys.executable, "-m"]
-    subprocess.run([*python, "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT], check=True)
-    # Without `site`, the interpreter does not see where this clone is installed. pip sees only the wheel.
-    site = tmp_path / "site"
-    seen = {"PYTHONPATH": os.pathsep.join([str(site), sysconfig.get_path("purelib")])}
+def test_an_installed_package_imports_and_samples(tmp_path):
+    # A copy, since both builds write into the folder of the source.
+    clone, dist, site = (tmp_path / name for name in ("clone", "dist", "site"))
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info"))
     pip = {"PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
-    cell = f"import os\n{cell_with('pip_install')}"
-    command = [sys.executable, "-S", "-c", cell]
-    subprocess.run(command, cwd=tmp_path / "dist", env={**os.environ, **seen, **pip}, check=True)
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(site=str(site))],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == "2 images, 4 frames\n"
+    # Without a choice, `build` makes the sdist from the clone, and the wheel from the sdist.
+    run([*PYTHON, "-m", "build", "--no-isolation", "--outdir", dist, clone], tmp_path, site)
+    run([*PYTHON, "-c", f"import os\n{cell_with('pip_install')}"], dist, site, **pip)
+    assert run([*PYTHON, "-c", SCRIPT.format(site=str(site))], tmp_path, site) == "2 images, 4 frames\n"
+
+    shutil.rmtree(site)
+    run([*PYTHON, "-m", "pip", "install", "--no-build-isolation", "--editable", clone], tmp_path, site, **pip)
+    imported = run([*PYTHON, "-c", EDITABLE.format(site=str(site))], tmp_path, site)
+    assert Path(imported.strip()) == clone / "pipelines" / "ddpm_img2img.py"

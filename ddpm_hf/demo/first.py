@@ -44,7 +44,8 @@ def first_pictures(model: DemoModel, folder: Path) -> First:
             return First(scheduler, model.sample(NUM_FIRST, 0, scheduler, steps, every_class(model), patient(PATIENCE)))
     print("The model is slow here, so no pictures are drawn before the page opens.")
     for path in list_samples(folder / SAMPLES)[-1:]:
-        return First("unipc", grid=Image.open(path))
+        with Image.open(path) as grid:
+            return First("unipc", grid=grid.copy())
     return First("unipc")
 
 

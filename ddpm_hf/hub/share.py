@@ -1,12 +1,10 @@
 """Share a run at the end of its training."""
 
-import shlex
-
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.checks import check_name, check_push
 from ddpm_hf.hub.push import push_run
-from ddpm_hf.terminal import one_line
+from ddpm_hf.terminal import as_argument, one_line
 from ddpm_hf.tokens import hide_tokens
 
 
@@ -36,7 +34,7 @@ def share_run(config: TrainingConfig, finished: bool):
             assert config.hub_model_id  # `check_before_training` has completed it
             print(f"Pushed to {push_run(folder, config.hub_model_id, config.hub_token, config.hub_private_repo)}.")
     except Exception as error:
-        later = f"ddpm-hf push {shlex.quote(str(folder))} --hub_model_id {config.hub_model_id or 'USER/NAME'}"
+        later = f"ddpm-hf push {as_argument(folder)} --hub_model_id {config.hub_model_id or 'USER/NAME'}"
         private = " --hub_private_repo" * config.hub_private_repo
         reason = hide_tokens(one_line(error), config.hub_token)
         print(f"Not shared: {reason}. The model is in {folder}; share it later with: {later}{private}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
 
+from ddpm_hf import pipelines
 from ddpm_hf.files import replace_text
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.card_merging import CARD
@@ -24,8 +25,9 @@ from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 SPACE = "space"  # in the folder of a run
 MARK = "Written by `ddpm-hf push --space`"  # only a Space with this in its README.md is replaced
 PACKAGE = Path(__file__).parent.parent
-WINGS = ("images", "training", "evaluation", "hub", "demo", "pipelines")
+WINGS = ("images", "training", "evaluation", "hub", "demo")
 SOURCE = ("*.py", *(f"{wing}/*.py" for wing in WINGS), "hub/*.md")  # the package without the embedded digits
+PIPELINES = Path(pipelines.__path__[0])  # in a clone, they are beside the package
 APP = '''"""With the packages of requirements.txt: python app.py"""
 
 from pathlib import Path
@@ -48,7 +50,7 @@ OF_MODEL = tuple(pattern for pattern in PUSHED if pattern != CARD)
 WRITTEN = (  # files of the Space that are replaced and pushed
     *("app.py", "requirements.txt", CARD),
     *(f"model/{pattern}" for pattern in OF_MODEL),
-    *(f"{PACKAGE.name}/{pattern}" for pattern in SOURCE),
+    *(f"{PACKAGE.name}/{pattern}" for pattern in (*SOURCE, "pipelines/*.py")),
 )
 
 
@@ -88,8 +90,9 @@ def write_space(folder: str | Path) -> Path:
             file.unlink()
     _copy(folder, OF_MODEL, space / "model")
     _copy(PACKAGE, SOURCE, space / PACKAGE.name)
-    (space / "app.py").write_text(APP.format(name=name))
-    (space / "requirements.txt").write_text("".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
+    _copy(PIPELINES, ["*.py"], space / PACKAGE.name / "pipelines")
+    replace_text(space / "app.py", APP.format(name=name))
+    replace_text(space / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in requirements.items()))
     return space
 
 

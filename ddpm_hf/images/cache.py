@@ -16,6 +16,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainingConfig
@@ -185,15 +186,8 @@ def _remove_folders_of_dead_processes(folder: Path):
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # on other systems signal 0 does not ask
-        return True
-    if process == os.getpid():  # of an earlier process: this one has just started
-        return False
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # a PermissionError: the process of another user
-    return True
+    # With the number of this process, it was an earlier one: this one has just started.
+    return process != os.getpid() and psutil.pid_exists(process)
 
 
 def _decode_all(

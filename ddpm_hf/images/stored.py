@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ddpm_hf.terminal import one_line
 
+IN_LOCAL_ZIP = re.compile(r"zip://(.*)::((?:/|[A-Za-z]:[/\\]).*)", re.DOTALL)  # /one.zip or C:\one.zip
 MOST_BYTES = 2**30  # of an encoded picture, since a small ZIP file can hold a picture of any size
 
 Result = TypeVar("Result")
@@ -65,9 +67,9 @@ def _file(path: str | None) -> IO[bytes]:
         if not Path(path).is_file():  # opening a pipe would wait for a writer
             raise ValueError("there is no such file")
         return open(path, "rb")
-    if path.startswith("zip://") and "::/" in path:
-        member, archive = path.removeprefix("zip://").rsplit("::/", 1)
-        opened = _archive(f"/{archive}", os.stat(f"/{archive}").st_mtime_ns).open(member)
+    if local := IN_LOCAL_ZIP.fullmatch(path):
+        member, archive = local.groups()
+        opened = _archive(archive, os.stat(archive).st_mtime_ns).open(member)
     else:
         opened = xopen(path, "rb")
     with opened as file:

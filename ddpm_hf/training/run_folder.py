@@ -76,6 +76,18 @@ class RunFolder:
         self.checkpoints = CheckpointWriter(self.path / CHECKPOINTS, limit, when_written=note)
         self.energy: EnergyMeter | None = None
 
+    def check_names(self):
+        """Raise an OSError if the path is too long for a run's files: Windows has a limit."""
+        longest = self.path / ("." + "n" * 79)  # checkpoints/.unfinished-step-000500/... and logs/... are shorter
+        try:
+            longest.touch()
+            longest.unlink()
+        except OSError as error:
+            raise OSError(
+                f"--output_dir {self.path}: files with names of 80 characters cannot be made there ({error}); name a "
+                "folder with a shorter path."
+            ) from error
+
     def check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
         free, needed = shutil.disk_usage(self.path).free / 1e6, bytes_of_run(self.config, model_bytes) / 1e6
@@ -127,7 +139,7 @@ class RunFolder:
         with going_on(f"write {METRICS}"):
             if self.metrics_are_on_disk:
                 self.metrics_are_on_disk = False  # until the line is whole
-                with open(self.path / METRICS, "a") as file:
+                with open(self.path / METRICS, "a", encoding="utf-8") as file:
                     file.write(json.dumps(numbers) + "\n")
             else:
                 write_json_lines(self.path / METRICS, self.metrics)

@@ -35,21 +35,20 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        if (folder / OWNER).exists():
-            print(f"The last run in {folder}, {_owner(folder)}, did not end properly.", flush=True)
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(folder / OWNER, {"host": socket.gethostname(), "process": os.getpid(), "since": now})
     except OSError as error:
-        raise OSError(f"--output_dir {folder} cannot be written: {error}") from error
+        raise _unwritable(folder, error) from error
     try:
+        _note_owner(folder)
         yield
     finally:
         with suppress(OSError):  # before the lock is released, so that nothing of the next run is removed
-            (folder / OWNER).unlink()
+            (folder / OWNER).unlink(missing_ok=True)
             if made and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
+                (folder / LOCK).unlink()  # Windows removes it by the release
         lock.release()
+        if made:
+            with suppress(OSError):  # other files are in it
+                folder.rmdir()
 
 
 def _lock(folder: Path) -> FileLock:
@@ -66,6 +65,21 @@ def _lock(folder: Path) -> FileLock:
             raise
         print(f"{folder} is on a file system without locks; make sure that no other run uses it.", flush=True)
     return lock
+
+
+def _note_owner(folder: Path):
+    """Write who holds the lock, and say if the last one who did was killed."""
+    if (folder / OWNER).exists():
+        print(f"The last run in {folder}, {_owner(folder)}, did not end properly.", flush=True)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        write_json(folder / OWNER, {"host": socket.gethostname(), "process": os.getpid(), "since": now})
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(f"--output_dir {folder} cannot be written: {error}")
 
 
 def _owner(folder: Path) -> str:

@@ -151,8 +151,12 @@ class RunState:
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             i, name = key.split(".")
-            if value.ndim:  # the fused optimizer expects the memory layout of the parameter
+            # Copies, since Windows deletes no file whose tensors are in use. The fused optimizer expects the memory
+            # layout of the parameter.
+            if value.ndim:
                 value = copy_whole(value, torch.empty_like(parameters[int(i)], dtype=value.dtype))
+            else:
+                value = value.clone()
             moments.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,13 +1,12 @@
 """What a training tells the person at the terminal."""
 
-import shlex
-
 import numpy as np
 import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import BEST, LOSS, METRICS, SAMPLES
+from ddpm_hf.terminal import as_argument
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.run_folder import bytes_of_run
 from ddpm_hf.training.step_cost import StepCost
@@ -99,7 +98,7 @@ def farewell(config: TrainingConfig, steps: int, step: int, training: float, oth
     there = {str(place): what for place, what in places.items() if place.exists()}
     width = max(map(len, there), default=0)
     lines += [f"  {place:{width}}  {what}" for place, what in there.items()]
-    draw = f"ddpm-hf sample {shlex.quote(str(folder))}"
+    draw = f"ddpm-hf sample {as_argument(folder)}"
     if PixelFormat.of_model(config.model | {"in_channels": 1}).suffix != ".png":
         draw += " --num_images 16"  # a grid shows such samples with 8 bits only
     return "\n".join([*lines, f"Draw more with: {draw}"])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub, User
+from platforms import needs_links
 from runs import make_run
 from safetensors.torch import load_file, save_file
 
@@ -163,6 +164,8 @@ def test_a_space_in_one_commit(hub, run, capsys):
     written = {path.relative_to(run / "space").as_posix(): path for path in (run / "space").rglob("*")}
     assert files == {name: path.read_bytes() for name, path in written.items() if path.is_file()}
     assert {"app.py", "requirements.txt", "README.md", "model/model_index.json", "ddpm_hf/demo/page.py"} <= set(files)
+    pipelines = {name for name in files if name.startswith("ddpm_hf/pipelines/")}
+    assert pipelines == {f"ddpm_hf/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("pipelines/*.py")}
     assert b"private" not in files.values()
     assert not any(word in b"".join(files.values()) for word in (TOKEN.encode(), str(run.parent).encode()))
 
@@ -185,9 +188,8 @@ def test_a_space_through_a_busy_hub(hub, run, waits):
 def test_a_space_is_written_before_it_cannot_be_pushed(hub, run, capsys):
     with pytest.raises(SystemExit, match="no token for the Hub"):
         cli.main(["push", str(run), "--space"])
-    assert capsys.readouterr().out.startswith(
-        f"{run}/space holds a Space that needs nothing else; try it with: python "
-    )
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run / 'space'} holds a Space that needs nothing else; try it with: python ")
     shutil.rmtree(run / "space")
     cli.main(["push", str(run), "--space", "--no_upload"])
     assert (run / "space" / "app.py").exists()
@@ -452,6 +454,7 @@ def test_what_is_no_hub(hub, monkeypatch, answer):
         check_push("alice/digits", TOKEN)
 
 
+@needs_links
 def test_links_to_elsewhere_are_not_pushed(hub, run, tmp_path):
     (tmp_path / "secret.json").write_text("{}")
     (run / "unet" / "more.json").symlink_to(tmp_path / "secret.json")
@@ -508,6 +511,7 @@ def test_a_folder_of_others_is_no_space(run, names):
     assert (run / "README.md").exists() == before
 
 
+@needs_links
 def test_a_space_elsewhere_is_left_alone(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (run / "space").symlink_to(tmp_path / "elsewhere")

@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from platforms import needs_pipes
 from raw_png import raw_png
 
 from ddpm_hf.command_line import parse_command_line
@@ -158,6 +159,7 @@ def test_paths_of_datasets(tmp_path):
             decoded({"bytes": None, "path": path}, "RGB")
 
 
+@needs_pipes
 def test_pipes_and_folders_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()

@@ -46,7 +46,7 @@ def test_all_are_named_at_once_before_anything_is_decoded(folder, monkeypatch):
         load(folder)
     message = str(error.value)
     assert message.startswith("2 of 5 images have fewer pixels than --resolution 8; the smallest: ")
-    assert f"{folder}/3.png (3x30), {folder}/1.png (20x6); all are listed in " in message
+    assert f"{folder / '3.png'} (3x30), {folder / '1.png'} (20x6); all are listed in " in message
     assert all(way in message for way in ("--small_images upscale", "--small_images skip", "--image_fit pad"))
     listed = json.loads(Path(re.search(r"listed in (\S+\.json)", message)[1]).read_text())["small"]
     assert [(line["row"], line["height"], line["width"]) for line in listed] == [(3, 30, 3), (1, 6, 20)]
