@@ -22,7 +22,7 @@ def check_sharding(accelerator: Accelerator):
 
 def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.optim.Optimizer):
     """Move a model and its optimizer to this process's device, and shard them if accelerate is configured to."""
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if is_sharding(accelerator):
         for parameter in unet.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other memory layout
         plugin = accelerator.state.fsdp_plugin
@@ -30,6 +30,11 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
             kinds = {type(module).__name__ for module in unet.modules()}
             plugin.transformer_cls_names_to_wrap = [kind for kind in unet._no_split_modules if kind in kinds]
     return accelerator.prepare(unet, optimizer)
+
+
+def is_sharding(accelerator: Accelerator) -> bool:
+    """Return whether models will be sharded over the processes."""
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
