@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None):
         with one_line_errors("ddpm-hf"):
             run(**arguments)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        from ddpm_hf.hardware import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         sys.exit("ddpm-hf: error: the memory does not suffice; a smaller --batch_size needs less.")
     import torch
@@ -77,12 +79,6 @@ def main(argv: list[str] | None = None):
     # The threads of a process group can abort the process at the interpreter's end, so end them before.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 # ---- Flags and checks that several subcommands share ---------------------------------------------------------------

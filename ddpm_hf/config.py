@@ -88,7 +88,7 @@ class TrainingConfig:
     variance_type: Literal["fixed_small", "fixed_large"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.", card=True)
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
-    train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, card=True)
+    train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, resume="split", card=True)
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
     num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
     max_train_steps: int | None = _optimisation(None, "Optimizer steps; overrides num_epochs.", minimum=1, resume="free", card=True)
@@ -251,15 +251,21 @@ class TrainingConfig:
         assert self.max_train_steps is not None
         return self.max_train_steps
 
-    def differences(self, saved: dict, same_pictures: bool = False) -> list[str]:
+    def differences(self, saved: dict, same_pictures: bool = False, same_step: bool = False) -> list[str]:
         """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.
 
         Args:
             saved (`dict`): The options of that run.
             same_pictures (`bool`): Whether the pixels and labels are known to be the same; then it does not matter where
                 they come from.
+            same_step (`bool`): Whether a step takes as many images; then it does not matter in which micro-batches.
         """
-        return self._changes(saved, {"same"} if same_pictures else {"same", "source"})
+        allowed = {"source": same_pictures, "split": same_step}
+        return self._changes(saved, {"same", *(kind for kind, is_allowed in allowed.items() if not is_allowed)})
+
+    def splits(self, saved: dict) -> list[str]:
+        """Return the options that cut the images of a step into other micro-batches than in a saved run."""
+        return self._changes(saved, {"split"})
 
     def roundings(self, saved: dict) -> list[str]:
         """Return the options that are not as in a saved run and change its numbers by rounding only."""

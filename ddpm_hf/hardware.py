@@ -49,6 +49,12 @@ def keep_freed_memory():
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of the machine or of a device does not suffice."""
+    told = ("DefaultCPUAllocator", "out of memory")  # by PyTorch on CPUs, and on Apple's and Intel's GPUs
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in told)
+
+
 def compile_network(unet: ModelMixin, device: torch.device, processes: int = 1):
     """Compile a network in place, so the names of the weights stay. The first step then takes a minute or more.
 

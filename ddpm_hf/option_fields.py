@@ -8,8 +8,8 @@ from typing import Any, Literal
 from ddpm_hf.forms import in_words, is_of
 
 # Whether a run may go on with another value. "same": no. "source": yes, if the pictures are the same ones.
-# "rounding": yes, the numbers differ by rounding only. "free": yes.
-Resume = Literal["same", "source", "rounding", "free"]
+# "split": yes, if a step takes as many images. "rounding": yes, the numbers differ by rounding only. "free": yes.
+Resume = Literal["same", "source", "split", "rounding", "free"]
 
 # Whether `ddpm-hf evaluate` has the option too, for the images that it compares with. "source": it names these images;
 # by default they are those of the run. "reading": it says how they are read; by default as in the run. "flag": yes, but

@@ -17,12 +17,14 @@ from ddpm_hf.images.held_out import count_images, describe_held_out
 from ddpm_hf.images.opening import find_images, open_images
 from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.processes import together
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.energy import check_emissions
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import Objective
+from ddpm_hf.training.out_of_memory import StepMemory
 from ddpm_hf.training.pretrained import start_at_base
 from ddpm_hf.training.resuming import Start, check_folder, check_pictures, find_start
 from ddpm_hf.training.run_folder import RunFolder
@@ -47,6 +49,7 @@ class Run:
         images ([`ImageRow`]): The training images.
         count (`int`, *optional*): How many there are; None for a stream.
         images_per_step (`int`): Images in an optimizer step, on all processes.
+        memory ([`StepMemory`]): What a step needs.
         measurement ([`Measurement`], *optional*): What is measured every `eval_steps`.
         reference ([`CentralCuts`], *optional*): The images that it compares with.
     """
@@ -60,6 +63,7 @@ class Run:
     images: ImageRow
     count: int | None
     images_per_step: int
+    memory: StepMemory
     measurement: Measurement | None
     reference: CentralCuts | None
 
@@ -123,10 +127,12 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)
     if is_main:
         print(*notes, describe(config, unet, count, images_per_step, held_out), sep="\n", flush=True)
+    memory = StepMemory(config, found.form.channels, accelerator)
     if dry_run:
         cost = cost or measure_step(config, found.form.channels, accelerator)
         if is_main:
-            print(describe_cost(config, unet, count, images_per_step, cost), config.to_json(), sep="\n", end="")
+            costs = (cost, memory.describe(has_failed=cost is None))
+            print(describe_cost(config, unet, count, images_per_step, *costs), config.to_json(), sep="\n", end="")
         return None
 
     # The folder decides where the run begins.
@@ -136,6 +142,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if start.is_over and start.same_source:
         say_it_is_trained(config, start.step, is_main)
         return None
+    together(lambda: memory.check(unet))
     folder = RunFolder(config)
     if is_main:
         folder.check_names()
@@ -160,7 +167,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.note_run(accelerator, unet, count, images_per_step, start.step, about_held_out)
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
-    sizes = (count, images_per_step)
+    sizes = (count, images_per_step, memory)
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
 
 

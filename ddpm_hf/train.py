@@ -43,15 +43,17 @@ def train(config: TrainingConfig, dry_run: bool = False):
             return
 
         # What is learned. It begins at random, or where the last checkpoint left it.
-        state = RunState(run.unet, config, run.accelerator)
-        if run.start.checkpoint and run.start.saved:
-            state.load(load_tensors(run.start.checkpoint), run.start.saved)
+        with run.memory.one_clear_error(run.folder.checkpoints):
+            state = RunState(run.unet, config, run.accelerator)
+            if run.start.checkpoint and run.start.saved:
+                state.load(load_tensors(run.start.checkpoint), run.start.saved)
+        if run.start.checkpoint:
             write_outputs(missing_outputs(run, state), run, state)
 
         signals, interrupted = note_signals(), False
         log = LogBook(config, run.accelerator, run.folder, run.count, run.images_per_step, first_step=state.step)
         while state.step < config.total_steps and not interrupted:
-            with log.timed_step():
+            with log.timed_step(), run.memory.one_clear_error(run.folder.checkpoints):
                 train_step(run, state)
                 interrupted = on_any_process(bool(signals), run.accelerator)
             if log.note(state) or not state.skips_on_device:

@@ -19,6 +19,7 @@ from ddpm_hf.model_sizes import (
 )
 from ddpm_hf.presets import FITTED
 from ddpm_hf.run_files import CHECKPOINTS, INDEX, OPTIONS, list_checkpoints
+from ddpm_hf.training.out_of_memory import StepMemory
 from ddpm_hf.training.resuming import saved_options
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
@@ -170,10 +171,7 @@ class _Fitting:
         self.cost = measure_step(config, self.channels, self.accelerator)
         while self.cost is None:
             if config.train_batch_size == 1 or not {"train_batch_size", "gradient_accumulation_steps"} <= self.free:
-                raise ValueError(
-                    f"the memory of the GPU is too small for --train_batch_size {config.train_batch_size}: pass a "
-                    "smaller one, --gradient_checkpointing, or a smaller --model_size."
-                )
+                raise ValueError(StepMemory(config, self.channels, self.accelerator).describe_lack())
             parts = config.gradient_accumulation_steps * 2
             self.take(train_batch_size=config.train_batch_size // 2, gradient_accumulation_steps=parts)
             self.cost = measure_step(config, self.channels, self.accelerator)

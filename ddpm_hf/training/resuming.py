@@ -1,5 +1,6 @@
 """Where a run begins: at step 0, at a checkpoint, or not at all, because the folder holds something else."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +120,11 @@ def check_pictures(start: Start, count: int | None, fingerprint: str | None):
 
 def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images_per_step: int) -> Start:
     saved = load_state(checkpoint)
+    same_step = saved["images_per_step"] == images_per_step
     check_saved_options(saved["config"], checkpoint / STATE, ADVICE)
     # Pictures may have moved. Their pixels are compared once they are read.
-    _refuse_other_options(checkpoint, saved["config"], config, same_pictures=bool(saved.get("pictures")))
+    hint = "" if same_step else _hint_at_the_split(saved, config, images_per_step)
+    _refuse_other_options(checkpoint, saved["config"], config, bool(saved.get("pictures")), same_step, hint)
     if saved["step"] > config.total_steps and not _is_finished(config.folder):
         raise ValueError(
             f"--max_train_steps {config.total_steps}: {checkpoint} has taken {saved['step']} steps already; pass at "
@@ -129,19 +132,57 @@ def _go_on(checkpoint: Path, problems: list[str], config: TrainingConfig, images
         )
     notes = [*problems]
     if saved["step"] < config.total_steps:
+        saved["micro_batches"] = _micro_batches_so_far(checkpoint, saved, config)
         notes.append(f"Going on from {checkpoint}.")
         notes += [f"{change} changes the numbers by rounding only." for change in config.roundings(saved["config"])]
-        if saved["images_per_step"] != images_per_step:
+        notes += [
+            f"{change}: the images come in the same order, with other noise, flips and crops from here on."
+            for change in config.splits(saved["config"])
+        ]
+        if not same_step:
             notes.append(f"A step now takes {images_per_step} images, not {saved['images_per_step']} as before.")
     is_over = saved["step"] >= config.total_steps and _is_finished(config.folder)
-    return Start(checkpoint, saved, tuple(notes), is_over, same_source=not config.differences(saved["config"]))
+    same_source = not config.differences(saved["config"], same_step=same_step)
+    return Start(checkpoint, saved, tuple(notes), is_over, same_source)
 
 
-def _refuse_other_options(where: Path, options: dict, config: TrainingConfig, same_pictures: bool = False):
-    if others := config.differences(options, same_pictures):
+def _hint_at_the_split(saved: dict, config: TrainingConfig, images_per_step: int) -> str:
+    """Say which accumulation would make up for micro-batches of another size, if one does."""
+    images_at_once = images_per_step // config.gradient_accumulation_steps  # on all processes
+    parts, rest = divmod(saved["images_per_step"], images_at_once)
+    if rest or not config.splits(saved["config"]):
+        return ""
+    return f"With --gradient_accumulation_steps {parts}, a step takes {saved['images_per_step']} images as before. "
+
+
+def _micro_batches_so_far(checkpoint: Path, saved: dict, config: TrainingConfig) -> int:
+    """Return how many micro-batches of the size now hold the images that the run has taken, so that none is left out.
+
+    Raises:
+        ValueError: If these images are no whole number of them.
+    """
+    images = saved["micro_batches"] * saved["config"].get("train_batch_size", config.train_batch_size)
+    if images % config.train_batch_size:
         raise ValueError(
-            f"{where} is of a run with other options: {'; '.join(others)}. Repeat the options of that run, or name "
-            "another --output_dir. (--overwrite_output_dir would throw that run away.)"
+            f"--train_batch_size {config.train_batch_size}: {checkpoint} has taken {images:,} images, which are no "
+            f"whole number of such micro-batches; pass {math.gcd(images, config.train_batch_size)} and more "
+            "--gradient_accumulation_steps."
+        )
+    return images // config.train_batch_size
+
+
+def _refuse_other_options(
+    where: Path,
+    options: dict,
+    config: TrainingConfig,
+    same_pictures: bool = False,
+    same_step: bool = False,
+    hint: str = "",
+):
+    if others := config.differences(options, same_pictures, same_step):
+        raise ValueError(
+            f"{where} is of a run with other options: {'; '.join(others)}. {hint}Repeat the options of that run, or "
+            "name another --output_dir. (--overwrite_output_dir would throw that run away.)"
         )
 
 

@@ -26,7 +26,7 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
     Returns:
         `torch.nn.Module`: The wrapped model. The optimizer is changed in place.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if is_sharding(accelerator):
         for parameter in unet.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other memory layout
         plugin = accelerator.state.fsdp_plugin
@@ -34,6 +34,11 @@ def prepare(accelerator: Accelerator, unet: DDPMUNetModel, optimizer: torch.opti
             kinds = {type(module).__name__ for module in unet.modules()}
             plugin.transformer_cls_names_to_wrap = [kind for kind in unet._no_split_modules if kind in kinds]
     return accelerator.prepare(unet, optimizer)[0]
+
+
+def is_sharding(accelerator: Accelerator) -> bool:
+    """Return whether models will be sharded over the processes."""
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

@@ -1,10 +1,9 @@
-"""What a step of training costs on this machine: seconds and memory, measured on a few steps."""
+"""What a step of training takes on this machine: its time, measured on a few steps."""
 
 import statistics
 import time
 from dataclasses import dataclass
 
-import psutil
 import torch
 from accelerate import Accelerator
 
@@ -26,12 +25,10 @@ class StepCost:
 
     Args:
         seconds (`float`): Time of a step.
-        memory (`int`): Bytes of memory in use, of the process or of its GPU.
         is_estimated (`bool`): Whether only a part of the images of a step was computed, since all take too long.
     """
 
     seconds: float
-    memory: int
     is_estimated: bool
 
 
@@ -57,9 +54,8 @@ def _measure(config: TrainingConfig, channels: int, device: torch.device) -> Ste
     except torch.OutOfMemoryError:
         return None
     finally:
-        memory = step.memory()
         step.end()
-    return StepCost(seconds * config.gradient_accumulation_steps, memory, is_estimated=part < batch)
+    return StepCost(seconds * config.gradient_accumulation_steps, is_estimated=part < batch)
 
 
 class Step:
@@ -90,17 +86,6 @@ class Step:
         self.optimizer.zero_grad()
         self._wait()
         return time.perf_counter() - began
-
-    def memory(self) -> int:
-        """Return the bytes in use at most so far on a GPU; on a CPU or an Apple GPU, those in use now."""
-        match self.device.type:
-            case "cuda":
-                return torch.cuda.max_memory_allocated(self.device)
-            case "xpu":
-                return torch.xpu.max_memory_allocated(self.device)
-            case "mps":
-                return torch.mps.driver_allocated_memory()
-        return psutil.Process().memory_info().rss
 
     def end(self):
         """Free the memory."""

@@ -41,11 +41,16 @@ def describe(
 
 
 def describe_cost(
-    config: TrainingConfig, unet: DDPMUNetModel, images: int | None, images_per_step: int, cost: StepCost | None
+    config: TrainingConfig,
+    unet: DDPMUNetModel,
+    images: int | None,
+    images_per_step: int,
+    cost: StepCost | None,
+    memory: str,
 ) -> str:
-    """Say what a run costs on this machine: time, memory and disk."""
+    """Say what a run costs on this machine: time, memory and disk. Without enough memory the time is not known."""
     if cost is None:
-        return "The memory of the GPU is too small: pass a smaller --train_batch_size, or --gradient_checkpointing."
+        return f"  memory   {memory}"
     seconds, channels = config.total_steps * cost.seconds, unet.config.in_channels
     (height, width), itemsize = config.size, np.dtype(PixelFormat.of_model(unet.config).stored).itemsize
     cache = f", and {megabytes(images * height * width * channels * itemsize)} for the decoded images" if images else ""
@@ -54,7 +59,7 @@ def describe_cost(
     rows = {
         "network": f"{unet.num_parameters():,} parameters, {widths} channels",
         "step": f"{cost.seconds:.3g} seconds ({how}), {images_per_step / cost.seconds:.0f} images/s",
-        "memory": megabytes(cost.memory),
+        "memory": memory,
         "run": f"{config.total_steps:,} steps, {duration(seconds)}, and the time for drawing and measuring",
         "disk": f"{megabytes(bytes_of_run(config, unet.get_memory_footprint()))} for models and checkpoints{cache}",
     }

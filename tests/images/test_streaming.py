@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from runs import equal, metrics
 
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.images.batches import Batches
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.streaming import StreamedImages
 from ddpm_hf.images.survey import common_mode
@@ -101,6 +102,33 @@ def test_a_run_over_a_stream_resumes_bit_for_bit(parquet, train):
     assert equal(whole, parts)
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(parts)]
     assert np.isfinite([m["loss"] for m in metrics(whole)]).all()
+
+
+@pytest.mark.parametrize("switches", [[], ["--streaming"]], ids=["decoded", "streamed"])
+def test_other_micro_batches_take_the_images_that_are_left(parquet, train, monkeypatch, capsys, switches):
+    """Three sizes of micro-batches in one epoch: every image comes once, in the order of a run with one size."""
+    taken, draw = [], Batches.draw
+
+    def noted(batches, g, generator):
+        x_0, labels = draw(batches, g, generator)
+        taken.append(((x_0[:, 0, 0, 0] + 1) * 127.5).round().int().tolist())
+        return x_0, labels
+
+    monkeypatch.setattr(Batches, "draw", noted)
+    options = {"dataset_name": parquet, "resolution": 8, "streaming_buffer_size": 6, "lr_scheduler": "constant"}
+    splits = {2: (10, 1), 4: (2, 5), 6: (5, 2)}  # steps -> images in a micro-batch, micro-batches in a step
+    for steps, (batch, parts) in splits.items():
+        split = {"train_batch_size": batch, "gradient_accumulation_steps": parts}
+        folder = train("parts", *switches, max_train_steps=steps, **split, **options)
+    assert "--train_batch_size 2 -> 5: the images come in the same order, with other noise" in capsys.readouterr().out
+    assert [len(greys) for greys in taken] == [10] * 2 + [2] * 10 + [5] * 4
+    in_parts = [grey for greys in taken for grey in greys]
+    assert sorted(in_parts) == list(range(COUNT))
+    epochs = [line["epoch"] for line in metrics(folder)]
+    assert epochs == ([None] * 6 if switches else pytest.approx([1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1], abs=1e-4))
+    taken.clear()
+    train("whole", *switches, max_train_steps=6, train_batch_size=10, **options)
+    assert [grey for greys in taken for grey in greys] == in_parts
 
 
 @pytest.mark.parametrize("flags", [[], ["--train_data_dir", "pictures"], ["--dataset_name", "x", "--num_epochs", "3"]])

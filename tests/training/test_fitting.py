@@ -39,7 +39,7 @@ def cost_by_width(factor, memory_for=math.inf):
         if config.train_batch_size > memory_for:
             return None
         seconds = factor * config.model["block_out_channels"][0] * config.train_batch_size / 64
-        return StepCost(seconds * config.gradient_accumulation_steps, 1, False)
+        return StepCost(seconds * config.gradient_accumulation_steps, False)
 
     return measure
 

@@ -110,6 +110,22 @@ def test_accumulation_and_a_longer_run_go_on(train):
     assert_equal_runs(whole, grown)
 
 
+def test_gradient_checkpointing_may_begin_on_the_way(train):
+    """Dropout is drawn again as it was, so on a CPU not one bit changes."""
+    options = {"lr_scheduler": "constant"}
+    whole = train("whole", max_train_steps=4, **options)
+    train("parts", max_train_steps=2, **options)
+    assert_equal_runs(whole, train("parts", "--gradient_checkpointing", max_train_steps=4, **options))
+
+
+def test_micro_batches_that_do_not_meet_the_images_taken_are_refused(train):
+    options = {"lr_scheduler": "constant", "train_batch_size": 4}
+    train(max_train_steps=1, **options)
+    train(max_train_steps=2, gradient_accumulation_steps=2, **options)
+    with pytest.raises(SystemExit, match=r"--train_batch_size 8: .* has taken 12 images, .*; pass 4 and more"):
+        train(max_train_steps=3, **{**options, "train_batch_size": 8})
+
+
 def test_a_finished_run_says_so(train, capsys):
     folder = train()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -127,7 +143,11 @@ def test_older_checkpoints_are_deleted(train):
     ("options", "difference"),
     [
         ({"learning_rate": 0.5}, "--learning_rate .* -> 0.5"),
-        ({"seed": 3, "train_batch_size": 5}, "--seed 0 -> 3; --train_batch_size 4 -> 5"),
+        ({"seed": 3, "train_batch_size": 3}, "--seed 0 -> 3; --train_batch_size 4 -> 3. Repeat"),
+        (
+            {"train_batch_size": 2},
+            "--train_batch_size 4 -> 2. With --gradient_accumulation_steps 2, a step takes 4 images",
+        ),
     ],
 )
 def test_other_options_are_refused(train, options, difference):
