@@ -73,6 +73,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
         finished = state.step == config.total_steps and not interrupted
         if run.accelerator.is_main_process and finished:
             run.folder.finish(state.step)
+        run.images.close()
         end_processes(run.accelerator, state)
         if run.accelerator.is_main_process:
             print(farewell(config, state.step - run.start.step, state.step, log.training, log.others))

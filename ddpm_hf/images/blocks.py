@@ -174,7 +174,7 @@ class BlockReader:
     def treat_small(self, block: Block, of_images: str | None = None):
         """Do with the small images of a block as [`~ddpm_hf.images.small.treat_small`] says."""
         name, small = repr((self.config.dataset_name, self.config.dataset_split)), by_size(block.small)
-        where = list_small(small, self.config, name)
+        where = list_small(small, self.config, name, writes=self.sharing.rank == 0)
         treat_small(small, of_images or f"{block.rows:,} images", self.config, where)
 
     def _rows(self, begin: dict[str, int]) -> Iterator[tuple[dict[str, int], dict]]:

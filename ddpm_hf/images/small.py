@@ -79,10 +79,11 @@ def treat_small(small: list[dict], of_images: str, config: TrainingConfig, where
     say([f"{problem}. {done} (--small_images {config.small_images})."])
 
 
-def list_small(small: list[dict], config: TrainingConfig, name: str) -> Path:
-    """Write the list of the small pictures of a stream beside the cache, and return its path."""
+def list_small(small: list[dict], config: TrainingConfig, name: str, writes: bool) -> Path:
+    """Return the path of the list of the small pictures of a stream. One process writes it, beside the cache."""
     path = _list_file(config, name)
-    _keep(path, None, small)
+    if writes:
+        _keep(path, None, small)
     return path
 
 
