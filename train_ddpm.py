@@ -7,13 +7,9 @@ accelerate launch train_ddpm.py --preset cifar10 --dry_run           see the opt
 The loop is in ddpm_hf/train.py. `ddpm-hf train` is the same without a launcher, for one process.
 """
 
-import signal
-import sys
-
 from ddpm_hf.cli import start_training
+from ddpm_hf.ending import ending_at_once
 
 if __name__ == "__main__":
-    try:
+    with ending_at_once():
         start_training()
-    except KeyboardInterrupt:  # before the first step, or for the second time
-        sys.exit(128 + signal.SIGINT)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ddpm_hf import __version__
 from ddpm_hf.command_line import Parser, add_flag, parse_command_line
 from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate, parse_size
+from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
 from ddpm_hf.run_files import INDEX, is_run
@@ -36,10 +37,8 @@ class CommandParser(Parser):
 
 def program():
     """Run [`main`]; Ctrl-C ends the process with exit code 130."""
-    try:
+    with ending_at_once():
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def main(argv: list[str] | None = None):

@@ -147,7 +147,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if is_main:
         folder.check_names()
         folder.check_space(unet.get_memory_footprint())
-    images = open_images(found, config, accelerator, start.saved and start.saved["stream"], held_out)
+    images = open_images(found, config, accelerator, start.saved, held_out)
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
     if start.is_over:

@@ -60,8 +60,34 @@ def gathered(compute: Callable[[], Any]) -> list:
     return gather_object([together(compute)])
 
 
-def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Return whether the flag is set on any process, so that all of them stop after the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)))
+class OnAnyProcess:
+    """Tell after each step whether a flag is set on any process, so that all of them stop after the same step.
+
+    With several processes, it tells about the flags of the step before. Their answer comes while this step is computed,
+    so no step waits for it.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): The processes. All of them have to call this object at each step.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.device, self.is_alone = accelerator.device, accelerator.num_processes == 1
+        self.asked: tuple[Callable[[], Any], torch.Tensor] = (lambda: None, torch.tensor(0.0))
+
+    def __call__(self, flag: bool) -> bool:
+        if self.is_alone:
+            return flag
+        (wait, answer), self.asked = self.asked, self._ask(flag)
+        wait()
+        return bool(answer)
+
+    def _ask(self, flag: bool) -> tuple[Callable[[], Any], torch.Tensor]:
+        """Begin to sum the flags of all processes. The sum is there when the function returned has been called."""
+        flags = torch.full((), float(flag), device=self.device)
+        work = torch.distributed.all_reduce(flags, async_op=True)
+        if self.device.type == "cpu":
+            return work.wait, flags
+        work.wait()  # the device copies when it has summed; the host goes on
+        answer, copied = flags.to("cpu", non_blocking=True), torch.Event(self.device)
+        copied.record()
+        return copied.synchronize, answer

@@ -15,7 +15,7 @@ from ddpm_hf.evaluation.during_training import evaluate_during_training
 from ddpm_hf.hub.share import share_run
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.prepare import Run, prepare
-from ddpm_hf.processes import on_any_process
+from ddpm_hf.processes import OnAnyProcess
 from ddpm_hf.sampling import draw_samples
 from ddpm_hf.signals import note_signals
 from ddpm_hf.terminal import going_on, one_line_errors
@@ -50,12 +50,12 @@ def train(config: TrainingConfig, dry_run: bool = False):
         if run.start.checkpoint:
             write_outputs(missing_outputs(run, state), run, state)
 
-        signals, interrupted = note_signals(), False
+        signals, on_any_process, interrupted = note_signals(), OnAnyProcess(run.accelerator), False
         log = LogBook(config, run.accelerator, run.folder, run.count, run.images_per_step, first_step=state.step)
         while state.step < config.total_steps and not interrupted:
             with log.timed_step(), run.memory.one_clear_error(run.folder.checkpoints):
                 train_step(run, state)
-                interrupted = on_any_process(bool(signals), run.accelerator)
+                interrupted = on_any_process(bool(signals))
             if log.note(state) or not state.skips_on_device:
                 stop_if_diverged(run.folder, state)
 
@@ -76,6 +76,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
         if run.accelerator.is_main_process:
             with log.timed_output():
                 run.folder.finish(state.step, finished)
+        run.images.close()
         end_processes(run.accelerator, state)
         if run.accelerator.is_main_process:
             print(farewell(config, state.step - run.start.step, state.step, log.training, log.others))

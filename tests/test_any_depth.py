@@ -130,7 +130,7 @@ def test_columns_of_arrays(tmp_path, features, streaming):
         dataset = load_dataset(config)
         form = choose_format(dataset, config)
         images = StreamedImages(dataset, form, config)
-        pixels = np.stack([image for _, image in sorted(zip(images.order, images.take(range(6))[0]))])
+        pixels = np.stack([image for _, image in sorted(zip(images.block.order, images.take(range(6))[0]))])
     else:
         pixels, form = load(tmp_path / "set", *flags, source="--dataset_name")
     assert form.dtype == ("int16" if isinstance(features, Array3D) else "float32")

@@ -11,7 +11,7 @@ import torch
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.hardware import describe_machine
 from ddpm_hf.precision import check_mixed_precision, choose_mixed_precision
-from ddpm_hf.processes import use_all_cores
+from ddpm_hf.processes import OnAnyProcess, use_all_cores
 from ddpm_hf.signals import note_signals
 from ddpm_hf.training.launcher import check_device
 from ddpm_hf.training.optimizer import has_fused_adam, make_optimizer, skips_by_itself
@@ -147,3 +147,19 @@ def test_signals_ask_the_run_to_end(platform_has_it, monkeypatch):
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     assert received == [signal.SIGTERM]
     assert handlers[signal.SIGINT] is signal.default_int_handler  # a second Ctrl-C ends the run at once
+
+
+def test_a_signal_is_told_a_step_later_and_no_step_waits(monkeypatch):
+    """The other process gets a signal in the second step. The sum of a step is there when it is waited for."""
+    others, waited = iter([0.0, 1.0, 1.0]), []
+
+    def all_reduce(flags, async_op):
+        assert async_op
+        sum_of_all = flags + next(others)
+        return SimpleNamespace(wait=lambda: waited.append(flags.copy_(sum_of_all)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    one, two = (SimpleNamespace(device=torch.device("cpu"), num_processes=n) for n in (1, 2))
+    on_any_process = OnAnyProcess(two)
+    assert [(on_any_process(False), len(waited)) for _ in range(3)] == [(False, 0), (False, 1), (True, 2)]
+    assert [OnAnyProcess(one)(flag) for flag in (False, True)] == [False, True]

@@ -28,7 +28,7 @@ LAYERS = (
         "pictures",
         "denoising",
     ),
-    ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "hardware"),
+    ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "ending", "hardware"),
     (
         "option_fields",
         "presets",

@@ -12,6 +12,7 @@ import weakref
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -207,7 +208,7 @@ def _decode_all(
     ):
         for first in range(0, len(dataset), 256):
             rows = dataset[first : first + 256]
-            for decoded, label in decode_rows(pool, rows, first, form, config, white):
+            for decoded, label in decode_rows(pool, rows, count(first), form, config, white):
                 if isinstance(decoded, dict):
                     (unreadable if "reason" in decoded else leaving).append(decoded)
                 else:

@@ -192,17 +192,17 @@ def refuse_unreadable(unreadable: list[dict], count: int, config: TrainingConfig
 def decode_rows(
     pool: ThreadPoolExecutor,
     rows: dict[str, list],
-    first: int,
+    numbers: Iterable[int],
     form: PixelFormat,
     config: TrainingConfig,
     white: White | None,
 ) -> Iterable[tuple[np.ndarray | dict, int]]:
-    """Decode the images of consecutive rows, in parallel.
+    """Decode the images of some rows, in parallel.
 
     Args:
         pool (`ThreadPoolExecutor`): The threads.
         rows (`dict`): The columns `image`, undecoded images of `datasets`, and `label` if there are labels.
-        first (`int`): The number of the first row.
+        numbers (`Iterable[int]`): The numbers of these rows.
         form ([`~ddpm_hf.pixel_format.PixelFormat`]): The pixels to return.
         config, white: See [`decode_image`].
 
@@ -230,5 +230,9 @@ def decode_rows(
         except ValueError as error:
             raise ValueError(f"Image {name}: {error}") from error
 
-    labels = [-1 if label is None else label for label in rows.get("label", [None] * len(rows["image"]))]
-    return zip(pool.map(decode, enumerate(rows["image"], first)), labels)
+    return zip(pool.map(decode, zip(numbers, rows["image"])), labels_of(rows))
+
+
+def labels_of(rows: dict[str, list]) -> list[int]:
+    """Return the labels of rows, -1 for those that have none."""
+    return [-1 if label is None else label for label in rows.get("label", [None] * len(rows["image"]))]

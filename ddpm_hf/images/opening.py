@@ -10,6 +10,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.batches import ImageRow, ShuffledImages
 from ddpm_hf.images.cache import load_images
 from ddpm_hf.images.held_out import load_split, part_images
+from ddpm_hf.images.sharing import Sharing
 from ddpm_hf.images.small import sort_out_small
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.streaming import StreamedImages
@@ -66,7 +67,7 @@ def find_images(
 
 
 def open_images(
-    found: FoundImages, config: TrainingConfig, accelerator: Accelerator, stream: dict | None, held_out: int = 0
+    found: FoundImages, config: TrainingConfig, accelerator: Accelerator, saved: dict | None, held_out: int = 0
 ) -> ImageRow:
     """Open images as an endless row.
 
@@ -74,7 +75,7 @@ def open_images(
         found ([`FoundImages`]): From [`find_images`].
         config ([`TrainingConfig`]): The options of the group "Data", and the seed.
         accelerator ([`~accelerate.Accelerator`]): Its main process decodes images, and the others wait for the cache.
-        stream (`dict`, *optional*): The state that a stream goes on from.
+        saved (`dict`, *optional*): The state of the checkpoint that the run goes on from.
         held_out (`int`): How many are held out; without a split, of the data set.
 
     Raises:
@@ -82,7 +83,8 @@ def open_images(
         OSError: If the cache cannot be written.
     """
     if config.streaming:
-        return StreamedImages(found.dataset, found.form, config, stream)
+        sharing = Sharing.of_run(accelerator, config.train_batch_size, saved["micro_batches"] if saved else 0)
+        return StreamedImages(found.dataset, found.form, config, saved and saved["stream"], sharing)
     with accelerator.main_process_first():
         white = None if found.form.mode == BANDS else choose_white(found.dataset)
         images = load_images(found.dataset, found.form, config, white)

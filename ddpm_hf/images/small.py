@@ -1,8 +1,9 @@
 """Pictures that are smaller than the resolution: find them by their headers, and enlarge, leave out or refuse them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -78,20 +79,23 @@ def treat_small(small: list[dict], of_images: str, config: TrainingConfig, where
     say([f"{problem}. {done} (--small_images {config.small_images})."])
 
 
-def list_small(small: list[dict], config: TrainingConfig, name: str) -> Path:
-    """Write the list of the small pictures of a stream beside the cache, and return its path."""
+def list_small(small: list[dict], config: TrainingConfig, name: str, writes: bool) -> Path:
+    """Return the path of the list of the small pictures of a stream. One process writes it, beside the cache."""
     path = _list_file(config, name)
-    _keep(path, None, small)
+    if writes:
+        _keep(path, None, small)
     return path
 
 
-def find_small(pool: ThreadPoolExecutor, images: list, first: int, config: TrainingConfig) -> list[dict | None]:
-    """Find the small ones among consecutive images of a data set, by their headers.
+def find_small(
+    pool: ThreadPoolExecutor, images: list, numbers: Iterable[int], config: TrainingConfig
+) -> list[dict | None]:
+    """Find the small ones among images of a data set, by their headers.
 
     Args:
         pool (`ThreadPoolExecutor`): The threads that read.
         images (`list`): Undecoded images of `datasets`.
-        first (`int`): The number of the first one.
+        numbers (`Iterable[int]`): The numbers of their rows.
         config ([`TrainingConfig`]): The options of the group "Data".
 
     Returns:
@@ -109,7 +113,7 @@ def find_small(pool: ThreadPoolExecutor, images: list, first: int, config: Train
             return None
         return {"row": row, "image": name_of(image, row), "height": sides[0], "width": sides[1]}
 
-    return list(pool.map(look, enumerate(images, first)))
+    return list(pool.map(look, zip(numbers, images)))
 
 
 def by_size(small: list[dict]) -> list[dict]:
@@ -178,5 +182,5 @@ def _all_small(dataset: datasets.Dataset, config: TrainingConfig) -> Iterator[di
     images = dataset.select_columns("image")
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(images), 256):
-            found = find_small(pool, images[first : first + 256]["image"], first, config)
+            found = find_small(pool, images[first : first + 256]["image"], count(first), config)
             yield from (line for line in found if line is not None)

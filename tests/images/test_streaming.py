@@ -5,18 +5,25 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import CancelledError
+from collections import Counter
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, IterableDataset
 from PIL import Image as PILImage
 from runs import equal, metrics
+from torch.distributed import HashStore
 
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.ending import READING, ending_at_once
 from ddpm_hf.images.batches import Batches
+from ddpm_hf.images.decoding import decode_rows
+from ddpm_hf.images.sharing import Sharing
 from ddpm_hf.images.sources import load_dataset
 from ddpm_hf.images.streaming import StreamedImages
 from ddpm_hf.images.survey import common_mode
@@ -138,20 +145,97 @@ def test_a_stream_has_no_known_length(flags, capsys):
     assert "--streaming reads a data set of unknown length" in capsys.readouterr().err
 
 
+# ---- Several processes ---------------------------------------------------------------------------------------------
+
+
+def add_bad_rows(folder):
+    """Add a file of good pictures, broken ones, small ones, and some that are cut off behind the header."""
+    good, small = io.BytesIO(), io.BytesIO()
+    PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(good, "PNG")
+    PILImage.new("L", (8, 6)).save(small, "PNG")
+    kinds = [good.getvalue(), b"broken", small.getvalue(), good.getvalue(), good.getvalue()[:-40]]
+    rows = [{"bytes": kinds[i % 5], "path": "6.png" if i == 6 else None} for i in range(40)]
+    Dataset.from_dict({"image": rows}, Features({"image": Image()})).to_parquet(folder / "train-bad.parquet")
+
+
+def taken(folder, sharing, numbers, batch_size, buffer_size, state=None, same_step=None):
+    """Return what one process takes as micro-batches of these numbers, and its images."""
+    flags = ["--dataset_name", folder, "--streaming", "--streaming_buffer_size", buffer_size, "--resolution", 8]
+    flags += ["--max_unreadable", 0.9, "--small_images", "skip", "--cache_dir", folder.parent / "cache"]
+    config = parse_command_line([str(flag) for flag in flags])[0]
+    images, batches = StreamedImages(load_dataset(config), "L", config, state, sharing), []
+    for g in numbers:
+        batches.append([image.tolist() for image in images.take(range(g * batch_size, (g + 1) * batch_size))[0]])
+        if same_step:
+            same_step.wait(20)
+    return batches, images
+
+
+@pytest.mark.parametrize("bad_rows", [False, True])
+@pytest.mark.parametrize(("batch_size", "buffer_size", "start"), [(1, 7, 0), (4, 7, 3), (3, 50, 7), (8, 3, 0)])
+def test_processes_share_the_decoding(parquet, monkeypatch, bad_rows, batch_size, buffer_size, start):
+    """Also where the run goes on from an odd micro-batch, and where a batch is longer than a block."""
+    if bad_rows:
+        add_bad_rows(parquet)
+    decoded = Counter()
+
+    def count(pool, rows, *arguments):
+        decoded[pool] += len(rows["image"])
+        return decode_rows(pool, rows, *arguments)
+
+    sizes, last = (batch_size, buffer_size), start + 150 // batch_size // 2 * 2
+    before = taken(parquet, None, range(start), *sizes)[1]
+    wanted, whole = taken(parquet, None, range(start, last), *sizes, before.state())
+    monkeypatch.setattr("ddpm_hf.images.blocks.decode_rows", count)
+    store, same_step = HashStore(), threading.Barrier(2)  # the gradients hold each process back until all have theirs
+
+    def process(rank):
+        sharing = Sharing(batch_size, start, rank, 2, store)
+        return taken(parquet, sharing, range(start + rank, last, 2), *sizes, before.state(), same_step)
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, one), (second, two) = pool.map(process, (0, 1))
+    assert [batch for both in zip(first, second) for batch in both] == wanted
+    assert two.state() == whole.state()  # both have taken the last micro-batch
+    assert (two.unreadable, two.small) == (whole.unreadable, whole.small)
+    assert bool(two.unreadable) == bool(two.small) == bad_rows
+    for images in (one, two):  # one may have asked for more blocks than the other
+        images._read_ahead(max(one.last_asked, two.last_asked))
+    for images in (one, two):
+        for block in images.coming:
+            block.result()
+        places = range(before.number * buffer_size, images.reader.number * buffer_size)
+        used = sum(images.sharing.uses(place) for place in places)
+        assert used <= decoded[images.reader.decoders] <= (len(places) + len(two.unreadable) if bad_rows else used)
+        assert used == pytest.approx(len(places) / 2, abs=max(sizes))
+
+
+def test_an_error_on_one_process_reaches_the_other():
+    """And its thread ends when the other one waits for it in vain."""
+    store, closed = HashStore(), threading.Event()
+    one, two = (Sharing(1, 0, rank, 2, store) for rank in (0, 1))
+    one.fail("the network is down")
+    with pytest.raises(ValueError, match="process 0: the network is down"):
+        two.gathered([], closed)
+    closed.set()
+    with pytest.raises(CancelledError):
+        two.gathered([], closed)
+
+
 # ---- The end -------------------------------------------------------------------------------------------------------
 
 
 class SlowRows(IterableDataset):
-    """A stand-in for a data set. Each row but the first four takes half a second."""
+    """A stand-in for a data set. Each row but the first four takes some seconds."""
 
     features, num_shards = Features({"image": Image(decode=False)}), 1
 
-    def __init__(self):
-        pass
+    def __init__(self, seconds):
+        self.seconds = seconds
 
     def __iter__(self):
         for i in range(1000):
-            time.sleep(0.5 * (i >= 4))
+            time.sleep(self.seconds * (i >= 4))
             yield {"image": {"bytes": PNG.getvalue(), "path": None}}
 
     def take(self, n):
@@ -168,30 +252,57 @@ PNG = io.BytesIO()
 PILImage.new("L", (8, 8)).save(PNG, "PNG")
 
 
-def slow_stream():
-    """Return a stream that reads ahead for twenty seconds."""
+def slow_stream(seconds):
+    """Return a stream that is reading ahead."""
     flags = ["--dataset_name", "x", "--streaming", "--streaming_buffer_size", "4", "--resolution", "8"]
-    images = StreamedImages(SlowRows(), "L", parse_command_line([*flags, "--max_train_steps", "1"])[0])
-    images.size = 40
-    return images
+    return StreamedImages(SlowRows(seconds), "L", parse_command_line([*flags, "--max_train_steps", "1"])[0])
 
 
 def test_closing_ends_the_reading_ahead():
-    images = slow_stream()
-    (reader,) = images.readers
-    started = time.monotonic()
+    images, started = slow_stream(0.5), time.monotonic()
     images.close()
-    assert time.monotonic() - started < 1.5
-    assert not reader.is_alive()
+    assert time.monotonic() - started < 0.4
+    images.reader.thread.join(1)
+    assert not images.reader.thread.is_alive()
     with pytest.raises(CancelledError):
-        images.take([40])
+        images.take([4])
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [(None, 0, ""), (SystemExit("no"), 1, "no\n"), (OSError("no"), 1, "OSError: no\n"), (KeyboardInterrupt(), 130, "")],
+)
+def test_a_program_ends_without_threads_that_hang(end, code, says, monkeypatch, capsys):
+    left, done = [], threading.Event()
+    monkeypatch.setattr("ddpm_hf.ending.os._exit", left.append)
+    monkeypatch.setattr("ddpm_hf.ending.atexit", Mock())
+    threading.Thread(target=done.wait, name=f"{READING} on", daemon=True).start()
+    with pytest.raises(SystemExit), ending_at_once():  # `os._exit` of the test returns
+        if end:
+            raise end
+    done.set()
+    assert left == [code]
+    printed = capsys.readouterr().err
+    assert printed.endswith(says) and bool(printed) == bool(says)
+
+
+AT_THE_END = """
+import atexit
+from test_streaming import *
+
+atexit.register(print, "goodbye")
+with ending_at_once():
+    images = slow_stream(3600)
+    print(time.monotonic())
+"""
 
 
 @pytest.mark.slow
-def test_the_end_of_the_process_ends_the_reading_ahead():
-    """A global variable holds the images to the end, and nothing is printed."""
-    code = "import time; from test_streaming import *; images = slow_stream(); print(time.monotonic(), flush=True)"
+def test_the_end_of_the_process_does_not_wait_for_the_reading():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert time.monotonic() - float(run.stdout) < 8
+    command = [sys.executable, "-c", AT_THE_END]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    began, goodbye = run.stdout.splitlines()
+    assert time.monotonic() - float(began) < 2
+    assert goodbye == "goodbye"
     assert not run.stderr
