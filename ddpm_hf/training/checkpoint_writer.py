@@ -47,7 +47,7 @@ class CheckpointWriter:
             prune_checkpoints(self.folder, self.total_limit, newest=step)
 
     def wait(self):
-        """Wait until the newest checkpoint is on the disk."""
+        """Wait until the newest checkpoint is on the disk. Ctrl-C ends the waiting for good."""
         if self.thread:
-            self.thread.join()
-            self.thread = None
+            thread, self.thread = self.thread, None
+            thread.join()
