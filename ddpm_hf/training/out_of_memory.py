@@ -2,6 +2,7 @@
 
 import copy
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,13 +39,17 @@ class StepMemory:
         self.device, self.processes = accelerator.device, accelerator.num_processes
         self.is_sharded = is_sharding(accelerator)
         self.there = memory_there(self.device)
+        self.known: dict[tuple, int] = {}  # since each number takes a second or more
 
     def needed(self, **options) -> int:
         """Return the bytes of the tensors, if some options were others."""
         config = copy.copy(self.config)
         for name, value in options.items():
             setattr(config, name, value)
-        return peak_memory(config, self.channels, self.device.type, self.processes)
+        key = (config.train_batch_size, config.gradient_accumulation_steps > 1, config.gradient_checkpointing)
+        if key not in self.known:
+            self.known[key] = peak_memory(config, self.channels, self.device.type, self.processes)
+        return self.known[key]
 
     def check(self, unet: DDPMUNetModel):
         """Raise a ValueError if the memory is surely too small; the message names what would fit."""
@@ -103,13 +108,21 @@ class StepMemory:
 
         If none fits, the bytes are infinite.
         """
-        batch, parts = self.config.train_batch_size, self.config.gradient_accumulation_steps
-        for part in (count for count in range(batch // 2, 0, -1) if batch % count == 0):
-            split = {"train_batch_size": part, "gradient_accumulation_steps": parts * batch // part}
-            size = self.needed(**split, gradient_checkpointing=checkpointing)
-            if size <= limit:
-                return " ".join(f"--{name} {value}" for name, value in split.items()), size
-        return "", math.inf
+        batch, accumulation = self.config.train_batch_size, self.config.gradient_accumulation_steps
+        splits = [
+            {"train_batch_size": part, "gradient_accumulation_steps": accumulation * batch // part}
+            for part in range(1, batch // 2 + 1)
+            if batch % part == 0
+        ]
+
+        def size_of(split: dict[str, int]) -> int:
+            return self.needed(**split, gradient_checkpointing=checkpointing)
+
+        fitting = bisect_right(splits, limit, key=size_of)  # they grow
+        if not fitting:
+            return "", math.inf
+        split = splits[fitting - 1]
+        return " ".join(f"--{name} {value}" for name, value in split.items()), size_of(split)
 
     @contextmanager
     def one_clear_error(self, writer: CheckpointWriter) -> Iterator[None]:
@@ -126,9 +139,11 @@ class StepMemory:
             self.there = memory_there(self.device)  # other programs may have taken some
             writer.wait()
             checkpoints = list_checkpoints(self.config.folder / CHECKPOINTS)
-            then = f"goes on from {checkpoints[-1]}" if checkpoints else "begins at step 0: there is no checkpoint yet"
+            then = (
+                f"goes on from {checkpoints[-1]}" if checkpoints else "begins again, since there is no checkpoint yet"
+            )
             with one_line_errors():
-                raise ValueError(f"{self.describe_lack()}. The same command with that {then}") from error
+                raise ValueError(f"{self.describe_lack()}. The same command {then}") from error
 
 
 def memory_there(device: torch.device) -> float:
