@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 
 READING = "ddpm-hf reads"  # how the names of threads begin that may wait for the network
 READERS: weakref.WeakSet[Any] = weakref.WeakSet()  # each has a method `close`, which asks its threads to end
-PATIENCE = 5  # seconds to wait for such a thread in a process that only imports this package
+AT_ONCE = 0.2  # seconds in which such threads end if they do not wait for anything
+PATIENCE = 5  # the same in a process that only imports this package, which cannot leave them behind
 
 
 @contextmanager
@@ -30,18 +32,18 @@ def ending_at_once() -> Iterator[None]:
     except SystemExit as end:
         code = end.code
     except BaseException:
-        if not _threads():
+        if not _still_reading(AT_ONCE):
             raise
         sys.excepthook(*sys.exc_info())
         code = 1
-    if _threads():
+    if _still_reading(AT_ONCE):
         _leave(code)
     sys.exit(code)
 
 
 def _leave(code: Any):
     """End the process with an exit code, or with a message as `sys.exit` does."""
-    atexit.unregister(_wait)
+    atexit.unregister(_still_reading)
     atexit._run_exitfuncs()
     if isinstance(code, str):
         print(code, file=sys.stderr)
@@ -51,13 +53,15 @@ def _leave(code: Any):
     os._exit(code or 0)
 
 
-def _threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith(READING)]
-
-
-@atexit.register
-def _wait():
+def _still_reading(patience: float) -> bool:
+    """Ask the threads that read to end, and return whether one still runs after some seconds."""
     for reader in list(READERS):
         reader.close()
-    for thread in _threads():
-        thread.join(PATIENCE)
+    last = time.monotonic() + patience
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(READING)]
+    for thread in threads:
+        thread.join(max(0.0, last - time.monotonic()))
+    return any(thread.is_alive() for thread in threads)
+
+
+atexit.register(_still_reading, PATIENCE)
