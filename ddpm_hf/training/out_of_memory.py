@@ -156,7 +156,7 @@ def memory_there(device: torch.device) -> float:
         return math.inf
     there = psutil.virtual_memory().available + psutil.swap_memory().free + psutil.Process().memory_info().rss
     with suppress(OSError, ValueError):  # no such file, or "max", where nothing is limited
-        there = min(there, int(CGROUP_LIMIT.read_text()))
+        there = min(there, int(CGROUP_LIMIT.read_text(encoding="utf-8")))
     return there
 
 

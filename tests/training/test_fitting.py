@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from PIL import Image
 from runs import equal
 
@@ -29,7 +30,8 @@ def pictures(tmp_path):
 
 
 def accelerator(device="cpu", processes=1):
-    return SimpleNamespace(device=torch.device(device), num_processes=processes, gradient_accumulation_steps=1)
+    facts = {"device": torch.device(device), "num_processes": processes, "distributed_type": DistributedType.NO}
+    return SimpleNamespace(**facts, gradient_accumulation_steps=1)
 
 
 def cost_by_width(factor, memory_for=math.inf):
@@ -104,7 +106,7 @@ def test_small_memory_takes_smaller_parts_of_a_batch(monkeypatch):
     config, _ = fit(monkeypatch, "--model_size small --max_train_minutes 600", cost_by_width(0.1, memory_for=16))
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (16, 2)
     assert config.learning_rate == SIZES["small"].learning_rate
-    with pytest.raises(ValueError, match="--train_batch_size 64: pass a smaller one"):
+    with pytest.raises(ValueError, match="--train_batch_size 64 at 32 pixels needs about .* pass "):
         fit(monkeypatch, "--model_size small --train_batch_size 64", cost_by_width(0.1, memory_for=16))
 
 
