@@ -16,6 +16,7 @@ from ddpm_hf import DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.typical_size import typical_resolution
 from ddpm_hf.model_sizes import COARSEST, SIZES, batch_of, network_of, settings_of, size_of
+from ddpm_hf.training import out_of_memory
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
 
@@ -29,7 +30,8 @@ def pictures(tmp_path):
 
 
 def accelerator(device="cpu", processes=1):
-    return SimpleNamespace(device=torch.device(device), num_processes=processes, gradient_accumulation_steps=1)
+    keys = {"num_processes": processes, "gradient_accumulation_steps": 1, "distributed_type": None}
+    return SimpleNamespace(device=torch.device(device), **keys)
 
 
 def cost_by_width(factor, memory_for=math.inf):
@@ -104,7 +106,11 @@ def test_small_memory_takes_smaller_parts_of_a_batch(monkeypatch):
     config, _ = fit(monkeypatch, "--model_size small --max_train_minutes 600", cost_by_width(0.1, memory_for=16))
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (16, 2)
     assert config.learning_rate == SIZES["small"].learning_rate
-    with pytest.raises(ValueError, match="--train_batch_size 64: pass a smaller one"):
+    monkeypatch.setattr(out_of_memory, "peak_memory", lambda config, *machine: config.train_batch_size * 10**6)
+    message = (
+        "--train_batch_size 64 at 32 pixels needs about 64 MB .* --train_batch_size 32 --gradient_accumulation_steps 2"
+    )
+    with pytest.raises(ValueError, match=message):
         fit(monkeypatch, "--model_size small --train_batch_size 64", cost_by_width(0.1, memory_for=16))
 
 
