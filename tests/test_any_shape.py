@@ -82,6 +82,7 @@ def test_pictures_that_are_too_small_are_named(height, width):
         fit(gradient(height, width))
 
 
+@pytest.mark.slow
 def test_a_run(train, pictures, capsys):
     """Train, resume, sample, measure, show: everything has the height and the width that were asked for."""
     switches = ("--no_center_crop", "--random_flip")

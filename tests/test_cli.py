@@ -269,6 +269,7 @@ def test_classes_are_imported_when_they_are_asked_for():
         _ = ddpm_hf.DDPMUNet
 
 
+@pytest.mark.slow
 def test_train_is_the_script_without_a_launcher(train, small, tmp_path):
     script = train("script", max_train_steps=2)
     command = [sys.executable, "-m", "ddpm_hf.cli", "train", *small("command", max_train_steps=2)]

@@ -111,6 +111,7 @@ def test_a_run_over_a_stream_resumes_bit_for_bit(parquet, train):
     assert np.isfinite([m["loss"] for m in metrics(whole)]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", [[], ["--streaming"]], ids=["decoded", "streamed"])
 def test_other_micro_batches_take_the_images_that_are_left(parquet, train, monkeypatch, capsys, switches):
     """Three sizes of micro-batches in one epoch: every image comes once, in the order of a run with one size."""

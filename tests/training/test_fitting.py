@@ -17,6 +17,7 @@ from ddpm_hf import DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.images.typical_size import typical_resolution
 from ddpm_hf.model_sizes import COARSEST, SIZES, batch_of, network_of, settings_of, size_of
+from ddpm_hf.training import out_of_memory
 from ddpm_hf.training.step_cost import StepCost, measure_step
 
 
@@ -106,7 +107,11 @@ def test_small_memory_takes_smaller_parts_of_a_batch(monkeypatch):
     config, _ = fit(monkeypatch, "--model_size small --max_train_minutes 600", cost_by_width(0.1, memory_for=16))
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (16, 2)
     assert config.learning_rate == SIZES["small"].learning_rate
-    with pytest.raises(ValueError, match="--train_batch_size 64 at 32 pixels needs about .* pass "):
+    monkeypatch.setattr(out_of_memory, "peak_memory", lambda config, *machine: config.train_batch_size * 10**6)
+    message = (
+        r"--train_batch_size 64 at 32 pixels needs about 64 MB .* --train_batch_size 32 --gradient_accumulation_steps 2"
+    )
+    with pytest.raises(ValueError, match=message):
         fit(monkeypatch, "--model_size small --train_batch_size 64", cost_by_width(0.1, memory_for=16))
 
 

@@ -37,6 +37,7 @@ def checkpoint(folder):
     return folder / "checkpoints" / f"step-{STEPS:06}"
 
 
+@pytest.mark.slow
 def test_fp16_equals_float32_and_resumes(train, train_fp16, monkeypatch):
     options = {"learning_rate": LEARNING_RATE, "lr_scheduler": "constant", "max_train_steps": STEPS}
     half = train_fp16("half", "--use_ema", **options)
