@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 import torch
-from speed import Runner, Side, describe_machine
+from speed import Runner, Side, describe_machine, precisions
 
 from ddpm_hf import DDPMUNetModel
 from ddpm_hf.command_line import parse_command_line
@@ -28,8 +28,6 @@ from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.memory import peak_memory
 from ddpm_hf.training.step_cost import Step
 
-SIDES = [Side(library, precision) for precision in ("float32", "bf16") for library in ("ddpm_hf", "diffusers")]
-STEPS = ("training", "sampling")
 CHECKS = (
     "--preset mnist --resolution 32 --train_batch_size 64",
     "--preset cifar10 --resolution 32 --train_batch_size 16",
@@ -50,13 +48,13 @@ def main():
     parser.add_argument("--table", action="store_true", help="estimate for each preset and size, on a GPU")
     parser.add_argument("--mixed_precision", default="bf16", help="of --check and --table")
     # What a process measures for another.
-    parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--one_check", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.one:
-        side, step = arguments.one
-        print(peak_of(SIDES[side], STEPS[step], arguments.batch_size, arguments.size, device))
+        library, precision, step = arguments.one
+        print(peak_of(Side(library, precision), step, arguments.batch_size, arguments.size, device))
     elif arguments.one_check is not None:
         print(peak_of_training(options_of(CHECKS[arguments.one_check], arguments.mixed_precision), device))
     elif arguments.check:
@@ -73,10 +71,10 @@ def main():
 def compare(arguments: argparse.Namespace, device: torch.device):
     print(f"{describe_machine(device)}, batch {arguments.batch_size}, {arguments.size} pixels\n")
     print("| step | precision | MB here | MB diffusers |\n| --- | --- | --- | --- |")
-    for step in range(len(STEPS)):
-        for first in range(0, len(SIDES), 2):
-            peaks = [measure("--one", side, step) for side in (first, first + 1)]
-            print(f"| {STEPS[step]} | {SIDES[first]} | {peaks[0]:,.0f} | {peaks[1]:,.0f} |", flush=True)
+    for step in ("training", "sampling"):
+        for precision in (name for name in precisions(device) if name != "tf32"):
+            peaks = [measure("--one", library, precision, step) for library in ("ddpm_hf", "diffusers")]
+            print(f"| {step} | {precision} | {peaks[0]:,.0f} | {peaks[1]:,.0f} |", flush=True)
 
 
 def measure(*what: str | int) -> float:
@@ -165,15 +163,11 @@ def peak_and_counts(config: TrainingConfig, checkpointing: bool) -> tuple[int, l
     """Return the peak, and the largest power of two of images that fits each card with a tenth to spare; 0 for none."""
     config.gradient_checkpointing, batch = checkpointing, config.train_batch_size
     peaks = {}
-    for config.train_batch_size in (1, batch, 1024):
+    for config.train_batch_size in (1024, batch):
         peaks[config.train_batch_size] = peak_memory(config, 3, "cuda")
-    config.train_batch_size = batch
     for_each = (peaks[1024] - peaks[batch]) / (1024 - batch)  # many images take much more than the moments
-    counts = []
-    for card in CARDS:
-        fits = int(batch + (card * 1e9 / 1.1 - peaks[batch]) / for_each) if peaks[1] < card * 1e9 / 1.1 else 0
-        counts.append(2 ** (max(fits, 1).bit_length() - 1) if fits else 0)
-    return peaks[batch], counts
+    fits = [max(0, int(batch + (card * 1e9 / 1.1 - peaks[batch]) / for_each)) for card in CARDS]
+    return peaks[batch], [2 ** (count.bit_length() - 1) if count else 0 for count in fits]
 
 
 if __name__ == "__main__":
