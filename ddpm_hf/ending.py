@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-READING = "ddpm-hf reads"  # how the names of threads begin that may wait for the network
+LEFT_BEHIND = "ddpm-hf at work"  # how the names of threads begin that the end of a program may not wait for
 READERS: weakref.WeakSet[Any] = weakref.WeakSet()  # each has a method `close`, which asks its threads to end
 AT_ONCE = 0.2  # seconds in which such threads end if they do not wait for anything
 PATIENCE = 5  # the same in a process that only imports this package, which cannot leave them behind
@@ -58,7 +58,7 @@ def _still_reading(patience: float) -> bool:
     for reader in list(READERS):
         reader.close()
     last = time.monotonic() + patience
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(READING)]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(LEFT_BEHIND)]
     for thread in threads:
         thread.join(max(0.0, last - time.monotonic()))
     return any(thread.is_alive() for thread in threads)

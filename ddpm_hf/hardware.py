@@ -3,7 +3,8 @@
 import ctypes
 import platform
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import diffusers
@@ -59,11 +60,24 @@ def compile_network(unet: ModelMixin, device: torch.device, processes: int = 1):
     """Compile a network in place, so the names of the weights stay. The first step then takes a minute or more.
 
     On one GPU it is compiled as a whole, since what lies between the blocks is then fused, too. Several processes send
-    the gradients of a block while those of the next one are computed, so they compile each block by itself. So do CPUs:
-    there the whole takes longer to compile and is no faster.
+    the gradients of a block while those of the next one are computed, so they compile each block by itself. CPUs do the
+    same, since the whole takes longer to compile there and is no faster.
     """
     torch._dynamo.config.recompile_limit = 128  # each shape of a batch or of a block is compiled by itself
     if device.type == "cpu" or processes > 1:
         unet.compile_repeated_blocks(dynamic=False)
     else:
         unet.compile(dynamic=False)
+
+
+@contextmanager
+def called_as_it_is(unet: ModelMixin) -> Iterator[None]:
+    """Call a network without its compiled form while the context is open.
+
+    Batches of samples and of held-out images have other shapes, and the whole would be compiled for each of them.
+    """
+    compiled, unet._compiled_call_impl = unet._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        unet._compiled_call_impl = compiled

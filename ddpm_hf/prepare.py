@@ -144,9 +144,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         return None
     together(lambda: memory.check(unet))
     folder = RunFolder(config)
-    if is_main:
-        folder.check_names()
-        folder.check_space(unet.get_memory_footprint())
+    together(lambda: is_main and folder.check(unet.get_memory_footprint()))
     images = open_images(found, config, accelerator, start.saved, held_out)
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)

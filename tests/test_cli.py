@@ -149,7 +149,9 @@ def test_what_ends_a_subcommand(error, code, monkeypatch):
 
 def test_ctrl_c_ends_the_command_without_a_traceback(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr("ddpm_hf.ending.READING", "only threads of this test")  # else it ends the process of the tests
+    monkeypatch.setattr(
+        "ddpm_hf.ending.LEFT_BEHIND", "only threads of this test"
+    )  # else it ends the process of the tests
     with pytest.raises(SystemExit) as stop:
         cli.program()
     assert stop.value.code == 130

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.ending import READERS, READING
+from ddpm_hf.ending import LEFT_BEHIND, READERS
 from ddpm_hf.images.arrays import name_of, refuse_leaving
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.decoding import decode_rows, labels_of
@@ -64,11 +64,11 @@ class BlockReader:
         self.size, self.number = config.streaming_buffer_size, state["block"]
         self.white = None if form.mode == BANDS else choose_white(dataset)
         self.rows = self._rows(state["begins"])
-        self.decoders = ThreadPoolExecutor(thread_name_prefix=READING)
+        self.decoders = ThreadPoolExecutor(thread_name_prefix=LEFT_BEHIND)
         self.closed = threading.Event()
         self.asked: queue.SimpleQueue[Future[Block] | None] = queue.SimpleQueue()
         # The threads of a pool would hold up the end of the process.
-        self.thread = threading.Thread(target=self._answer, name=READING, daemon=True)
+        self.thread = threading.Thread(target=self._answer, name=LEFT_BEHIND, daemon=True)
         self.thread.start()
         READERS.add(self)
 
@@ -85,12 +85,16 @@ class BlockReader:
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self):
+        failure: BaseException | None = None  # then no block can follow
         for coming in iter(self.asked.get, None):
             try:
+                if failure:
+                    raise failure
                 coming.set_result(self._read_block())
             except BaseException as error:
+                is_new, failure = failure is None, error
                 coming.set_exception(CancelledError("the stream is closed") if self.closed.is_set() else error)
-                if not self.closed.is_set():
+                if is_new and not self.closed.is_set():
                     self.sharing.fail(one_line(error))
 
     def _read_block(self) -> Block:

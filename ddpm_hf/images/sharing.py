@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ class Sharing:
     def fail(self, reason: str):
         """Tell the others, when they ask the next time, that this process has failed."""
         if self.store is not None:
-            self.store.set(self._key(self.rank), json.dumps({"failure": reason}))
+            with suppress(RuntimeError):  # the main process, which serves the store, may have ended
+                self.store.set(self._key(self.rank), json.dumps({"failure": reason}))
 
     def _key(self, rank: int) -> str:
         return f"{self.talks}/{rank}"

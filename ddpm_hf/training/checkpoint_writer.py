@@ -7,6 +7,7 @@ from threading import Thread
 import torch
 
 from ddpm_hf.checkpoint import prune_checkpoints, write_checkpoint
+from ddpm_hf.ending import LEFT_BEHIND
 from ddpm_hf.terminal import going_on
 
 
@@ -37,17 +38,19 @@ class CheckpointWriter:
                 file: {key: t.to("cpu", copy=True) for key, t in named.items()} for file, named in tensors.items()
             }
             # A process that ends at once does not wait for a daemon. What it leaves half-written is no checkpoint.
-            self.thread = Thread(target=self._write, args=(step, copies, state), daemon=True)
+            arguments = (step, copies, state)
+            self.thread = Thread(target=self._write, args=arguments, name=LEFT_BEHIND, daemon=True)
             self.thread.start()
 
     def _write(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
         with going_on("save a checkpoint"):
             write_checkpoint(self.folder, step, tensors, state)
             self.when_written()
-            prune_checkpoints(self.folder, self.total_limit, newest=step)
+            with going_on("delete older checkpoints"):
+                prune_checkpoints(self.folder, self.total_limit, newest=step)
 
     def wait(self):
-        """Wait until the newest checkpoint is on the disk. Ctrl-C ends the waiting for good."""
+        """Wait until the newest checkpoint is on the disk. After Ctrl-C, later calls do not wait."""
         if self.thread:
             thread, self.thread = self.thread, None
             thread.join()

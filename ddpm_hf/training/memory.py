@@ -16,7 +16,7 @@ from ddpm_hf.images.augment import NUM_LABELS
 from ddpm_hf.precision import autocast
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.model import make_model
-from ddpm_hf.training.optimizer import make_optimizer
+from ddpm_hf.training.optimizer import make_optimizer, skips_by_itself
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 
@@ -47,12 +47,12 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
         # 1. An update. It makes the moments, and leaves the gradient only if more micro-batches add to it.
         optimizer: Any = make_optimizer(unet, config, torch.device(device_type))
         average = MovingAverage(unet, 1.0, 1.0, 1.0) if config.use_ema else None
-        skip = None if on_cpu else torch.zeros(())
+        skip = torch.zeros(()) if skips_by_itself(torch.device(device_type)) else None
         learned = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         for parameter in learned:
             parameter.grad = torch.zeros_like(parameter)
         exchanged = [torch.zeros_like(parameter) for parameter in learned] if processes > 1 else []
-        if not on_cpu:
+        if skip is not None:
             optimizer.found_inf = skip
         optimizer.step()
         if average:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,8 @@ class StepMemory:
 
         A compiled network keeps about half of what the estimate counts, so it is let through.
         """
+        if self.device.type not in ("cpu", "cuda"):  # others lend more than they recommend
+            return
         if self.is_sharded or self.config.compile or surely_enough(self.config, unet) < self.there:
             return
         if self.needed() > 1.1 * self.there:  # the estimate may be a little too high
@@ -69,7 +72,7 @@ class StepMemory:
         """
         if self.is_sharded and not has_failed:
             return "not known, since the model is sharded"
-        if has_failed or self.needed() > self.there:
+        if has_failed:
             return self.describe_lack()
         limit = "" if math.isinf(self.there) else f" of {in_words(self.there)}"
         text = f"about {in_words(self.needed())}{limit}"
@@ -146,7 +149,7 @@ class StepMemory:
                 f"goes on from {checkpoints[-1]}" if checkpoints else "begins again, since there is no checkpoint yet"
             )
             with one_line_errors():
-                raise ValueError(f"{self.describe_lack()}. The same command {then}") from error
+                raise ValueError(f"{self.describe_lack()}. Then the run {then}") from error
 
 
 def memory_there(device: torch.device) -> float:
@@ -160,7 +163,7 @@ def memory_there(device: torch.device) -> float:
     there = psutil.virtual_memory().available + psutil.swap_memory().free + psutil.Process().memory_info().rss
     with suppress(OSError, ValueError):  # no such file, or "max", where nothing is limited
         there = min(there, int(CGROUP_LIMIT.read_text(encoding="utf-8")))
-    return there
+    return there / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of this machine share it
 
 
 def in_words(count: float) -> str:

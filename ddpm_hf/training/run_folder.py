@@ -76,7 +76,12 @@ class RunFolder:
         self.checkpoints = CheckpointWriter(self.path / CHECKPOINTS, limit, when_written=note)
         self.energy: EnergyMeter | None = None
 
-    def check_names(self):
+    def check(self, model_bytes: int):
+        """Raise an OSError if the files of a run cannot be made here, or have too little space."""
+        self._check_names()
+        self._check_space(model_bytes)
+
+    def _check_names(self):
         """Raise an OSError if the path is too long for a run's files: Windows has a limit."""
         longest = self.path / ("." + "n" * 79)  # checkpoints/.unfinished-step-000500/... and logs/... are shorter
         try:
@@ -84,11 +89,11 @@ class RunFolder:
             longest.unlink()
         except OSError as error:
             raise OSError(
-                f"--output_dir {self.path}: files with names of 80 characters cannot be made there ({error}); name a "
-                "folder with a shorter path."
+                f"--output_dir {self.path}: files with names of 80 characters cannot be made there ({error}); if the "
+                "path is too long, name another folder."
             ) from error
 
-    def check_space(self, model_bytes: int):
+    def _check_space(self, model_bytes: int):
         """Raise an OSError if the disk has too little space for a model of this size and its checkpoints."""
         free, needed = shutil.disk_usage(self.path).free / 1e6, bytes_of_run(self.config, model_bytes) / 1e6
         if free < needed:
@@ -184,9 +189,11 @@ class RunFolder:
 
     def close(self):
         """End what runs beside the training; the newest checkpoint is finished first."""
-        self.checkpoints.wait()
-        if self.energy:
-            self.energy.stop()
+        try:
+            self.checkpoints.wait()
+        finally:
+            if self.energy:
+                self.energy.stop()
 
     def _note_checkpoints(self):
         if not self.facts.get("has_checkpoints"):

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.config import TrainingConfig
-from ddpm_hf.hardware import compile_network
+from ddpm_hf.hardware import called_as_it_is, compile_network
 from ddpm_hf.training.ema import MovingAverage
 from ddpm_hf.training.meter import LossMeter
 from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer, skips_by_itself
@@ -117,7 +117,8 @@ class RunState:
                 parameter.data.copy_(whole(value.detach()))
             yield unet
         else:
-            with self.ema.applied() if self.ema else nullcontext(), self.unet.without_augment_embedding():
+            average = self.ema.applied() if self.ema else nullcontext()
+            with average, self.unet.without_augment_embedding(), called_as_it_is(self.unet):
                 yield self.unet
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:

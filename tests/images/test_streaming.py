@@ -20,7 +20,7 @@ from runs import equal, metrics
 from torch.distributed import HashStore
 
 from ddpm_hf.command_line import parse_command_line
-from ddpm_hf.ending import READING, ending_at_once
+from ddpm_hf.ending import LEFT_BEHIND, ending_at_once
 from ddpm_hf.images.batches import Batches
 from ddpm_hf.images.decoding import decode_rows
 from ddpm_hf.images.sharing import Sharing
@@ -277,7 +277,7 @@ def test_a_program_ends_without_threads_that_hang(end, code, says, monkeypatch, 
     left, done = [], threading.Event()
     monkeypatch.setattr("ddpm_hf.ending.os._exit", left.append)
     monkeypatch.setattr("ddpm_hf.ending.atexit", Mock())
-    threading.Thread(target=done.wait, name=f"{READING} on", daemon=True).start()
+    threading.Thread(target=done.wait, name=f"{LEFT_BEHIND} on", daemon=True).start()
     with pytest.raises(SystemExit), ending_at_once():  # `os._exit` of the test returns
         if end:
             raise end

@@ -1,14 +1,19 @@
 """Checkpoints are written beside the training: the step that was copied, in order, and no error ends the run."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm_hf.run_files import list_checkpoints
 from ddpm_hf.training import checkpoint_writer
 from ddpm_hf.training.checkpoint_writer import CheckpointWriter
 
+ROOT = Path(__file__).parents[2]
 write_checkpoint = checkpoint_writer.write_checkpoint
 
 
@@ -49,3 +54,22 @@ def test_an_error_is_said_and_the_older_checkpoint_stays(tmp_path, capsys):
     writer.wait()
     assert "Could not save a checkpoint: " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_checkpoint_is_waited_for(tmp_path):
+    """The process ends at once with its exit code. Stopping the thread inside of safetensors would abort it."""
+    code = f"""
+import torch
+from pathlib import Path
+from ddpm_hf.ending import ending_at_once
+from ddpm_hf.training.checkpoint_writer import CheckpointWriter
+
+with ending_at_once():
+    writer = CheckpointWriter(Path({str(tmp_path)!r}), 1, lambda: None)
+    writer.write(1, {{"model": {{str(i): torch.zeros(2**24) for i in range(8)}}}}, {{"step": 1}})
+    raise KeyboardInterrupt
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert not list_checkpoints(tmp_path)

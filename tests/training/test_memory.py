@@ -139,7 +139,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_as_its_error_says(train, monkeypat
     message = stop.value.code
     assert "--train_batch_size 8 at 28 pixels needs about" in message
     assert ", besides what libraries take, and this machine has" in message
-    assert re.search(r"The same command goes on from .*/checkpoints/step-000002\.$", message)
+    assert re.search(r"Then the run goes on from .*/checkpoints/step-000002\.$", message)
     split = re.search(r"--train_batch_size \d+ --gradient_accumulation_steps \d+", message)[0].split()
     folder = train(**{**options, **dict(zip((flag[2:] for flag in split[::2]), split[1::2]))})
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]

@@ -102,7 +102,7 @@ def test_training_goes_on_when_writing_fails(tmp_path, capsys):
 
 def test_too_little_space(tmp_path):
     with pytest.raises(OSError, match="need 14000000000 MB"):
-        make_run(tmp_path).check_space(model_bytes=10**15)
+        make_run(tmp_path).check(model_bytes=10**15)
 
 
 def test_a_full_disk_costs_no_line_of_numbers(tmp_path, monkeypatch, capsys):
