@@ -11,6 +11,7 @@ peak of the allocated memory. Prints tables in Markdown.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -122,8 +123,12 @@ def options_of(flags: str, mixed_precision: str) -> TrainingConfig:
 
 
 def peak_of_training(config: TrainingConfig, device: torch.device) -> float:
-    """Return the peak of two steps of training in megabytes, measured in this process."""
-    keep_freed_memory()
+    """Return the peak of two steps of training in megabytes, measured in this process.
+
+    As in a run, glibc keeps freed memory, unless MALLOC_MMAP_THRESHOLD_ is set.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        keep_freed_memory()
     before = resident()
     step = Step(config, 3, device)
     average = MovingAverage(step.unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay)
@@ -165,15 +170,11 @@ def peak_and_counts(config: TrainingConfig, checkpointing: bool) -> tuple[int, l
     """Return the peak, and the largest power of two of images that fits each card with a tenth to spare; 0 for none."""
     config.gradient_checkpointing, batch = checkpointing, config.train_batch_size
     peaks = {}
-    for config.train_batch_size in (1, batch, 1024):
+    for config.train_batch_size in (1024, batch):
         peaks[config.train_batch_size] = peak_memory(config, 3, "cuda")
-    config.train_batch_size = batch
     for_each = (peaks[1024] - peaks[batch]) / (1024 - batch)  # many images take much more than the moments
-    counts = []
-    for card in CARDS:
-        fits = int(batch + (card * 1e9 / 1.1 - peaks[batch]) / for_each) if peaks[1] < card * 1e9 / 1.1 else 0
-        counts.append(2 ** (max(fits, 1).bit_length() - 1) if fits else 0)
-    return peaks[batch], counts
+    fits = [max(0, int(batch + (card * 1e9 / 1.1 - peaks[batch]) / for_each)) for card in CARDS]
+    return peaks[batch], [2 ** (count.bit_length() - 1) if count else 0 for count in fits]
 
 
 if __name__ == "__main__":
