@@ -20,7 +20,7 @@ from ddpm_hf.training.sharding import is_sharding
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 # What is taken besides the tensors, at most, as a share of them. On a CPU much lies between them: see docs/memory.md.
-BESIDES = {"cpu": 0.5, "gpu": 0.1}
+BESIDES = {"cpu": 0.7, "gpu": 0.1}
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -79,11 +79,11 @@ class StepMemory:
             return "the memory is too small: pass --gradient_checkpointing, or a smaller --train_batch_size"
         config, needed = self.config, self.needed()
         checkpointing = " with --gradient_checkpointing" if config.gradient_checkpointing else ""
-        besides = ", besides what libraries take," if needed <= self.there else ""
+        besides = ", besides what libraries take" if needed <= self.there else ""
         where = "this machine" if self.device.type == "cpu" else "the GPU"
         return (
             f"--train_batch_size {config.train_batch_size}{checkpointing} at {config.resolution} pixels needs about "
-            f"{in_words(needed)} of memory{besides} and {where} has {in_words(self.there)}: {self._advice(needed)}"
+            f"{in_words(needed)} of memory{besides}, and {where} has {in_words(self.there)}: {self._advice(needed)}"
         )
 
     def _advice(self, needed: int) -> str:
