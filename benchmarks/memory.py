@@ -11,6 +11,7 @@ peak of the allocated memory. Prints tables in Markdown.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -120,8 +121,12 @@ def options_of(flags: str, mixed_precision: str) -> TrainingConfig:
 
 
 def peak_of_training(config: TrainingConfig, device: torch.device) -> float:
-    """Return the peak of two steps of training in megabytes, measured in this process."""
-    keep_freed_memory()
+    """Return the peak of two steps of training in megabytes, measured in this process.
+
+    As in a run, glibc keeps freed memory, unless MALLOC_MMAP_THRESHOLD_ is set.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        keep_freed_memory()
     before = resident()
     step = Step(config, 3, device)
     average = MovingAverage(step.unet, config.ema_inv_gamma, config.ema_power, config.ema_max_decay)

@@ -72,6 +72,13 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
     return tensors.most
 
 
+def checkpoint_memory(config: TrainingConfig, channels: int) -> int:
+    """Return the bytes of a checkpoint: weights, average and two moments. While it is written, a copy is in memory."""
+    with torch.device("meta"):
+        unet = make_model(config, channels)[0]
+    return (4 if config.use_ema else 3) * unet.get_memory_footprint()
+
+
 def surely_enough(config: TrainingConfig, unet: DDPMUNetModel) -> int:
     """Return bytes that surely suffice. It takes no time, and is several times too much.
 

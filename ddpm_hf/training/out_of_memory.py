@@ -17,12 +17,12 @@ from ddpm_hf.hardware import is_out_of_memory
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.terminal import one_line_errors
 from ddpm_hf.training.checkpoint_writer import CheckpointWriter
-from ddpm_hf.training.memory import peak_memory, surely_enough
+from ddpm_hf.training.memory import checkpoint_memory, peak_memory, surely_enough
 from ddpm_hf.training.sharding import is_sharding
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 # What is taken besides the tensors, at most, as a share of them. On a CPU much lies between them: see docs/memory.md.
-BESIDES = {"cpu": 0.5, "gpu": 0.1}
+BESIDES = {"cpu": 0.7, "gpu": 0.1}
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -40,17 +40,19 @@ class StepMemory:
         self.device, self.processes = accelerator.device, accelerator.num_processes
         self.is_sharded = is_sharding(accelerator)
         self.there = memory_there(self.device)
+        # A GPU keeps it in another memory, that of the host.
+        self.checkpoint = checkpoint_memory(config, channels) if self.device.type == "cpu" else 0
         self.known: dict[tuple, int] = {}  # since each number takes a second or more
 
     def needed(self, **options) -> int:
-        """Return the bytes of the tensors, if some options were others."""
+        """Return the bytes of the tensors, and of the copy of a checkpoint on a CPU, if some options were others."""
         config = copy.copy(self.config)
         for name, value in options.items():
             setattr(config, name, value)
         key = (config.train_batch_size, config.gradient_accumulation_steps > 1, config.gradient_checkpointing)
         if key not in self.known:
             self.known[key] = peak_memory(config, self.channels, self.device.type, self.processes)
-        return self.known[key]
+        return self.known[key] + self.checkpoint
 
     def check(self, unet: DDPMUNetModel):
         """Raise a ValueError if the memory is surely too small; the message names what would fit.
@@ -86,11 +88,11 @@ class StepMemory:
             return "the memory is too small: pass --gradient_checkpointing, or a smaller --train_batch_size"
         config, needed = self.config, self.needed()
         checkpointing = " with --gradient_checkpointing" if config.gradient_checkpointing else ""
-        besides = ", besides what libraries take," if needed <= self.there else ""
+        besides = ", besides what libraries take" if needed <= self.there else ""
         where = "this machine" if self.device.type == "cpu" else "the GPU"
         return (
             f"--train_batch_size {config.train_batch_size}{checkpointing} at {config.resolution} pixels needs about "
-            f"{in_words(needed)} of memory{besides} and {where} has {in_words(self.there)}: {self._advice(needed)}"
+            f"{in_words(needed)} of memory{besides}, and {where} has {in_words(self.there)}: {self._advice(needed)}"
         )
 
     def _advice(self, needed: int) -> str:
