@@ -55,16 +55,14 @@ class StepMemory:
         return self.known[key] + self.checkpoint
 
     def check(self, unet: DDPMUNetModel):
-        """Raise a ValueError if the memory is surely too small; the message names what would fit.
-
-        A compiled network keeps about half of what the estimate counts, so it is let through.
-        """
-        if self.device.type not in ("cpu", "cuda"):  # others lend more than they recommend
-            return
-        if self.is_sharded or self.config.compile or surely_enough(self.config, unet) < self.there:
-            return
-        if self.needed() > 1.1 * self.there:  # the estimate may be a little too high
+        """Raise a ValueError if the memory is surely too small; the message names what would fit."""
+        if not self.is_sharded and surely_enough(self.config, unet) > self.there and self._is_surely_too_small():
             raise ValueError(self.describe_lack())
+
+    def _is_surely_too_small(self) -> bool:
+        # A compiled network keeps about half of what the estimate counts, and other devices lend more than they say.
+        is_sure = not self.config.compile and self.device.type in ("cpu", "cuda")
+        return is_sure and self.needed() > 1.1 * self.there  # the estimate may be a little too high
 
     def describe(self, has_failed: bool) -> str:
         """Say how much is needed, with and without gradient checkpointing; or what would fit, if that is too much.
@@ -74,7 +72,7 @@ class StepMemory:
         """
         if self.is_sharded and not has_failed:
             return "not known, since the model is sharded"
-        if has_failed:
+        if has_failed or self._is_surely_too_small():
             return self.describe_lack()
         limit = "" if math.isinf(self.there) else f" of {in_words(self.there)}"
         text = f"about {in_words(self.needed())}{limit}"

@@ -27,7 +27,7 @@ def tracked_peak(config):
     unet, scheduler = make_model(config, 1)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer, average = make_optimizer(unet.train(), config), MovingAverage(unet, 1.0, 1.0, 0.9)
+    optimizer, average = make_optimizer(unet.train(), config, CPU), MovingAverage(unet, 1.0, 1.0, 0.9)
     tracker = MemTracker()
     tracker.track_external(unet, optimizer, *average.average)
     with tracker:
