@@ -169,8 +169,8 @@ def caller() -> str:
     """Return the innermost function of this package that is being called, such as `training/state.py:load`."""
     frame = sys._getframe(1)
     while frame:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE / "ddpm_hf") or path.is_relative_to(PACKAGE / "pipelines"):
+        path, is_function = Path(frame.f_code.co_filename), not frame.f_code.co_name.startswith("<")
+        if is_function and any(path.is_relative_to(PACKAGE / part) for part in ("ddpm_hf", "pipelines")):
             return f"{path.relative_to(PACKAGE).as_posix().removeprefix('ddpm_hf/')}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"

@@ -37,6 +37,7 @@ NOT_RUN = {
     "make *": "installs packages, and runs the tests: .ci/run",
     "pip install *": "needs the internet: .ci/run",
     "python -m pytest *": "runs the tests",
+    "python benchmarks/memory.py *": "takes minutes",
     "python benchmarks/speed.py *": "takes minutes",
     "python3 -m venv .venv": "installs packages: .ci/run",
     "srun *": "needs Slurm",
@@ -49,6 +50,7 @@ NOT_CODE = {
     "The held-out loss rose": "a message",
     "ddpm-mnist-mini/": "a listing",
     "train_ddpm.py         reads": "a listing",
+    "train_ddpm.py: error:": "a message",
 }
 
 # What makes a command quick: further flags, which override those of the command. The first pattern that fits counts.
