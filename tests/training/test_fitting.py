@@ -108,6 +108,7 @@ def test_small_memory_takes_smaller_parts_of_a_batch(monkeypatch):
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (16, 2)
     assert config.learning_rate == SIZES["small"].learning_rate
     monkeypatch.setattr(out_of_memory, "peak_memory", lambda config, *machine: config.train_batch_size * 10**6)
+    monkeypatch.setattr(out_of_memory, "checkpoint_memory", lambda *_: 0)
     message = (
         r"--train_batch_size 64 at 32 pixels needs about 64 MB .* --train_batch_size 32 --gradient_accumulation_steps 2"
     )
