@@ -1,4 +1,4 @@
-"""End a program at once, also while a thread of it waits for the network."""
+"""End a program at once, also while a thread of it waits for the network or writes a checkpoint."""
 
 import atexit
 import os
@@ -21,8 +21,8 @@ PATIENCE = 5  # the same in a process that only imports this package, which cann
 def ending_at_once() -> Iterator[None]:
     """End the process after the program inside. Ctrl-C ends it with exit code 130.
 
-    Python waits at its end for the threads of pools. It stops other threads wherever they are, and inside of C++ code,
-    such as pyarrow's, that aborts the process. So if a thread still reads, the process ends without Python's end.
+    Python waits at its end for the threads of pools. It stops other threads wherever they are. Inside of C++ or Rust
+    code, such as pyarrow's, that aborts the process. So if a thread still works, the process ends without Python's end.
     """
     code: Any = 0
     try:
@@ -32,18 +32,18 @@ def ending_at_once() -> Iterator[None]:
     except SystemExit as end:
         code = end.code
     except BaseException:
-        if not _still_reading(AT_ONCE):
+        if not _still_working(AT_ONCE):
             raise
         sys.excepthook(*sys.exc_info())
         code = 1
-    if _still_reading(AT_ONCE):
+    if _still_working(AT_ONCE):
         _leave(code)
     sys.exit(code)
 
 
 def _leave(code: Any):
     """End the process with an exit code, or with a message as `sys.exit` does."""
-    atexit.unregister(_still_reading)
+    atexit.unregister(_still_working)
     atexit._run_exitfuncs()
     if isinstance(code, str):
         print(code, file=sys.stderr)
@@ -53,8 +53,8 @@ def _leave(code: Any):
     os._exit(code or 0)
 
 
-def _still_reading(patience: float) -> bool:
-    """Ask the threads that read to end, and return whether one still runs after some seconds."""
+def _still_working(patience: float) -> bool:
+    """Ask the threads that read to end, and return whether a thread still works after some seconds."""
     for reader in list(READERS):
         reader.close()
     last = time.monotonic() + patience
@@ -64,4 +64,4 @@ def _still_reading(patience: float) -> bool:
     return any(thread.is_alive() for thread in threads)
 
 
-atexit.register(_still_reading, PATIENCE)
+atexit.register(_still_working, PATIENCE)
