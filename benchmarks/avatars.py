@@ -13,11 +13,17 @@ from tqdm.auto import tqdm
 
 SKINS = ["#f6d5b8", "#e8b98e", "#c98f62", "#9c6239", "#6b4226", "#ffe1c9"]
 HAIR = ["#1c1a18", "#4a2f1d", "#8a5a2b", "#c9a063", "#b5482a", "#9a9a9a", "#e8e3d8"]
+STYLES = ["short", "long", "bald", "curly", "hat"]
 DETAIL = 8  # a picture is drawn this many times larger, and then shrunk
 
 
 def draw_avatar(seed: int, size: int) -> Image.Image:
     """Draw one face. The same seed gives the same face at every size."""
+    return draw_labelled(seed, size)[0]
+
+
+def draw_labelled(seed: int, size: int) -> tuple[Image.Image, int]:
+    """Draw one face, and return its class too: one for each style of the hair with each colour of the skin."""
     rng = random.Random(seed)
     n = size * DETAIL
     hue = rng.random()
@@ -30,7 +36,7 @@ def draw_avatar(seed: int, size: int) -> Image.Image:
     wide, high = n * rng.uniform(0.2, 0.27), n * rng.uniform(0.27, 0.33)
     skin, hair = rng.choice(SKINS), rng.choice(HAIR)
     shirt = _hex(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.3, 0.9)))
-    style = rng.choice(["short", "long", "bald", "curly", "hat"])
+    style = rng.choice(STYLES)
 
     if style == "long":
         draw.rounded_rectangle((x - wide * 1.25, y - high * 1.1, x + wide * 1.25, y + high * 1.3), wide, fill=hair)
@@ -70,7 +76,8 @@ def draw_avatar(seed: int, size: int) -> Image.Image:
         draw.arc(mouth, 20, 160, fill="#a03030", width=n // 40)
     if rng.random() < 0.2:  # beard
         draw.chord((x - wide * 0.95, y - high * 0.6, x + wide * 0.95, y + high * 1.02), 40, 140, fill=hair)
-    return picture.resize((size, size), Image.Resampling.BOX)
+    label = STYLES.index(style) * len(SKINS) + SKINS.index(skin)
+    return picture.resize((size, size), Image.Resampling.BOX), label
 
 
 def _hex(rgb: tuple[float, float, float]) -> str:

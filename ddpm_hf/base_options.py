@@ -57,6 +57,8 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
                 f"--{FLAG} {name}: its network has `{key}` {brought['model'][key]}, and --config says {value}; take "
                 "`model` out of the file."
             )
+    if options.get("distill_steps") and brought["prediction_type"] == "epsilon":
+        brought["prediction_type"] = "v_prediction"  # of the student; `base` still tells what the teacher predicts
     overruled = {key: chosen[key] for key in brought.keys() & chosen.keys() - {"model"} if chosen[key] != brought[key]}
     if "resolution" in overruled:
         overruled["resolution"] = name_of_size(*parse_size("--resolution", overruled["resolution"]))

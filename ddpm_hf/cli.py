@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--version", action="version", version=f"ddpm-hf {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     subcommands.add_parser("train", help="train a model, in one process", add_help=False)
+    subcommands.add_parser("distill", help="teach a trained model to draw in few steps", add_help=False)
     _add_sample(subcommands)
     _add_evaluate(subcommands)
     _add_convert(subcommands)
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return start_training(argv[1:], "ddpm-hf train")
+    if argv[:1] == ["distill"]:
+        return start_distillation(argv[1:])
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -133,14 +136,14 @@ def _check_folder(path: Path, name: str = "--output"):
 # ---- ddpm-hf train -------------------------------------------------------------------------------------------------
 
 
-def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py"):
+def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py", of_command: dict | None = None):
     """Read the flags, look for the pictures that they name, and train.
 
     Args:
-        argv, program: See [`~ddpm_hf.command_line.parse_command_line`].
+        argv, program, of_command: See [`~ddpm_hf.command_line.parse_command_line`].
     """
     print_all_characters()
-    config, dry_run = parse_command_line(argv, program)
+    config, dry_run = parse_command_line(argv, program, of_command)
     from ddpm_hf.places import check_pictures
 
     with one_line_errors():
@@ -148,6 +151,29 @@ def start_training(argv: list[str] | None = None, program: str = "train_ddpm.py"
     from ddpm_hf.train import train
 
     train(config, dry_run)
+
+
+# ---- ddpm-hf distill -----------------------------------------------------------------------------------------------
+
+
+def start_distillation(argv: list[str]):
+    """Train a student: `ddpm-hf distill RUN_OR_REPO [--steps N] [flags of the training]`."""
+    parser = CommandParser(
+        prog="ddpm-hf distill",
+        usage="ddpm-hf distill RUN_OR_REPO [--steps N] [--FLAG VALUE ...]",
+        description="Teach a trained model to draw in few denoising steps. The student is a run of its own. Its "
+        "pictures are those of the teacher's run, unless flags name others; all flags of `ddpm-hf train` are allowed.",
+    )
+    parser.add_argument("source", metavar="RUN_OR_REPO", help="the teacher: folder of a run or a pipeline, or Hub id")
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps of the student; default: 4")
+    arguments, flags = super(CommandParser, parser).parse_known_args(argv)
+    with one_line_errors("ddpm-hf distill"):
+        from ddpm_hf.places import check_model
+        from ddpm_hf.teacher_options import options_of_student
+
+        check_model(arguments.source, None)
+        below = options_of_student(arguments.source, arguments.steps, flags)
+    start_training(flags, "ddpm-hf distill RUN_OR_REPO", below)
 
 
 # ---- ddpm-hf sample ------------------------------------------------------------------------------------------------
@@ -163,7 +189,10 @@ def _add_sample(subcommands):
     _add_model(parser)
     parser.add_argument("--output", type=Path, help="picture of the grid, or folder; default: samples.png, or samples")
     parser.add_argument("--num_images", type=int, help="fill a folder with so many images, instead of drawing a grid")
-    parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once, or images of the grid")
+    parser.add_argument(
+        "--batch_size", type=int, help="images of the grid, by default 16; or drawn at once, by default the fastest"
+    )
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="also pack the folder into one array, uint8")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
     parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
     parser.add_argument(
@@ -173,7 +202,7 @@ def _add_sample(subcommands):
     parser.set_defaults(run=_sample)
 
 
-def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, **how):
+def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, npz, **how):
     _check_numbers(
         num_images=(num_images, 1),
         batch_size=(how["batch_size"], 1),
@@ -186,10 +215,13 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     check_model(source, revision)
     from ddpm_hf.pictures import is_ours
     from ddpm_hf.processes import this_process
-    from ddpm_hf.sampling import Classes, Drawing, fill_folder, open_model, save_grid
+    from ddpm_hf.sample_folder import fill_folder, pack
+    from ddpm_hf.sampling import Classes, Drawing, open_model, save_grid
 
     how["mixed_precision"] = _precision(how["mixed_precision"])
     is_grid = num_images is None
+    if npz:
+        _check_npz(npz, is_grid)
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
         raise ValueError("samples.png was not written by this command; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
@@ -200,13 +232,27 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     if class_labels and not pipeline.unet.config.get("num_class_embeds"):
         given = f"--class_labels {' '.join(class_labels)}"
         raise ValueError(f"{given} do not fit an unconditional model, as that of {source} is; leave them out.")
-    drawing = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how)
+    if is_grid:
+        how["batch_size"] = num_images = how["batch_size"] or 16
+    drawing, notes = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how), []
     if is_grid:
         save_grid(pipeline, output, drawing)
     else:
-        fill_folder(pipeline, output, num_images, drawing, checkpoint or source)
+        notes.append(fill_folder(pipeline, output, num_images, drawing, checkpoint or source).describe())
     if this_process().is_main_process:
-        print(f"{output} holds {num_images or drawing.batch_size} images.")
+        if npz:
+            pack(output, num_images, npz)
+            notes.append(f"{npz} holds them as one array.")
+        print(f"{output} holds {num_images} images.", *notes)
+
+
+def _check_npz(path: Path, is_grid: bool):
+    """Raise a ValueError unless the samples of a folder can be packed into this file."""
+    if is_grid:
+        raise ValueError(f"--npz {path} packs a folder of images; pass --num_images, too.")
+    if path.suffix != ".npz" or path.is_dir():
+        raise ValueError(f"--npz {path}: expected the name of a file, such as samples.npz.")
+    _check_folder(path.parent, "--npz")
 
 
 def _check_picture(path: Path):

@@ -32,12 +32,15 @@ _OVERRIDES = {
 }
 
 
-def parse_command_line(argv: list[str] | None = None, program: str = "train_ddpm.py") -> tuple[TrainingConfig, bool]:
+def parse_command_line(
+    argv: list[str] | None = None, program: str = "train_ddpm.py", of_command: dict[str, Any] | None = None
+) -> tuple[TrainingConfig, bool]:
     """Read the options of a training: the preset's, overridden by those of `--config`, overridden by the flags.
 
     Args:
         argv (`list[str]`, *optional*): The arguments; by default the process's.
         program (`str`): The name of the command, for its help and its errors.
+        of_command (`dict`, *optional*): Options that the command chooses; a file and the flags override them.
 
     Returns:
         `tuple`: The [`TrainingConfig`], and whether `--dry_run` was given. A bad option ends the process with one line
@@ -49,12 +52,16 @@ def parse_command_line(argv: list[str] | None = None, program: str = "train_ddpm
     unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
     try:
         file = read_config_file(path, flags) if path else {}
+        of_file, file = file.get("preset"), _override(of_command or {}, file)
         said = file | flags
         other = any(said.get(name) for name in ("train_data_dir", "dataset_name", "model_size"))
         preset = said.get("preset", "auto" if other else DEFAULT_PRESET)
-        if preset != file.get("preset", preset):
-            raise ValueError(f"--preset {preset} contradicts --config {path}, which says {file['preset']}.")
-        below = _override(PRESETS.get(preset, {}), file)
+        if of_file and preset != of_file:
+            raise ValueError(f"--preset {preset} contradicts --config {path}, which says {of_file}.")
+        of_preset = PRESETS.get(preset, {})
+        if any(said.get(name) for name in ("train_data_dir", "dataset_name", "pretrained_model_name_or_path")):
+            of_preset = {name: value for name, value in of_preset.items() if name != "class_conditional"}
+        below = _override(of_preset, file)
         if wants_help:
             chosen = dict.fromkeys(FITTED, "chosen for the run") if preset == "auto" else {}
             _make_parser(chosen | below | {"preset": preset}, program).print_help()
@@ -85,6 +92,9 @@ def parse_command_line(argv: list[str] | None = None, program: str = "train_ddpm
 
             options = take_base(options, _override(file, flags), token)
             given |= options_of(options["base"]).keys()
+        steps, of_samples = options.get("distill_steps"), flags.get("ddpm_num_inference_steps")
+        if steps and of_samples not in (None, steps):
+            raise ValueError(f"--ddpm_num_inference_steps {of_samples}: a student of {steps} steps draws with {steps}.")
         config = TrainingConfig(**options)
     except (ValueError, OSError) as error:
         parser.error(one_line(error))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm_hf.distillation_options import check_distillation
 from ddpm_hf.forms import shown
 from ddpm_hf.held_out_options import check_held_out
 from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds_of, option
@@ -16,13 +17,16 @@ from ddpm_hf.presets import PRESETS
 
 DEFAULT_PRESET = "mnist-mini"
 # What the images decide about the network. It is no part of the option `model`.
-DECIDED_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "pixel_format")
+DECIDED_BY_DATA = (
+    "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "class_frequencies", "pixel_format"
+)  # fmt: skip
 GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 _run = partial(option, "Run")
 _data = partial(option, "Data")
 _model = partial(option, "Model")
 _diffusion = partial(option, "Diffusion")
+_distillation = partial(option, "Distillation")
 _optimisation = partial(option, "Optimisation")
 _average = partial(option, "Moving average")
 _output = partial(option, "Output", resume="free")
@@ -88,6 +92,10 @@ class TrainingConfig:
     variance_type: Literal["fixed_small", "fixed_large"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.", card=True)
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
+    distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)
+    distill_teacher_steps: int = _distillation(4, "Steps of the teacher that one step of the student replaces.", minimum=1)
+    distill_guidance_scale: float | None = _distillation(None, f"Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default {GUIDANCE_SCALE:g}.", minimum=0, card=True)
+
     train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, resume="split", card=True)
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
     num_epochs: int = _optimisation(100, "Passes through the data, unless max_train_steps says otherwise.", minimum=1, resume="free")
@@ -148,6 +156,7 @@ class TrainingConfig:
         self.resolution = name_of_size(*parse_size("--resolution", self.resolution))
         self.value_range = self.range_of_pixels and list(self.range_of_pixels)
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
+        check_distillation(self)
         self._check_together()
         self.check_halvings()
 
@@ -251,6 +260,12 @@ class TrainingConfig:
         assert self.max_train_steps is not None
         return self.max_train_steps
 
+    @property
+    def taught_guidance_scale(self) -> float:
+        """Guidance of the teacher of `distill_steps`; 1 is none."""
+        default = GUIDANCE_SCALE if self.class_conditional else 1.0
+        return default if self.distill_guidance_scale is None else self.distill_guidance_scale
+
     def differences(self, saved: dict, same_pictures: bool = False, same_step: bool = False) -> list[str]:
         """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.
 
@@ -275,6 +290,8 @@ class TrainingConfig:
         """Return a line of text for each option of a kind that is not as in a saved run."""
         mine, defaults = json.loads(self.to_json()), dataclasses.asdict(TrainingConfig())
         saved = {**defaults, **saved}  # a run that is older than an option
+        if "class_frequencies" not in saved["model"]:  # likewise
+            mine["model"].pop("class_frequencies", None)
         return [
             f"--{field.name} {saved[field.name]} -> {mine[field.name]}"
             for field in dataclasses.fields(self)

@@ -100,7 +100,7 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
         ValueError: If the network has a part that diffusers' does not have (the annotated lineage); the message names
             it.
     """
-    only_ours = ("zero_init", "class_names", "pixel_format")
+    only_ours = ("zero_init", "class_names", "class_frequencies", "pixel_format")
     config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key not in only_ours}
     for key, value in {**PAPER_LINEAGE, "upsample_type": "conv"}.items():
         if unet.config[key] != value:

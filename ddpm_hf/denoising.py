@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_hf.pictures import image_grid
 from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 FRAMES = 28  # of the animation; every third of them makes the ten columns of a strip
 FRAME, LAST_FRAME = 100, 2500  # milliseconds that a frame is shown
@@ -46,16 +47,19 @@ class Denoising:
 
 @torch.no_grad()
 def denoise(pipeline: DiffusionPipeline, steps: int, num_images: int = 4, seed: int = 0) -> Denoising:
-    """Draw samples, and keep some of the steps.
+    """Draw samples, of the classes in turns, and keep some of the steps.
 
     Args:
-        pipeline ([`DDPMPipelineCustom`]): With a [`DDPMLinearScheduler`]. Its network is left in evaluation mode.
+        pipeline ([`DDPMPipelineCustom`]): Its network is left in evaluation mode.
         steps (`int`): Denoising steps. `FRAMES` of them are kept, evenly spaced, or all if there are fewer.
         num_images (`int`): Number of samples.
         seed (`int`): Seed of the noise.
     """
     kept = set(np.linspace(0, steps - 1, FRAMES).round().astype(int))
-    form, x_t, x_0 = PixelFormat.of_model(pipeline.unet.config), [], []
+    form = PixelFormat.of_model(pipeline.unet.config)
+    x_t: list[list[Image.Image]] = []
+    x_0: list[list[Image.Image]] = []
+    predictor = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
 
     def pictures(x: torch.Tensor) -> list[Image.Image]:
         arrays = (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()  # (N, H, W, C)
@@ -68,11 +72,14 @@ def denoise(pipeline: DiffusionPipeline, steps: int, num_images: int = 4, seed: 
         x_t.append(pictures(x))
         if step + 1 < steps:
             t = pipeline.scheduler.timesteps[step + 1]
-            x = pipeline.scheduler.predict_x_0(pipeline.unet(x, t).sample, t, x)
+            x = predictor.predict_x_0(pipeline.unet(x, t, numbers).sample, t, x)
         x_0.append(pictures(x))
         return {}
 
+    names = pipeline.unet.config.get("class_names")
+    numbers = torch.arange(num_images, device=pipeline.device) % len(names) if names else None
+    labels = [names[i % len(names)] for i in range(num_images)] if names else None
     pipeline.unet.eval()
     generator = torch.Generator(pipeline.device).manual_seed(seed)
-    pipeline(num_images, generator, steps, callback_on_step_end=keep)
+    pipeline(num_images, generator, steps, callback_on_step_end=keep, class_labels=labels)
     return Denoising(x_t, x_0, form)

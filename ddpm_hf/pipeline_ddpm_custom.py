@@ -29,7 +29,9 @@ from PIL import Image
 
 # The source files that a saved pipeline holds. Where this package is installed, they are its modules.
 SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear")
-RECOMMENDED_STEPS = "_num_inference_steps"  # in model_index.json; other pipelines pass over names that begin with _
+# The arguments that model_index.json holds, and their names there. Other pipelines pass over names that begin with _.
+RECOMMENDED_STEPS, DISTILLED = "_num_inference_steps", "_distilled"
+NAMES_IN_INDEX = {"num_inference_steps": RECOMMENDED_STEPS, "distilled": DISTILLED}
 CPU_PIXELS = 2**16  # pixels that a CPU computes at once; more of them take memory and gain no speed
 INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
 
@@ -42,6 +44,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         scheduler ([`DDPMLinearScheduler`] or another of diffusers): The reverse process.
         num_inference_steps (`int`, *optional*): Denoising steps that are recommended for this model. A call takes them
             unless it says otherwise. The default is the T of training.
+        distilled (`dict`, *optional*): Of a student that learned to draw in few steps: the `steps` that it is trained
+            for, and the `guidance_scale` of its teacher, which it draws with if a call passes none.
 
     Example:
         >>> import torch
@@ -52,12 +56,18 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, num_inference_steps: int | None = None):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int | None = None,
+        distilled: dict | None = None,
+    ):
         super().__init__()
         if num_inference_steps is not None:
             num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(num_inference_steps=num_inference_steps)
+        self.register_to_config(num_inference_steps=num_inference_steps, distilled=distilled)
 
     @property
     def default_num_inference_steps(self) -> int:
@@ -94,9 +104,11 @@ class DDPMPipelineCustom(DiffusionPipeline):
             callback_on_step_end (callable, *optional*): Called after each step as `callback(pipeline, step, timestep,
                 {"sample": x})` with the new x_{t-1}. It returns None, or a dictionary whose `"sample"` replaces x.
             class_labels (`int`, `str`, or a list or tensor of them, *optional*): Labels for a class-conditional model,
-                one for all images or one for each. A `str` is one of `pipeline.unet.config.class_names`. An `int` means
-                the class whose name is that number. If no name is a whole number, it means the position among the
-                names. So `[5]` of the classes "0", "5", "9" is "5", and `[1]` of "cat", "dog" is "dog".
+                one for all images or one for each. The default: labels drawn as often as the training images have them
+                (`class_frequencies`), or no class if the model does not know how often that is. A `str` is one of
+                `pipeline.unet.config.class_names`. An `int` means the class whose name is that number. If no name is a
+                whole number, it means the position among the names. So `[5]` of the classes "0", "5", "9" is "5", and
+                `[1]` of "cat", "dog" is "dog".
             guidance_scale (`float`): w in the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
                 2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model. A larger w gives
                 clearer and less varied images of the class.
@@ -121,6 +133,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         shape = self._check_inputs(batch_size, output_type)
         device = self._execution_device
         generator = _check_generator(generator, batch_size, device)
+        if labels is None and (frequencies := self.unet.config.get("class_frequencies")):
+            labels = _draw_labels(frequencies, batch_size, generator)
         network = self._network(labels, guidance_scale)
         # A GPU raises an error when its memory is full. A process that fills the main memory is killed.
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
@@ -222,7 +236,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 "`train_ddpm.py --class_conditional`; for this model, expected 1."
             )
         if class_labels is None:
-            if guidance_scale != 1:
+            if guidance_scale != 1 and not self.unet.config.get("class_frequencies"):
                 raise ValueError(
                     f"`guidance_scale={guidance_scale}` leads to `class_labels`, and there are none; pass labels, or 1."
                 )
@@ -283,8 +297,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
         """Return the contents of model_index.json, with shipped classes by their files and without local paths."""
         config = json.loads(super().to_json_string())
         config.pop("_name_or_path", None)
-        if steps := config.pop("num_inference_steps", None):
-            config[RECOMMENDED_STEPS] = steps
+        for argument, name in NAMES_IN_INDEX.items():
+            if value := config.pop(argument, None):
+                config[name] = value
         config["_class_name"] = [type(self).__module__, type(self).__name__]
         for key, entry in config.items():
             if isinstance(entry, list) and _shipped_module(entry[0]):
@@ -294,8 +309,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         """Return the arguments that model_index.json has for the constructor, as diffusers asks for them."""
-        if RECOMMENDED_STEPS in config_dict:
-            config_dict = {**config_dict, "num_inference_steps": config_dict[RECOMMENDED_STEPS]}
+        found = {argument: config_dict[name] for argument, name in NAMES_IN_INDEX.items() if name in config_dict}
+        config_dict = {**config_dict, **found}
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
@@ -382,6 +397,19 @@ def _in_form(images, about: Mapping) -> list:
     if about["suffix"] != ".png":
         return list(arrays)
     return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]
+
+
+# ---- Labels --------------------------------------------------------------------------------------------------------
+
+
+def _draw_labels(
+    frequencies: Sequence[float], count: int, generator: torch.Generator | list[torch.Generator] | None
+) -> list[int]:
+    """Draw class numbers with these frequencies. From a list of generators, each draws the label of its image."""
+    if isinstance(generator, list):
+        return [label for each in generator for label in _draw_labels(frequencies, 1, each)]
+    weights = torch.tensor(frequencies, device=generator.device if generator else "cpu")
+    return weights.multinomial(count, replacement=True, generator=generator).tolist()
 
 
 # ---- Checks of arguments -------------------------------------------------------------------------------------------

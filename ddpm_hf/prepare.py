@@ -31,6 +31,7 @@ from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.run_lock import alone_in
 from ddpm_hf.training.step_cost import measure_step
 from ddpm_hf.training.summary import describe, describe_cost
+from ddpm_hf.training.teacher import Teacher, check_teacher
 from ddpm_hf.training.trackers import start_trackers
 from ddpm_hf.training.validation import HeldOutLoss
 
@@ -52,6 +53,7 @@ class Run:
         memory ([`StepMemory`]): What a step needs.
         measurement ([`Measurement`], *optional*): What is measured every `eval_steps`.
         reference ([`CentralCuts`], *optional*): The images that it compares with.
+        teacher ([`Teacher`], *optional*): What a student learns from.
     """
 
     config: TrainingConfig
@@ -66,11 +68,12 @@ class Run:
     memory: StepMemory
     measurement: Measurement | None
     reference: CentralCuts | None
+    teacher: Teacher | None
 
     def __post_init__(self):
         config, device, names = self.config, self.accelerator.device, self.unet.config.class_names
         self.best, held_out = KeptBest(config), self.images.held_out
-        self.held_out_loss = None if held_out is None else HeldOutLoss(held_out, config, self.scheduler)
+        self.held_out_loss = None if held_out is None else HeldOutLoss(held_out, config, self.scheduler, self.teacher)
         self.objective = Objective(self.scheduler, config, device)
         self.form = PixelFormat.of_model(self.unet.config)
         self.batches = Batches(
@@ -148,6 +151,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     images = open_images(found, config, accelerator, start.saved, held_out)
     at_the_end.callback(images.close)
     check_pictures(start, count, images.fingerprint)
+    teacher = Teacher.of_run(config, found.form.channels, accelerator.device) if config.distill_steps else None
+    check_teacher(start, teacher)
     if start.is_over:
         say_it_is_trained(config, start.step, is_main)
         return None
@@ -166,7 +171,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
         folder.show_augmentation(images.images)
     start_trackers(accelerator, config)
     sizes = (count, images_per_step, memory)
-    return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference)
+    return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference, teacher)
 
 
 def say_it_is_trained(config: TrainingConfig, step: int, is_main: bool):

@@ -26,15 +26,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Handwritten digits, in ten minutes on two cores.
     "mnist-mini": dict(
         resolution=28,
+        class_conditional=True,
         model=unet(16, 32, 48, layers=1, norm_num_groups=8, narrow_up_blocks=True),
         prediction_type="v_prediction",
         timestep_sampling="lognormal",
-        max_train_steps=2200,
+        lognormal_mean=-0.3,
+        lognormal_std=1.3,
+        train_batch_size=32,
+        max_train_steps=3600,
+        optimizer="muon",
         learning_rate=8e-3,
         adam_beta2=0.99,
         lr_scheduler="linear",
         lr_warmup_steps=100,
-        ema_max_decay=0.995,
+        ema_max_decay=0.997,
         eval_batch_size=64,
         ddpm_num_inference_steps=100,
     ),
@@ -103,6 +108,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         save_images_steps=1000,
         save_model_steps=10_000,
         checkpointing_steps=5000,
+    ),
+    # A student of a trained model, for --distill_steps; `ddpm-hf distill` takes it.
+    "distill": dict(
+        prediction_type="v_prediction",
+        max_train_minutes=10.0,
+        train_batch_size=32,
+        optimizer="muon",
+        learning_rate=2e-3,
+        adam_beta2=0.99,
+        lr_scheduler="linear",
+        lr_warmup_steps=50,
+        ema_max_decay=0.99,
+        distill_steps=4,
+        eval_batch_size=64,
     ),
     # Any pictures. What is not here is chosen for the run: see model_sizes.py.
     "auto": dict(

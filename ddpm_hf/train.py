@@ -22,6 +22,7 @@ from ddpm_hf.terminal import going_on, one_line_errors
 from ddpm_hf.training.divergence import stop_if_diverged
 from ddpm_hf.training.launcher import end_processes
 from ddpm_hf.training.log_book import LogBook
+from ddpm_hf.training.model import how_to_draw
 from ddpm_hf.training.objective import denoising_loss
 from ddpm_hf.training.state import RunState
 from ddpm_hf.training.summary import farewell
@@ -95,6 +96,8 @@ def train_step(run: Run, state: RunState):
         t = run.objective.draw_timesteps(len(x_0), generator)  # t ~ Uniform({0, ..., T - 1})
         eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)  # eps ~ N(0, I)
         labels = run.batches.drop_labels(known_labels, generator)
+        if run.teacher:
+            x_0, eps = run.teacher.teach(x_0, t, eps, labels)
         torch.manual_seed(seed_of(run.config.seed, "dropout", g))
         with run.accelerator.accumulate(state.model):
             # |eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2
@@ -108,6 +111,7 @@ def save_checkpoint(run: Run, state: RunState):
     """Save all that the same command needs to go on from here, beside the training. All processes have to call it."""
     numbers = {**state.numbers(), "config": dataclasses.asdict(run.config), "images": run.count}
     numbers.update(images_per_step=run.images_per_step, stream=run.images.state(), pictures=run.images.fingerprint)
+    numbers.update(teacher=run.teacher and run.teacher.fingerprint)
     tensors = state.tensors()
     if run.accelerator.is_main_process:
         run.folder.note_unreadable(run.images.unreadable, run.images.small)
@@ -135,7 +139,7 @@ def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = 
         return
     is_main, accelerator = run.accelerator.is_main_process, run.accelerator
     with state.unet_to_draw_with() as unet:
-        pipeline = DDPMPipelineCustom(unet, run.scheduler, run.config.ddpm_num_inference_steps)
+        pipeline = DDPMPipelineCustom(unet, *how_to_draw(run.config, run.scheduler))
         if is_main and "save" in due:
             if state.step == run.config.total_steps and not interrupted:
                 with one_line_errors():

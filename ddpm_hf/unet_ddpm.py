@@ -230,6 +230,8 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
             biases, and zeros in the last layer of each block and of the network. False keeps PyTorch's initialisation.
         class_names (`tuple[str, ...]`, *optional*): Names of the classes 0, 1, .... The label after them, the last of
             `num_class_embeds`, stands for no class. A call without labels uses it.
+        class_frequencies (`tuple[float, ...]`, *optional*): Share of each class in the training images. A pipeline
+            draws labels with them if it is given none.
         pixel_format (`dict`, *optional*): What samples are, unless they are 8-bit pictures, grey or RGB: `mode`,
             `dtype`, `low` and `high`, which the network sees as -1 and 1, `stored` and `suffix`.
 
@@ -270,6 +272,7 @@ class DDPMUNetModel(ModelMixin, ConfigMixin):
         zero_init: bool = True,
         class_names: tuple[str, ...] | None = None,
         pixel_format: dict | None = None,
+        class_frequencies: tuple[float, ...] | None = None,
     ):
         super().__init__()
         check_config(self.config)
@@ -600,6 +603,11 @@ def check_config(config):
         check(texts, "class_names", "None, or a list of names")
         expected = len(names) + 1
         check(config.num_class_embeds == expected, "num_class_embeds", f"{expected}, one more than class_names")
+    shares = config.class_frequencies
+    if shares is not None:
+        numbers = _is_list(shares) and all(_is_share(share) for share in shares) and sum(shares) > 0
+        fits = numbers and names is not None and len(shares) == len(names)
+        check(fits, "class_frequencies", "None, or a list with a share for each of class_names")
     about = config.pixel_format
     check(about is None or _is_pixel_format(about), "pixel_format", "None, or mode, dtype, low, high, stored, suffix")
     size, factor = config.sample_size, 2 ** (levels - 1)
@@ -620,6 +628,10 @@ def _is_pixel_format(value) -> bool:
 
 def _is_positive(value) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_share(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def _is_list(value) -> TypeGuard[list | tuple]:

@@ -56,7 +56,9 @@ def small(tmp_path, cache_dir):
     def flags(name, *switches, **options):
         options = {**defaults, "output_dir": tmp_path / name, **options}
         given = {key: value for key, value in options.items() if value is not None}
-        return [text for key, value in given.items() for text in (f"--{key}", str(value))] + list(switches)
+        texts = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+        labels = [] if {"dataset_name", "train_data_dir"} & given.keys() else ["--no_class_conditional"]
+        return [*texts, *labels, *switches]
 
     return flags
 

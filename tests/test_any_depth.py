@@ -25,7 +25,7 @@ from ddpm_hf.images.streaming import StreamedImages
 from ddpm_hf.images.survey import choose_format
 from ddpm_hf.pipeline_ddpm_custom import _in_form
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
-from ddpm_hf.sampling import read_sample, save_sample
+from ddpm_hf.sample_folder import read_sample, save_sample
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 from ddpm_img2img import DDPMImg2ImgPipeline

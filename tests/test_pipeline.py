@@ -454,3 +454,19 @@ def test_signature():
         "guidance_scale",
     ]
     assert list(inspect.signature(DDPMPipelineCustom.__call__).parameters) == names
+
+
+def test_labels_that_nobody_names_come_as_often_as_in_training(make_pipeline):
+    """Also from a list of generators, where an image does not depend on the others of its batch."""
+    pipeline = make_pipeline(class_names=("a", "b"), num_class_embeds=3, class_frequencies=(0.75, 0.25))
+    seen = []
+    pipeline._network = lambda labels, scale: seen.extend(labels) or (lambda x, t: torch.zeros_like(x))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(4000, torch.Generator().manual_seed(0), 1)
+    assert len(seen) == 4000 and seen.count(0) / 4000 == pytest.approx(0.75, abs=0.03)
+    drawn = []
+    for batch in ([3, 4, 5], [5]):
+        seen.clear()
+        pipeline(len(batch), [torch.Generator().manual_seed(i) for i in batch], 1)
+        drawn.append(list(seen))
+    assert drawn[0][-1:] == drawn[1]

@@ -482,6 +482,11 @@ def test_compiles_without_a_graph_break():
         ({"class_names": 5}, "class_names=5.*a list of names"),
         ({"class_names": "ab", "num_class_embeds": 3}, "class_names='ab'.*a list of names"),
         ({"class_names": (1, 2), "num_class_embeds": 3}, "class_names.*a list of names"),
+        ({"class_frequencies": (0.5, 0.5)}, "class_frequencies.*a share for each of class_names"),
+        (
+            {"class_names": ("a",), "num_class_embeds": 2, "class_frequencies": (-1,)},
+            "class_frequencies=.*a share for each of class_names",
+        ),
         ({"in_channels": "3"}, "in_channels='3'.*whole number"),
         ({"layers_per_block": True}, "layers_per_block=True.*whole number"),
         ({"down_block_types": None}, "down_block_types=None.*each of the 2"),

@@ -1,6 +1,7 @@
 """`ddpm-hf evaluate`: measure a saved model, and write the numbers and pictures down."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ddpm_hf.evaluation.image_sets import PictureFolder, Seen
@@ -11,9 +12,11 @@ from ddpm_hf.evaluation.parts_of_run import open_part
 from ddpm_hf.files import read_json, write_json, write_json_lines
 from ddpm_hf.forms import misfit
 from ddpm_hf.pictures import is_ours, save_marked
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import EVALUATION, NEAREST, PROGRESSIVE, is_run
-from ddpm_hf.sampling import clear_samples, fingerprint, open_model
+from ddpm_hf.sample_folder import clear_samples
+from ddpm_hf.sampling import fingerprint, open_model
 
 # What the numbers mean, and where better ones lie.
 MEANINGS = {
@@ -62,6 +65,7 @@ def evaluate(
     output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
     earlier = _earlier_results(output)
     pipeline = open_model(source, checkpoint, scheduler, revision)
+    wanted = _possible(wanted, pipeline)
     with state.main_process_first():
         images, trained_on, record = open_part(pipeline, Path(source), reference, held_out)
     check_measurable(wanted, images)
@@ -86,6 +90,23 @@ def evaluate(
         if not save_samples:
             clear_samples(samples)
     state.wait_for_everyone()
+
+
+def _possible(wanted: Measurement, pipeline: DDPMPipelineCustom) -> Measurement:
+    """Return what can be measured: a student of few steps knows few timesteps, and has no bits per dimension.
+
+    Raises:
+        ValueError: If nothing else is wanted.
+    """
+    if not pipeline.config.get("distilled") or "bpd" not in wanted.metrics:
+        return wanted
+    if not wanted.of_samples:
+        raise ValueError(
+            "--metrics bpd needs a model of all timesteps, and a student knows few; name fid, kid or prdc."
+        )
+    if this_process().is_main_process:
+        print("bpd is left out: it needs a model of all timesteps, and a student knows few.")
+    return replace(wanted, metrics=wanted.of_samples)
 
 
 def _earlier_results(path: Path) -> dict:

@@ -16,7 +16,7 @@ from ddpm_hf.files import read_json_lines, write_json_lines
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process, together
 from ddpm_hf.run_files import EVALUATIONS
-from ddpm_hf.sampling import clear_samples
+from ddpm_hf.sample_folder import clear_samples
 from ddpm_hf.training.best import KeptBest
 
 

@@ -11,7 +11,7 @@ from ddpm_hf.images.batches import cut
 from ddpm_hf.images.cache import ImageCache
 from ddpm_hf.images.parts import ImagePart
 from ddpm_hf.pixel_format import EIGHT_BITS, PixelFormat
-from ddpm_hf.sampling import picture_path, read_sample
+from ddpm_hf.sample_folder import picture_path, read_sample
 
 
 class ImageSet(Protocol):

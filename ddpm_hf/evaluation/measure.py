@@ -22,7 +22,8 @@ from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
-from ddpm_hf.sampling import Classes, Drawing, fill_folder, fingerprint
+from ddpm_hf.sample_folder import fill_folder
+from ddpm_hf.sampling import Classes, Drawing, fingerprint
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 ENOUGH_SAMPLES = 10_000  # a smaller number alone makes FID larger

@@ -73,8 +73,10 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     recommended = read_side_file(folder / INDEX, {}).get(RECOMMENDED_STEPS)
     recommended = recommended if is_of(recommended, int) else None
     arguments = "batch_size=4"
+    is_student = config.get("distill_steps") is not None
     if class_names:
-        arguments = f"class_labels={literal(class_names[:4])}, guidance_scale={GUIDANCE_SCALE}"
+        arguments = f"class_labels={literal(class_names[:4])}"
+        arguments += "" if is_student else f", guidance_scale={GUIDANCE_SCALE}"
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
@@ -130,7 +132,8 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     classes = ""
     if config.get("class_conditional"):
         guidance = config.get("guidance_scale")
-        classes = f", the classes in turns, guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
+        scale = f", guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
+        classes = ", the classes in turns" + ("" if config.get("distill_steps") else scale)
     how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
     shown = f" In the picture: {form.caption()}." if form.caption() else ""
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
+from ddpm_hf.config import DECIDED_BY_DATA, GUIDANCE_SCALE, TrainingConfig
 from ddpm_hf.forms import is_of, misfit
 from ddpm_hf.hub.card_text import bare, markdown
-from ddpm_hf.hub.links import may_be_shown
+from ddpm_hf.hub.links import MODEL, may_be_shown, repositories_of
 from ddpm_hf.option_fields import kinds_of
 from ddpm_hf.presets import PRESETS
 
@@ -19,7 +19,9 @@ _PATHS = {"train_data_dir": "PICTURES", "dataset_name": "PICTURES", "model_confi
 
 def base_model(config: dict) -> str | None:
     """Return the Hub id of the model that a run was fine-tuned from. A local path is nobody's business."""
-    hub_id = config.get("base", {}).get("hub_id")
+    hub_id, folder = config.get("base", {}).get("hub_id"), config.get("pretrained_model_name_or_path")
+    if hub_id is None and folder and Path(folder).is_dir():
+        hub_id = repositories_of(Path(folder)).get(MODEL)  # where that run was pushed to
     return hub_id if isinstance(hub_id, str) and may_be_shown(hub_id) else None
 
 
@@ -81,14 +83,21 @@ def _without_path(name: str, value: Any, config: dict) -> Any:
 
 
 def base_sentence(config: dict) -> str:
-    """Say what a run was fine-tuned from, if it was."""
+    """Say what a run was fine-tuned from, or who its teacher was, if it had one."""
     if not config.get("pretrained_model_name_or_path"):
         return ""
-    hub_id = base_model(config)
-    if not hub_id:
-        return "It was fine-tuned from another model."
-    link = f"[`{hub_id}`](https://huggingface.co/{hub_id})"
-    return f"It was fine-tuned from {link}, whose card tells of the licence and the data of that model."
+    hub_id, steps = base_model(config), config.get("distill_steps")
+    about = f"[`{hub_id}`](https://huggingface.co/{hub_id})" if hub_id else "another model"
+    rest = ", whose card tells of the licence and the data of that model." if hub_id else "."
+    if not steps:
+        return f"It was fine-tuned from {about}{rest}"
+    scale = config.get("distill_guidance_scale")
+    scale = (GUIDANCE_SCALE if config.get("class_conditional") else 1.0) if scale is None else scale
+    guidance = f", each one call of the network with the guidance {scale:g} in it" if scale != 1 else ""
+    return (
+        f"It is a student: it learned to draw in {steps} denoising step{'s' * (steps != 1)}{guidance} "
+        f"([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)). Its teacher is {about}{rest}"
+    )
 
 
 def describe_training(facts: dict, metrics: list[dict]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import datasets
+import numpy as np
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.deep_survey import element_type
@@ -127,8 +128,19 @@ def _load_named(name: str, config: TrainingConfig, flag: str) -> datasets.Datase
 
 
 def label_settings(dataset: datasets.Dataset | datasets.IterableDataset) -> dict:
-    """Return what labels add to the configuration of a U-Net: their names, and their number plus one for no label."""
+    """Return what labels add to the configuration of a U-Net.
+
+    That is the names of the classes, their number plus one for no label, and the share of each class; a stream does not
+    tell the shares.
+    """
     if "label" not in dataset.features:
         return {}
     names = dataset.features["label"].names
-    return {"class_names": names, "num_class_embeds": len(names) + 1}
+    settings = {"class_names": names, "num_class_embeds": len(names) + 1}
+    if isinstance(dataset, datasets.IterableDataset):
+        return settings
+    labels = dataset.select_columns("label").with_format("arrow")[:]["label"].drop_null().to_numpy()
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))  # -1 stands for no label
+    if not counts.any():  # rows were not loaded, as for --dry_run
+        return settings
+    return {**settings, "class_frequencies": [round(share, 6) for share in (counts / counts.sum()).tolist()]}

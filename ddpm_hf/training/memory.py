@@ -42,7 +42,8 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(_as_on_gpus)
         tensors = modes.enter_context(_LivingTensors())
-        tensors.note(unet.parameters())
+        teacher = make_model(config, channels)[0] if config.distill_steps else None
+        tensors.note([*unet.parameters(), *(teacher.parameters() if teacher else ())])
 
         # 1. An update. It makes the moments, and leaves the gradient only if more micro-batches add to it.
         optimizer: Any = make_optimizer(unet, config, torch.device(device_type))

@@ -1,6 +1,7 @@
 """The network and the scheduler that the options of a run describe."""
 
 import torch
+from diffusers import DDIMScheduler, SchedulerMixin
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.augment import NUM_LABELS
@@ -24,3 +25,22 @@ def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DD
     }
     # The settings that are no options, such as `beta_end`, are those of the base.
     return unet, DDPMLinearScheduler(**{**config.base.get("scheduler", {}), **options})
+
+
+def how_to_draw(
+    config: TrainingConfig, scheduler: DDPMLinearScheduler
+) -> tuple[SchedulerMixin, int, dict[str, float] | None]:
+    """Return the other arguments of a run's pipeline, beside the network: scheduler, steps, and about a student.
+
+    A student takes DDIM steps. Its predictions of x_0 are not clipped, since those that it learned from may leave
+    [-1, 1].
+
+    Args:
+        config ([`TrainingConfig`]): The options.
+        scheduler ([`DDPMLinearScheduler`]): Of the training.
+    """
+    if config.distill_steps is None:
+        return scheduler, config.ddpm_num_inference_steps, None
+    of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+    about = {"steps": config.distill_steps, "guidance_scale": config.taught_guidance_scale}
+    return DDIMScheduler.from_config({**scheduler.config, **of_student}), config.distill_steps, about

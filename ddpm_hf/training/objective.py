@@ -97,7 +97,8 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
 
     `"uniform"` is the paper's choice (Algorithm 1). `"lognormal"` makes the logarithm of the noise level normal, as in
     Karras et al. 2022 (arXiv 2206.00364, table 1), with `sigma_t = sqrt(1 / alpha_bar_t - 1)`: then a short training is
-    spent where it pays, and not on images that are almost clean or almost pure noise.
+    spent where it pays, and not on images that are almost clean or almost pure noise. A student is trained at its own
+    timesteps only.
 
     Args:
         scheduler ([`DDPMLinearScheduler`]): alpha_bar.
@@ -107,8 +108,20 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
         `torch.Tensor`: `(T,)` float64, not normalised.
     """
     alpha_bar = scheduler.alphas_cumprod.double().clamp(min=ALPHA_BAR_MIN)
+    if config.distill_steps:
+        return torch.zeros_like(alpha_bar).index_fill(0, student_timesteps(config), 1)
     if config.timestep_sampling == "uniform":
         return torch.ones_like(alpha_bar)
     log_sigma = (1 / alpha_bar - 1).log() / 2
     z = (log_sigma - config.lognormal_mean) / config.lognormal_std
     return torch.exp(-(z**2) / 2) * torch.gradient(log_sigma)[0]  # the density of log_sigma, turned into one of t
+
+
+def student_timesteps(config: TrainingConfig) -> torch.Tensor:
+    """Return the timesteps at which a student of `distill_steps` steps is called, `(N,)`, ascending.
+
+    They are those of `timestep_spacing="trailing"` (arXiv 2305.08891, table 2), T k / N - 1 for k = 1, ..., N.
+    """
+    T, N = config.ddpm_num_steps, config.distill_steps
+    assert N is not None
+    return (T - torch.arange(N, dtype=torch.float64) * T / N).round().long().flip(0) - 1

@@ -1,5 +1,6 @@
 """What a step of training takes on this machine: its time, measured on a few steps."""
 
+import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from ddpm_hf.hardware import compile_network
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered
 from ddpm_hf.training.model import make_model
-from ddpm_hf.training.objective import denoising_loss
+from ddpm_hf.training.objective import Objective, denoising_loss
 from ddpm_hf.training.optimizer import make_optimizer
+from ddpm_hf.training.teacher import Teacher
 
 STEPS = 5  # that are timed
 PATIENCE = 3.0  # seconds; a step that takes longer is measured on a part of its images
@@ -70,17 +72,23 @@ class Step:
         if config.compile:
             compile_network(self.unet, device)
         self.optimizer = make_optimizer(self.unet, config, device)
+        self.timesteps = Objective(self.scheduler, config, device)
+        self.teacher = (
+            Teacher(copy.deepcopy(self.unet), self.scheduler, config, device) if config.distill_steps else None
+        )
         self.shape = (channels, *config.size)
 
     def seconds_for(self, count: int) -> float:
         """Take the step with so many images, and return its time."""
         x_0 = torch.rand(count, *self.shape, device=self.device) * 2 - 1
-        t = torch.randint(self.config.ddpm_num_steps, (count,), device=self.device)
+        eps, t = torch.randn_like(x_0), self.timesteps.draw_timesteps(count, torch.Generator(self.device))
         labels = t % 2 if self.unet.config.num_class_embeds else None
         self._wait()
         began = time.perf_counter()
+        if self.teacher:
+            x_0, eps = self.teacher.teach(x_0, t, eps, labels)
         with autocast(self.device, self.config.mixed_precision):
-            losses = denoising_loss(self.unet, self.scheduler, x_0, t, torch.randn_like(x_0), labels)
+            losses = denoising_loss(self.unet, self.scheduler, x_0, t, eps, labels)
         losses.mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -89,7 +97,7 @@ class Step:
 
     def end(self):
         """Free the memory."""
-        del self.unet, self.optimizer
+        del self.unet, self.optimizer, self.teacher
         if self.device.type != "cpu":
             torch.accelerator.empty_cache()
 

@@ -25,6 +25,8 @@ def describe(
     form = PixelFormat.of_model(unet.config)
     pixels = f" Pixels: {form.describe()}." if form.settings() else ""
     base = f" It is fine-tuned from {config.pretrained_model_name_or_path}."
+    if config.distill_steps:
+        base = f" It learns from {config.pretrained_model_name_or_path} to draw in {config.distill_steps} steps."
     apart = f" ({held_out:,} more are held out)" if held_out else ""
     start = (
         f" Its configuration is that of {config.model_config_name_or_path}, without the weights: it starts at random."

@@ -19,6 +19,7 @@ from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.objective import denoising_loss, timestep_weights
 from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.teacher import Teacher
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 PAIRS = 1000  # of an image and a timestep; also the most images that are used
@@ -35,14 +36,21 @@ class HeldOutLoss:
         images ([`~ddpm_hf.images.cache.ImageCache`]): The images that are held out.
         config ([`TrainingConfig`]): The options.
         scheduler ([`DDPMLinearScheduler`]): q(x_t | x_0), and what the network predicts.
+        teacher ([`Teacher`], *optional*): What a student learns from.
 
     Attributes:
         numbers (`numpy.ndarray`, `(P,)`): The image of each pair.
         timesteps (`numpy.ndarray`, `(P,)`): Its timestep, in [0, T).
     """
 
-    def __init__(self, images: ImageCache | ImagePart, config: TrainingConfig, scheduler: DDPMLinearScheduler):
-        self.images, self.config, self.scheduler = images, config, scheduler
+    def __init__(
+        self,
+        images: ImageCache | ImagePart,
+        config: TrainingConfig,
+        scheduler: DDPMLinearScheduler,
+        teacher: Teacher | None = None,
+    ):
+        self.images, self.config, self.scheduler, self.teacher = images, config, scheduler, teacher
         frequencies = timestep_weights(scheduler, config).cpu().numpy()
         self.numbers, self.timesteps = choose_pairs(len(images), frequencies, config.seed)
 
@@ -74,8 +82,11 @@ class HeldOutLoss:
             eps = torch.stack([self._noise(pair, x_0[0].shape) for pair in batch])
             t = torch.from_numpy(self.timesteps[batch])
             x_0, eps, t = (tensor.to(unet.device) for tensor in (x_0, eps, t))
+            labels = self._labels(unet, numbers)
+            if self.teacher:
+                x_0, eps = self.teacher.teach(x_0, t, eps, labels)
             with autocast(unet.device, self.config.mixed_precision):
-                losses += denoising_loss(unet, self.scheduler, x_0, t, eps, self._labels(unet, numbers)).tolist()
+                losses += denoising_loss(unet, self.scheduler, x_0, t, eps, labels).tolist()
         return np.array(losses)
 
     def _noise(self, pair: int, shape: torch.Size) -> torch.Tensor:

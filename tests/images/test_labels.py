@@ -60,7 +60,11 @@ def test_labels_of_any_type(tmp_path, labels, feature, names):
     folder = save_parquet(tmp_path / "set", labels, feature)
     config = configure(tmp_path, "--dataset_name", folder, "--label_column", "kind")
     dataset = load_dataset(config)
-    assert label_settings(dataset) == {"class_names": names, "num_class_embeds": 4}
+    settings = label_settings(dataset)
+    shares = settings.pop("class_frequencies")
+    assert settings == {"class_names": names, "num_class_embeds": 4}
+    column = [label for label in dataset["label"] if label is not None and label >= 0]
+    assert shares == pytest.approx([column.count(i) / len(column) for i in range(3)], abs=1e-6)
     images = load_images(dataset, common_mode(dataset), config)
     assert [int(image[0, 0, 0]) % 3 for image in images] == images.labels.tolist()
 
@@ -411,4 +415,4 @@ def test_a_run_trains_on_labels_resumes_and_draws_classes(train, tmp_path, monke
 def test_options_that_need_labels():
     for flags in (["--label_column", "kind"], ["--guidance_scale", "3"]):
         with pytest.raises(SystemExit):
-            parse_command_line(flags)
+            parse_command_line(["--no_class_conditional", *flags])

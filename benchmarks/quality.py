@@ -1,0 +1,166 @@
+"""How good are the pictures after some minutes of training? This package beside others, by one judge.
+
+    python benchmarks/quality.py --sets digits --systems ours diffusers --minutes 2.5 5 10 --seeds 0 1
+    python benchmarks/quality.py --sets digits --models ddpm-digits --steps 100    # measure models that are trained
+
+A judge, the features of a classifier, is trained on pictures that no model sees. It compares samples with further
+pictures. The distances are Frechet's (arXiv 1706.08500) and the kernel's (arXiv 1801.01401); precision and recall are
+those of arXiv 1904.06991; a sample counts as recognised if the classifier gives it a class with a probability of 0.9.
+Numbers of one set can be compared with each other, and with no other numbers.
+
+Each row is a line of results.jsonl in --work_dir, with a picture of samples beside it. Rows that are there are not
+measured again. Prints a table in Markdown, with half the difference of the seeds, and draws the curve of the distance
+over the minutes.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from judge import Judge
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from picture_sets import PARTS, load_set
+from PIL import Image
+from systems import SYSTEMS, Draw, drawing_with
+from tqdm.auto import tqdm
+
+from ddpm_hf.files import read_json_lines, write_json_lines
+from ddpm_hf.hardware import processor_name
+from ddpm_hf.loading import load_pipeline
+from ddpm_hf.pictures import image_grid
+from ddpm_hf.sampling import make_scheduler
+from ddpm_hf.schedulers import SCHEDULERS
+
+NUMBERS = ("frechet", "kernel", "precision", "recall", "recognised")
+BATCH = 500
+FORM = {"set": str, "system": str, "minutes": float, "steps": int, "seed": int, "num_images": int}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the quality of samples, also after minutes of training.")
+    parser.add_argument("--sets", nargs="+", choices=PARTS, default=["digits"])
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=[])
+    parser.add_argument("--models", nargs="*", default=[], help="folders or Hub ids of trained models")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="for --models")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training, and of the samples")
+    parser.add_argument("--steps", nargs="+", type=int, default=[100], help="denoising steps")
+    parser.add_argument("--num_images", type=int, default=10_000)
+    parser.add_argument("--work_dir", type=Path, default=Path("quality"))
+    ruler = Ruler(parser.parse_args())
+    for name in ruler.arguments.sets:
+        ruler.measure_set(name)
+    print(ruler.table())
+    ruler.draw_curves()
+
+
+class Ruler:
+    """The rows of a comparison, kept in a folder."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.folder = arguments, arguments.work_dir
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder / "results.jsonl"
+        self.rows = read_json_lines(self.file, FORM) if self.file.exists() else []
+
+    def measure_set(self, name: str):
+        """Measure the wanted rows of a set that are missing."""
+        part, for_judge, reference = load_set(name, self.folder)
+        judge = Judge(for_judge, reference, self.folder / f"judge-{name}.pt")
+        about_real = {"set": name, "system": "real pictures", "minutes": 0.0, "steps": 0, "seed": 0}
+        if not self.has(about_real):
+            self.note(about_real, judge.of_real(part), len(part.pixels))
+            print(f"The judge of {name} names {judge.accuracy:.1%} of the classes.", flush=True)
+        wanted = self.arguments
+        for system, minutes, seed in itertools.product(wanted.systems, wanted.minutes, wanted.seeds):
+            about = {"set": name, "system": system, "minutes": minutes, "seed": seed}
+            if all(self.has({**about, "steps": steps}) for steps in wanted.steps):
+                continue
+            folder = self.folder / f"{name}-{system.replace(' ', '-').replace(',', '')}-{minutes:g}-{seed}"
+            folder.mkdir(exist_ok=True)
+            began = time.perf_counter()
+            draw = SYSTEMS[system](part, folder, minutes, seed)
+            about["trained"] = round((time.perf_counter() - began) / 60, 2)
+            self.measure(draw, about, judge)
+        for model, seed in itertools.product(wanted.models, wanted.seeds):
+            pipeline = load_pipeline(model)
+            if wanted.scheduler:
+                pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler.config)
+            kind = type(pipeline.scheduler).__name__
+            self.measure(
+                drawing_with(pipeline), {"set": name, "system": f"{model}, {kind}", "minutes": 0.0, "seed": seed}, judge
+            )
+
+    def measure(self, draw: Draw, about: dict, judge: Judge):
+        for steps in self.arguments.steps:
+            row, batches = {**about, "steps": steps}, []
+            if self.has(row):
+                continue
+            began = time.perf_counter()
+            for start in tqdm(range(0, self.arguments.num_images, BATCH), desc="Drawing", unit="batch", leave=False):
+                generator = torch.Generator().manual_seed(about["seed"] * 10**6 + start)
+                batches.append(draw(min(BATCH, self.arguments.num_images - start), steps, generator))
+            seconds = time.perf_counter() - began
+            x = torch.cat(batches)
+            self.note({**row, "seconds": round(seconds, 1)}, judge.measure(x), len(x))
+            grid = [_picture(each) for each in x[:40]]
+            image_grid(grid, columns=20).save(self.folder / f"{len(self.rows):03d}.png")
+
+    def has(self, about: dict) -> bool:
+        return any(about.items() <= row.items() for row in self.rows)
+
+    def note(self, about: dict, numbers: dict, count: int):
+        self.rows.append({**about, "num_images": count, **numbers, "processor": processor_name()})
+        write_json_lines(self.file, self.rows)
+        print(about, {name: round(number, 3) for name, number in numbers.items()}, flush=True)
+
+    def table(self) -> str:
+        """Return the rows as a table; seeds are merged."""
+        lines = [f"| set | trained by | minutes | steps | {' | '.join(NUMBERS)} |", "| --- " * (4 + len(NUMBERS)) + "|"]
+        for key, rows in self._by_seed():
+            columns = (_with_interval([row[number] for row in rows]) for number in NUMBERS)
+            lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(columns)} |")
+        return "\n".join(lines)
+
+    def _by_seed(self) -> list[tuple[tuple, list[dict]]]:
+        def key(row: dict) -> tuple:
+            return row["set"], row["system"], row["minutes"], row["steps"]
+
+        return [(name, list(rows)) for name, rows in itertools.groupby(sorted(self.rows, key=key), key)]
+
+    def draw_curves(self):
+        """Draw a picture for each set: the Frechet distance over the minutes of training, and that of real pictures."""
+        for name in self.arguments.sets:
+            figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
+            axes, canvas = figure.subplots(), FigureCanvasAgg(figure)
+            curves: dict[str, list[tuple[float, float]]] = {}
+            for (of_set, system, minutes, _), rows in self._by_seed():
+                if of_set == name and minutes:
+                    curves.setdefault(system, []).append((minutes, statistics.mean(row["frechet"] for row in rows)))
+                elif of_set == name and system == "real pictures":
+                    axes.axhline(rows[0]["frechet"], color="black", linestyle=":", label=system)
+            for system, points in curves.items():
+                axes.plot(*zip(*sorted(points)), marker="o", label=system)
+            axes.set(xlabel="minutes of training", ylabel="Frechet distance", yscale="log", xscale="log", title=name)
+            axes.legend()
+            canvas.print_png(str(self.folder / f"curve-{name}.png"))
+
+
+def _with_interval(numbers: list[float]) -> str:
+    """Return the mean and half the range of the seeds."""
+    half = (max(numbers) - min(numbers)) / 2
+    return f"{statistics.mean(numbers):.3g}" + (f" ± {half:.2g}" if len(numbers) > 1 else "")
+
+
+def _picture(x: torch.Tensor) -> Image.Image:
+    """Return a picture of a sample `(C, H, W)` in [-1, 1]."""
+    levels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Which options fit the training of a student, `--distill_steps`."""
+
+from typing import Any
+
+
+def check_distillation(options: Any):
+    """Check the options of a distillation, and give its samples the student's steps.
+
+    Args:
+        options ([`TrainingConfig`]): All options.
+
+    Raises:
+        ValueError: If they do not fit together; the message names the flag.
+    """
+    steps = options.distill_steps
+    if steps is None:
+        if options.distill_guidance_scale is not None:
+            raise ValueError("--distill_guidance_scale is for a student; pass --distill_steps, too.")
+        return
+    if not options.pretrained_model_name_or_path:
+        raise ValueError(f"--distill_steps {steps} needs a teacher; name it with --pretrained_model_name_or_path.")
+    most = options.ddpm_num_steps // options.distill_teacher_steps
+    if steps > most:
+        raise ValueError(
+            f"--distill_steps {steps} times --distill_teacher_steps {options.distill_teacher_steps}: the teacher has "
+            f"{options.ddpm_num_steps} steps; pass at most {most}."
+        )
+    if options.guidance_scale is not None:
+        raise ValueError(
+            f"--guidance_scale {options.guidance_scale}: a student has the guidance of its teacher in it; pass "
+            "--distill_guidance_scale."
+        )
+    if options.distill_guidance_scale not in (None, 1) and not options.class_conditional:
+        raise ValueError(
+            f"--distill_guidance_scale {options.distill_guidance_scale} is for a class-conditional teacher; pass "
+            "--class_conditional, too."
+        )
+    if options.prediction_type == "epsilon":
+        raise ValueError(
+            "--prediction_type epsilon: at the first of few steps the noise hardly tells what the picture is; pass "
+            "v_prediction, also for a teacher that predicts the noise."
+        )
+    refused = {
+        "timestep_sampling": ("uniform", "a student is trained at the timesteps of its own steps"),
+        "loss_weighting": ("simple", "the errors of a student's v are not weighted"),
+        "augment": (False, "a student learns from the pictures of its teacher, which are not augmented"),
+    }
+    for name, (value, why) in refused.items():
+        if (given := getattr(options, name)) != value:
+            raise ValueError(f"--{name} {given}: {why}; leave it out, or take --preset distill.")
+    measured = [metric.strip() for metric in options.eval_metrics.split(",")]
+    if options.eval_steps and "bpd" in measured:
+        raise ValueError(
+            "--eval_metrics bpd needs a model of all timesteps; a student knows few. Name fid, kid or prdc."
+        )
+    options.ddpm_num_inference_steps = steps

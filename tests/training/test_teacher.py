@@ -1,0 +1,171 @@
+"""Students: what a teacher teaches, against stock DDIM, and runs that distill."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from runs import equal, weights
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf.cli import main
+from ddpm_hf.config import TrainingConfig
+from ddpm_hf.training.model import how_to_draw
+from ddpm_hf.training.objective import denoising_loss, timestep_weights
+from ddpm_hf.training.teacher import Teacher
+
+
+def config_of(**options):
+    defaults = {"pretrained_model_name_or_path": "teacher", "base": {"scheduler": {}}, "mixed_precision": "no"}
+    defaults |= {"distill_steps": 4, "distill_teacher_steps": 2, "prediction_type": "v_prediction"}
+    return TrainingConfig(preset="distill", **{**defaults, **options})
+
+
+def network(**keys):
+    """A network whose last layer is not zero, so that its predictions say something."""
+    levels = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1}
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
+    return DDPMUNetModel(**shape, **levels, zero_init=False, add_attention=False, **keys).eval()
+
+
+@pytest.mark.parametrize("predicted", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_step_of_the_student_ends_where_stock_ddim_ends_in_several(predicted, clip):
+    unet, config = network(), config_of()
+    scheduler = DDPMLinearScheduler(prediction_type="v_prediction")
+    config.base = {"scheduler": {"prediction_type": predicted, "clip_sample": clip}}
+    x_0, eps = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8)
+    t = torch.tensor([999, 749, 499, 249])
+    taught = Teacher(unet, scheduler, config, torch.device("cpu")).teach(x_0, t, eps)
+
+    options = {"timestep_spacing": "trailing", "clip_sample": clip, "prediction_type": predicted}
+    stock, student = DDIMScheduler(beta_end=0.02, **options), how_to_draw(config, scheduler)[0]
+    stock.set_timesteps(8)  # two steps of the teacher for one of the four of the student
+    student.set_timesteps(4)
+    assert stock.timesteps[::2].tolist() == student.timesteps.tolist() == t.tolist()
+    for i in range(4):
+        x_t = scheduler.add_noise(x_0[i : i + 1], eps[i : i + 1], t[i])
+        x = x_t
+        for step in stock.timesteps[2 * i : 2 * i + 2]:
+            with torch.no_grad():
+                x = stock.step(unet(x, step).sample, step, x, use_clipped_model_output=True).prev_sample
+        v = scheduler.get_velocity(*(each[i : i + 1] for each in taught), t[i])
+        ours = student.step(v, t[i], x_t).prev_sample
+        torch.testing.assert_close(ours, x, rtol=0, atol=2e-4)
+
+
+def test_image_and_noise_taught_make_the_same_x_t():
+    scheduler = DDPMLinearScheduler(prediction_type="v_prediction")
+    x_0, eps, t = torch.rand(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([999, 499, 249])
+    taught = Teacher(network(), scheduler, config_of(), torch.device("cpu")).teach(x_0, t, eps)
+    x_t, again = (scheduler.add_noise(*pair, t) for pair in ((x_0, eps), taught))
+    torch.testing.assert_close(again, x_t, rtol=0, atol=1e-5)
+
+
+def test_a_student_that_equals_its_teacher_has_no_loss_if_the_steps_are_the_same():
+    unet, scheduler = network(), DDPMLinearScheduler(prediction_type="v_prediction", clip_sample=False)
+    config = config_of(distill_teacher_steps=1, clip_sample=False)
+    config.base = {"scheduler": {"prediction_type": "v_prediction", "clip_sample": False}}
+    x_0, eps, t = torch.rand(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.tensor([999, 749, 499, 249])
+    x_0, eps = Teacher(unet, scheduler, config, torch.device("cpu")).teach(x_0, t, eps)
+    assert denoising_loss(unet, scheduler, x_0, t, eps).max() < 1e-9
+
+
+def test_guidance_of_the_teacher_is_that_of_the_pipeline():
+    unet = network(num_class_embeds=3, class_names=("a", "b"))
+    config = config_of(distill_teacher_steps=1, class_conditional=True, distill_guidance_scale=3.0)
+    scheduler = DDPMLinearScheduler(prediction_type="v_prediction", clip_sample=False)
+    config.base = {"scheduler": {"clip_sample": False, "prediction_type": "v_prediction"}}
+    teacher = Teacher(unet, scheduler, config, torch.device("cpu"))
+    x_t, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([999, 999]), torch.tensor([1, 0])
+    pipeline = DDPMPipelineCustom(unet, scheduler)
+    pipeline._images_at_once = 2
+    with torch.no_grad():
+        v = pipeline._network(labels.tolist(), 3.0)(x_t, t)
+    ours = teacher._predict_x_0(x_t, t, labels)
+    torch.testing.assert_close(ours, scheduler.predict_x_0(v, t, x_t), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8])
+def test_a_student_is_trained_at_the_timesteps_that_it_draws_with(steps):
+    config = config_of(distill_steps=steps)
+    scheduler = DDPMLinearScheduler(prediction_type="v_prediction")
+    student = how_to_draw(config, scheduler)[0]
+    student.set_timesteps(steps)
+    trained = timestep_weights(scheduler, config).nonzero().flatten()
+    assert trained.tolist() == sorted(student.timesteps.tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pretrained_model_name_or_path": None, "base": {}}, "--distill_steps 4 needs a teacher"),
+        ({"distill_steps": 600}, "--distill_steps 600 times --distill_teacher_steps 2: .* pass at most 500"),
+        ({"prediction_type": "epsilon"}, "--prediction_type epsilon: .* pass v_prediction"),
+        ({"timestep_sampling": "lognormal"}, "--timestep_sampling lognormal: .* leave it out"),
+        ({"loss_weighting": "min_snr"}, "--loss_weighting min_snr: .* leave it out"),
+        ({"class_conditional": True, "guidance_scale": 2.0}, "pass --distill_guidance_scale"),
+        ({"augment": True}, "--augment True: .* leave it out"),
+        ({"eval_steps": 5}, "--eval_metrics bpd needs a model of all timesteps"),
+        ({"distill_guidance_scale": 2.0}, "--distill_guidance_scale 2.0 is for a class-conditional teacher"),
+        ({"distill_steps": None, "distill_guidance_scale": 2.0}, "pass --distill_steps, too"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(**options)
+
+
+@pytest.fixture
+def distill(small, train, tmp_path):
+    """Run `ddpm-hf distill` on a class-conditional teacher of noise; return a function of the student's flags."""
+    teacher = train("teacher", "--class_conditional")
+    kept = ("max_train_steps", "train_batch_size", "cache_dir", "eval_batch_size", "logging_steps", "mixed_precision")
+
+    def run(name, *flags, **options):
+        given = dict(zip(*[iter(small(name, **options))] * 2))
+        flags = [*flags, "--output_dir", given["--output_dir"]]
+        flags += [text for key in (*kept, *options) for text in (f"--{key}", given[f"--{key}"])]
+        main(["distill", str(teacher), "--steps", "2", *flags])
+        return tmp_path / name
+
+    run.teacher = teacher
+    return run
+
+
+def test_a_distilled_folder_draws_everywhere(distill, capsys):
+    student = distill("student")
+    index = json.loads((student / "model_index.json").read_text())
+    assert index["_num_inference_steps"] == 2 and index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert index["_distilled"] == {"steps": 2, "guidance_scale": 2.0}
+    ours = DDPMPipelineCustom.from_pretrained(student)
+    stock = DiffusionPipeline.from_pretrained(student, trust_remote_code=True)
+    for pipeline in (ours, stock):
+        pipeline.set_progress_bar_config(disable=True)
+    a, b = (p(2, torch.Generator().manual_seed(0), output_type="pt").images for p in (ours, stock))
+    assert torch.equal(a, b) and ours.scheduler.timesteps.tolist() == [999, 499]
+    assert "draw in 2 denoising steps, each one call" in (student / "README.md").read_text()
+    with pytest.raises(SystemExit, match="needs a model of all timesteps"):
+        main(["evaluate", str(student), "--metrics", "bpd"])
+
+
+def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
+    options = {"lr_scheduler": "constant", "checkpointing_steps": 2}
+    whole = distill("whole", max_train_steps=4, **options)
+    distill("parts", max_train_steps=2, **options)
+    parts = distill("parts", max_train_steps=4, **options)
+    assert equal(whole, parts)
+    other = distill("guided", "--distill_guidance_scale", "1", max_train_steps=4, **options)
+    assert any((weights(other)[name] != weight).any() for name, weight in weights(whole).items())
+
+    unet = DDPMUNetModel.from_pretrained(distill.teacher, subfolder="unet")
+    unet.conv_out.bias.data += 0.5
+    unet.save_pretrained(distill.teacher / "unet")
+    with pytest.raises(SystemExit, match="is of a student of other weights than .* has now"):
+        distill("parts", max_train_steps=6, **options)
+
+
+def test_pictures_of_a_teacher_that_is_no_run_have_to_be_named(tmp_path):
+    DDPMPipelineCustom(network(), DDPMLinearScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="does not tell which pictures it was trained on"):
+        main(["distill", str(tmp_path / "model")])
