@@ -1,67 +1,84 @@
-"""Which scheduler in how many steps? Time and distance to real digits, for a model of the embedded digits.
+"""Which scheduler, with which settings, in how many steps? Distance to real pictures, for a trained model.
 
-    python benchmarks/schedulers.py ddpm-mnist-mini --num_images 500
+    python benchmarks/schedulers.py ddpm-mnist-mini                        # the settings that `ddpm-hf sample` takes
+    python benchmarks/schedulers.py ddpm-mnist-mini --steps 10 --variants  # other settings, to choose from
 
-The distance is Frechet's (Heusel et al. 2017, arXiv 1706.08500) between features of drawn and of real digits. The
-features are the last hidden layer of a small classifier, which is trained here first on other digits. So the numbers
-compare the rows of one table and nothing else. Prints a table in Markdown.
+The judge is that of benchmarks/quality.py, and all rows begin at the same noise. Prints a table in Markdown.
 """
 
 import argparse
+import itertools
 import time
+from pathlib import Path
 
 import diffusers
 import torch
-from digit_classifier import TRAINING_DIGITS, train_classifier
+from judge import Judge
+from picture_sets import PARTS, load_set
+from systems import drawing_with
+from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom
-from ddpm_hf.evaluation.distances import frechet_distance
+from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
 
-ROWS = [
-    ("DDPMLinearScheduler", (1000, 250, 100, 50, 20)),
-    ("DDIMScheduler", (50, 20, 10)),
-    ("DPMSolverMultistepScheduler", (50, 20, 10)),
-    ("UniPCMultistepScheduler", (20, 10)),
-    ("EulerDiscreteScheduler", (50, 20)),
-    ("EulerAncestralDiscreteScheduler", (50, 20)),
-    ("HeunDiscreteScheduler", (20, 10)),
-    ("PNDMScheduler", (50, 20)),
-]
+SPACINGS = [{"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")]
+NOISE_LEVELS = [*SPACINGS, {"use_karras_sigmas": True}, {"use_lu_lambdas": True}]
+VARIANTS = {
+    "ddpm": [{**spacing, "variance_type": kind} for spacing in SPACINGS for kind in ("fixed_small", "fixed_large")],
+    "ddim": [{**spacing, "clip_sample": clip} for spacing in SPACINGS for clip in (True, False)],
+    "dpmsolver++": [
+        *({**levels, "solver_order": order} for levels in NOISE_LEVELS for order in (2, 3)),
+        {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++"},
+        {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    ],
+    "unipc": [{**levels, "solver_order": order} for levels in NOISE_LEVELS[:4] for order in (2, 3)],
+    "euler": NOISE_LEVELS[:4],
+    "euler_a": SPACINGS,
+    "heun": NOISE_LEVELS[:4],
+    "pndm": [{**spacing, "skip_prk_steps": True} for spacing in SPACINGS],
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compare schedulers on a model of the embedded digits.")
-    parser.add_argument("model", help="folder or Hub id of a pipeline trained on the digits, 28 pixels")
-    parser.add_argument("--num_images", type=int, default=500, help="digits to draw for each row")
-    parser.add_argument("--batch_size", type=int, default=100)
+    parser = argparse.ArgumentParser(description="Compare schedulers and their settings.")
+    parser.add_argument("model", help="folder or Hub id of a pipeline trained on the set")
+    parser.add_argument("--set", choices=PARTS, default="digits")
+    parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
+    parser.add_argument("--variants", action="store_true", help="try other settings, too")
+    parser.add_argument("--num_images", type=int, default=2000, help="pictures to draw for each row")
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where the judge is kept")
     arguments = parser.parse_args()
 
-    features, _, digits = train_classifier()
-    real = [features(part) for part in digits[TRAINING_DIGITS:].split((len(digits) - TRAINING_DIGITS) // 2)]
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    part, for_judge, reference = load_set(arguments.set, arguments.work_dir)
+    judge = Judge(for_judge, reference, arguments.work_dir / f"judge-{arguments.set}.pt")
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
-    pipeline.set_progress_bar_config(leave=False)
-    config = pipeline.scheduler.config
+    config, draw = pipeline.scheduler.config, drawing_with(pipeline)
 
-    print("| scheduler | steps | seconds an image | distance |\n| --- | --- | --- | --- |")
-    print(f"| (real digits) | | | {frechet_distance(*real):.0f} |")
-    for name, all_steps in ROWS:
-        kind = DDPMLinearScheduler if name == "DDPMLinearScheduler" else getattr(diffusers, name)
-        for steps in all_steps:
-            pipeline.scheduler = kind.from_config(config)
-            started = time.perf_counter()
-            drawn = draw(pipeline, steps, arguments.num_images, arguments.batch_size)
-            seconds = (time.perf_counter() - started) / len(drawn)
-            print(
-                f"| `{name}` | {steps} | {seconds:.3f} | {frechet_distance(features(drawn), real[0]):.0f} |", flush=True
-            )
-
-
-def draw(pipeline: DDPMPipelineCustom, steps: int, count: int, batch_size: int) -> torch.Tensor:
-    batches = []
-    for start in range(0, count, batch_size):
-        generator = torch.Generator().manual_seed(start)
-        batches.append(pipeline(min(batch_size, count - start), generator, steps, output_type="pt").images)
-    return torch.cat(batches) * 2 - 1  # (N, 1, 28, 28)
+    print("| scheduler | settings | steps | seconds an image | distance | recognised |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    real = judge.of_real(part)
+    print(f"| (real pictures) | | | | {real['frechet']:.3g} | {real['recognised']:.1%} |", flush=True)
+    for name in arguments.schedulers:
+        tried = VARIANTS[name] if arguments.variants else [SETTINGS[name]]
+        for settings, steps in itertools.product(tried, arguments.steps):
+            kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
+            pipeline.scheduler = kind.from_config({**config, **settings})
+            about = ", ".join(f"{key} {value}" for key, value in settings.items())
+            began, batches = time.perf_counter(), []
+            try:
+                for start in tqdm(range(0, arguments.num_images, arguments.batch_size), leave=False):
+                    count = min(arguments.batch_size, arguments.num_images - start)
+                    batches.append(draw(count, steps, torch.Generator().manual_seed(start)))
+            except (ValueError, IndexError) as error:  # some schedulers need more steps
+                print(f"| `{name}` | {about} | {steps} | {error} | | |", flush=True)
+                continue
+            seconds = (time.perf_counter() - began) / arguments.num_images
+            numbers = judge.measure(torch.cat(batches))
+            row = f"{seconds:.4f} | {numbers['frechet']:.3g} | {numbers['recognised']:.1%}"
+            print(f"| `{name}` | {about} | {steps} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The schedulers that `--scheduler` and the demo offer in place of the saved one."""
 
+from typing import Any
+
 # The classes of diffusers; DDPMLinearScheduler is this package's.
 SCHEDULERS = {
     "ddpm": "DDPMLinearScheduler",
@@ -10,6 +12,17 @@ SCHEDULERS = {
     "euler_a": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "pndm": "PNDMScheduler",
+}
+# Settings with which each draws best in few steps, over those of the model; docs/schedulers.md has the measurements.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddpm": {},
+    "ddim": {"timestep_spacing": "trailing"},
+    "dpmsolver++": {"timestep_spacing": "trailing"},
+    "unipc": {"timestep_spacing": "trailing"},
+    "euler": {"timestep_spacing": "trailing"},
+    "euler_a": {"timestep_spacing": "trailing"},
+    "heun": {"timestep_spacing": "trailing"},
+    "pndm": {"timestep_spacing": "trailing"},
 }
 # For the demo: the name in the literature, and denoising steps that suffice (docs/schedulers.md has measurements). The
 # steps of DDPM depend on the model.

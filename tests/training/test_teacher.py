@@ -161,7 +161,7 @@ def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
     unet = DDPMUNetModel.from_pretrained(distill.teacher, subfolder="unet")
     unet.conv_out.bias.data += 0.5
     unet.save_pretrained(distill.teacher / "unet")
-    with pytest.raises(SystemExit, match="is of a student of other weights than .* has now"):
+    with pytest.raises(SystemExit, match=r"is of a student of other weights than .* has now"):
         distill("parts", max_train_steps=6, **options)
 
 
