@@ -3,6 +3,7 @@
 import hashlib
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.folders import SPLIT_NAMES, Pictures, folder_name
 from ddpm_hf.terminal import one_line
 
+MANY = 20  # pictures in a folder that is taken for a class
 BY_CLASS = "give --train_data_dir a folder for each class (pics/cat/1.png, pics/dog/1.png)"
 
 # ---- Columns -------------------------------------------------------------------------------------------------------
@@ -145,6 +147,16 @@ def label_pictures(found: Pictures, config: TrainingConfig) -> tuple[list[str | 
         "pics/dog/1.png), or write metadata.csv with the columns file_name and label, or another that --label_column "
         "names."
     )
+
+
+def classes_of_folders(found: Pictures) -> list[str]:
+    """Return the names of the folders that the pictures are sorted into, if these look like classes: many in each."""
+    counts = Counter(PurePosixPath(name).parent for name in found.places)
+    depths = {len(parent.parts) for parent in counts}
+    if len(counts) < 2 or len(depths) > 1 or min(counts.values()) < MANY:
+        return []
+    names = sorted({folder_name(parent.name) for parent in counts})
+    return [] if {name.lower() for name in names} <= SPLIT_NAMES else names
 
 
 def named_pictures(found: Pictures, image_column: str) -> list[str]:

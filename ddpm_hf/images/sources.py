@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.deep_survey import element_type
 from ddpm_hf.images.folders import list_pictures, take_split
-from ddpm_hf.images.labels import find_labels, label_pictures, name_classes, named_pictures
+from ddpm_hf.images.labels import classes_of_folders, find_labels, label_pictures, name_classes, named_pictures
 from ddpm_hf.places import check_pictures
 from ddpm_hf.run_files import is_run
 from ddpm_hf.terminal import one_line, say
@@ -94,6 +94,11 @@ def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Da
         columns["label"], note = label_pictures(found, config)
         features["label"] = datasets.Value("string")
         notes.append(note)
+    elif classes := classes_of_folders(found):
+        notes.append(
+            f"The pictures of {folder} lie in {len(classes)} folders, such as {classes[0]}. If these are classes, "
+            "--class_conditional learns them, too, and draws better pictures in the same time."
+        )
     say(notes)
     rows = datasets.Dataset.from_dict(columns, features)
     # The same pictures give the same fingerprint in every process and every run, and so the same cache.

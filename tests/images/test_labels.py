@@ -416,3 +416,19 @@ def test_options_that_need_labels():
     for flags in (["--label_column", "kind"], ["--guidance_scale", "3"]):
         with pytest.raises(SystemExit):
             parse_command_line(["--no_class_conditional", *flags])
+
+
+def test_a_folder_that_is_sorted_by_class_is_told_so(tmp_path, capsys):
+    def tell(count, *names):
+        folder = tmp_path / "-".join((str(count), *names))
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                PILImage.new("L", (8, 8), i).save(folder / name / f"{i}.png")
+        flags = ["--train_data_dir", str(folder), "--cache_dir", str(tmp_path / "cache"), "--resolution", "8"]
+        load_dataset(parse_command_line(flags)[0])
+        return "--class_conditional learns them" in capsys.readouterr().err + capsys.readouterr().out
+
+    assert tell(20, "cat", "dog")
+    assert not tell(19, "cat", "dog")
+    assert not tell(20, "cat")
