@@ -1,52 +1,55 @@
-"""How much guidance? Right classes and distance to real digits, for a class-conditional model of the embedded digits.
+"""How much guidance? Right classes and distance to real pictures, for a class-conditional model.
 
-    accelerate launch train_ddpm.py --class_conditional --output_dir ddpm-digits
-    python benchmarks/guidance.py ddpm-digits
+    python benchmarks/guidance.py ddpm-mnist-mini
 
-A classifier that was trained on real digits tells the classes of the drawn ones. The distance is that of
-benchmarks/schedulers.py. Prints a table in Markdown.
+The judge is that of benchmarks/quality.py. Prints a table in Markdown.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
-from digit_classifier import TRAINING_DIGITS, train_classifier
+from judge import Judge
+from picture_sets import PARTS, load_set
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
-from ddpm_hf.evaluation.distances import frechet_distance
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compare strengths of guidance on a model of the embedded digits.")
-    parser.add_argument("model", help="folder or Hub id of a class-conditional pipeline of the digits, 28 pixels")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 3, 5])
-    parser.add_argument("--num_images", type=int, default=500, help="digits to draw for each row, in equal parts")
-    parser.add_argument("--num_inference_steps", type=int, default=100)
-    parser.add_argument("--batch_size", type=int, default=100)
+    parser = argparse.ArgumentParser(description="Compare strengths of guidance.")
+    parser.add_argument("model", help="folder or Hub id of a class-conditional pipeline trained on the set")
+    parser.add_argument("--set", choices=PARTS, default="digits")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2, 3])
+    parser.add_argument("--num_images", type=int, default=2000, help="pictures to draw for each row, of all classes")
+    parser.add_argument("--num_inference_steps", type=int, help="default: those of the model")
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where the judge is kept")
     arguments = parser.parse_args()
 
-    features, classes, digits = train_classifier()
-    real = features(digits[TRAINING_DIGITS:])
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    _, for_judge, reference = load_set(arguments.set, arguments.work_dir)
+    judge = Judge(for_judge, reference, arguments.work_dir / f"judge-{arguments.set}.pt")
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    wanted = torch.arange(arguments.num_images) % 10
-    print("| guidance | of the wanted class | distance |\n| --- | --- | --- |")
+    names = pipeline.unet.config.class_names
+    wanted = torch.arange(arguments.num_images) % len(names)
+    print("| guidance | of the wanted class | distance | recall |\n| --- | --- | --- | --- |")
     for scale in arguments.scales:
         batches = []
-        for labels in tqdm(wanted.split(arguments.batch_size), desc=f"Guidance {scale:g}", leave=False):
+        for numbers in tqdm(wanted.split(arguments.batch_size), desc=f"Guidance {scale:g}", leave=False):
             batches.append(
                 pipeline(
-                    class_labels=labels,
+                    class_labels=[names[i] for i in numbers],
                     guidance_scale=scale,
                     num_inference_steps=arguments.num_inference_steps,
                     generator=torch.Generator().manual_seed(len(batches)),
                     output_type="pt",
                 ).images
             )
-        drawn = torch.cat(batches) * 2 - 1  # (N, 1, 28, 28)
-        share = (classes(drawn) == wanted).float().mean()
-        print(f"| {scale:g} | {share:.1%} | {frechet_distance(features(drawn), real):.1f} |", flush=True)
+        drawn = torch.cat(batches) * 2 - 1  # (N, C, H, W)
+        share, numbers = (judge.classes(drawn) == wanted).float().mean(), judge.measure(drawn)
+        print(f"| {scale:g} | {share:.1%} | {numbers['frechet']:.3g} | {numbers['recall']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

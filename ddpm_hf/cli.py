@@ -359,28 +359,42 @@ def _add_convert(subcommands):
         default="ddpm_hf",
         help="ddpm_hf: DDPMUNetModel and DDPMLinearScheduler; diffusers: UNet2DModel and DDPMScheduler",
     )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--class_label", help="of a class-conditional model: make it one of this class alone")
+    group.add_argument("--no_class", action="store_true", help="make it one without labels, which draws any class")
     parser.add_argument("--sample_size", default="32", help="pixels a side, or HEIGHTxWIDTH, for a file of weights")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.set_defaults(run=_convert)
 
 
 def _convert(
-    source: str, output_dir: Path, overwrite_output_dir: bool, to: str, sample_size: str, revision: str | None
+    source: str,
+    output_dir: Path,
+    overwrite_output_dir: bool,
+    to: str,
+    class_label: str | None,
+    no_class: bool,
+    sample_size: str,
+    revision: str | None,
 ):
     from ddpm_hf.places import check_model
 
     check_model(source, revision)
     from ddpm_hf.checkpoint import save_pipeline
-    from ddpm_hf.convert import to_stock_pipeline
+    from ddpm_hf.convert import of_one_class, to_stock_pipeline
     from ddpm_hf.loading import load_pipeline
     from ddpm_hf.pixel_format import PixelFormat
 
     height, width = parse_size("--sample_size", sample_size)
     _check_target(Path(source), output_dir, overwrite_output_dir)
     pipeline = load_pipeline(source, height if height == width else (height, width), revision=revision)
+    if class_label is not None or no_class:
+        pipeline.register_modules(unet=of_one_class(pipeline.unet, class_label))
     save_pipeline(to_stock_pipeline(pipeline) if to == "diffusers" else pipeline, output_dir)
     form = PixelFormat.of_model(pipeline.unet.config)
     lost = f" UNet2DModel does not keep what its samples are: {form.describe()}." if form.settings() else ""
+    if pipeline.unet.config.num_class_embeds:
+        lost += " The pipelines of diffusers pass no labels to it; with --no_class or --class_label they draw."
     print(f"Converted {source} to {to} in {output_dir}.{lost if to == 'diffusers' else ''}")
 
 

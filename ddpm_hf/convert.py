@@ -10,7 +10,7 @@ import re
 import statistics
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddpm_hf.lineages import ANNOTATED_LINEAGE
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
@@ -125,6 +125,35 @@ def to_unet2d(unet: DDPMUNetModel) -> UNet2DModel:
             theirs[f"{name}.time_emb_proj.{p}"] = rows.clone()
     unet2d.load_state_dict(theirs)
     return unet2d
+
+
+def of_one_class(unet: DDPMUNetModel, label: str | None) -> DDPMUNetModel:
+    """Return the network of a single class: the embedding of its label is part of a bias, and it takes no labels.
+
+    Args:
+        unet ([`DDPMUNetModel`]): A class-conditional network; it is not changed.
+        label (`str`, *optional*): The name of the class, or its number if the classes have no names. None stands for
+            no class, so that all are drawn.
+
+    Raises:
+        ValueError: If the network has no such class.
+    """
+    count, names = unet.config.num_class_embeds, unet.config.class_names
+    if count is None:
+        raise ValueError(f"--class_label {label} or --no_class: the model has no classes; leave it out.")
+    if label is None and not names:
+        raise ValueError("--no_class: the model was not trained without labels; name a --class_label.")
+    known = [*names] if names else [str(i) for i in range(count)]
+    if label is not None and label not in known:
+        raise ValueError(f"--class_label {label}: there is no such class; expected one of {', '.join(known)}.")
+    weights = dict(unet.state_dict())
+    embedding = weights.pop("class_embedding.weight")[-1 if label is None else known.index(label)]
+    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + embedding
+    without = dict.fromkeys(("num_class_embeds", "class_names", "class_frequencies"))
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    single = DDPMUNetModel(**{**config, **without})
+    single.load_state_dict(weights)
+    return single.eval()
 
 
 def from_annotated(theirs: StateDict, sample_size: int | tuple[int, int] | None = 32) -> DDPMUNetModel:
@@ -244,16 +273,19 @@ def _resnets(unet: DDPMUNetModel) -> list[str]:
     return [name for name, module in unet.named_modules() if isinstance(module, ResidualBlock)]
 
 
-def to_stock_pipeline(pipeline: DDPMPipelineCustom) -> DDPMPipeline:
+def to_stock_pipeline(pipeline: DDPMPipelineCustom) -> DDPMPipeline | DDIMPipeline:
     """Return the same model in diffusers' own classes, which need neither this package nor remote code.
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): A pipeline whose U-Net is of the paper lineage.
 
     Returns:
-        [`~diffusers.DDPMPipeline`]: A pipeline of a `UNet2DModel` and a `DDPMScheduler`.
+        [`~diffusers.DDPMPipeline`]: A pipeline of a `UNet2DModel` and a `DDPMScheduler`. For a student it is a
+        [`~diffusers.DDIMPipeline`], with the scheduler that its steps need.
 
     Raises:
         ValueError: If diffusers has no equal of the U-Net; the message says why.
     """
+    if isinstance(pipeline.scheduler, DDIMScheduler):
+        return DDIMPipeline(to_unet2d(pipeline.unet), pipeline.scheduler)
     return DDPMPipeline(to_unet2d(pipeline.unet), DDPMScheduler.from_config(pipeline.scheduler.config))

@@ -127,14 +127,16 @@ class DDPMPipelineCustom(DiffusionPipeline):
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
+        if class_labels is None and (frequencies := self.unet.config.get("class_frequencies")):
+            batch_size = 1 if batch_size is None else batch_size
+            generator = _check_generator(generator, batch_size, self._execution_device)
+            class_labels = [self.unet.config.class_names[i] for i in _draw_labels(frequencies, batch_size, generator)]
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
         if batch_size is None:
             batch_size = 1 if labels is None else len(labels)
         shape = self._check_inputs(batch_size, output_type)
         device = self._execution_device
         generator = _check_generator(generator, batch_size, device)
-        if labels is None and (frequencies := self.unet.config.get("class_frequencies")):
-            labels = _draw_labels(frequencies, batch_size, generator)
         network = self._network(labels, guidance_scale)
         # A GPU raises an error when its memory is full. A process that fills the main memory is killed.
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
@@ -236,7 +238,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
                 "`train_ddpm.py --class_conditional`; for this model, expected 1."
             )
         if class_labels is None:
-            if guidance_scale != 1 and not self.unet.config.get("class_frequencies"):
+            if guidance_scale != 1:
                 raise ValueError(
                     f"`guidance_scale={guidance_scale}` leads to `class_labels`, and there are none; pass labels, or 1."
                 )

@@ -25,7 +25,7 @@ from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process
 from ddpm_hf.run_files import CHECKPOINTS, STATE
-from ddpm_hf.schedulers import SCHEDULERS
+from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import how_to_draw, make_model
 from ddpm_hf.weights import check_finite, digest_of_weights
@@ -150,14 +150,14 @@ def open_model(source: str, checkpoint: str | None, scheduler: str | None, revis
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
-    """Make a scheduler with the betas and the prediction type of another one.
+    """Make a scheduler with the betas and the prediction type of another one, and with the settings that suit it.
 
     Args:
         name (`str`): A key of `SCHEDULERS`.
         config (`Mapping`): The configuration of the other scheduler.
     """
     kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
-    return kind.from_config(config)
+    return kind.from_config({**config, **SETTINGS[name]})
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

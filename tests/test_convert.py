@@ -453,3 +453,33 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, source, message):
     assert message in stopped.value.code
     assert "\n" not in stopped.value.code
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [("--class_label", "b"), ("--no_class",)])
+def test_one_class_alone_loads_in_stock_diffusers(tmp_path, flag):
+    """The pipelines of diffusers pass no labels."""
+    keys = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    classes = {"class_names": ["a", "b"], "num_class_embeds": 3, "class_frequencies": [0.5, 0.5]}
+    shape = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "norm_num_groups": 4}
+    unet = DDPMUNetModel(**keys, **classes, **shape, zero_init=False).eval()
+    DDPMPipelineCustom(unet, DDPMLinearScheduler()).save_pretrained(tmp_path / "model")
+    main(["convert", str(tmp_path / "model"), str(tmp_path / "stock"), "--to", "diffusers", *flag])
+    stock = DDPMPipeline.from_pretrained(tmp_path / "stock")
+    x_t = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        ours = unet(x_t, 5, torch.tensor([1 if "b" in flag else 2] * 2)).sample
+        torch.testing.assert_close(stock.unet(x_t, 5).sample, ours, rtol=0, atol=1e-5)
+    assert len(stock(1, num_inference_steps=2).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--class_label", "c"], "--class_label c: there is no such class; expected one of a, b"), ([], "")],
+)
+def test_a_class_that_is_not_there(tmp_path, flags, message):
+    keys = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    classes = {"class_names": ["a", "b"], "num_class_embeds": 3} if flags else {}
+    unet = DDPMUNetModel(**keys, **classes, in_channels=1, out_channels=1, sample_size=8, norm_num_groups=4)
+    DDPMPipelineCustom(unet, DDPMLinearScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message or "the model has no classes; leave it out"):
+        main(["convert", str(tmp_path / "model"), str(tmp_path / "other"), *(flags or ["--no_class"])])

@@ -34,6 +34,7 @@ LAYERS = (
         "presets",
         "model_sizes",
         "held_out_options",
+        "distillation_options",
         "config",
         "config_file",
         "model_config",
@@ -43,8 +44,9 @@ LAYERS = (
     ("images",),
     ("training",),
     ("sampling",),
+    ("sample_folder",),
     ("evaluation", "hub"),  # neither knows the other
-    ("demo", "train", "prepare"),
+    ("demo", "train", "prepare", "teacher_options"),
     ("cli",),
 )
 WINGS = ("images", "training", "evaluation", "hub", "demo")

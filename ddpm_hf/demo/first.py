@@ -38,20 +38,20 @@ def first_pictures(model: DemoModel, folder: Path) -> First:
 
     If that is slow, too, it takes the newest samples in the folder of the run, if there are some.
     """
-    for scheduler in ("ddpm", "unipc"):
+    for scheduler in model.schedulers_at_first:
         steps = model.recommended_steps(scheduler)
         with suppress(TimeoutError):
             return First(scheduler, model.sample(NUM_FIRST, 0, scheduler, steps, every_class(model), patient(PATIENCE)))
     print("The model is slow here, so no pictures are drawn before the page opens.")
     for path in list_samples(folder / SAMPLES)[-1:]:
         with Image.open(path) as grid:
-            return First("unipc", grid=grid.copy())
-    return First("unipc")
+            return First(scheduler, grid=grid.copy())
+    return First(scheduler)
 
 
 def every_class(model: DemoModel) -> Classes:
     """Return all classes in turns, as `ddpm-hf sample` draws them."""
-    return Classes(tuple(model.labels), GUIDANCE_SCALE if model.labels and model.takes_no_class else 1.0)
+    return Classes(tuple(model.labels), GUIDANCE_SCALE if model.labels and model.takes_guidance else 1.0)
 
 
 def patient(seconds: float) -> Track:

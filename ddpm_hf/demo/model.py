@@ -38,7 +38,9 @@ class DemoModel:
     Attributes:
         takes_pictures (`bool`): Whether its samples are 8-bit pictures, grey or RGB, so that it can change such.
         labels (`tuple[str, ...]` or `range`): The classes that it can be asked for: names, or numbers if it has none.
-        takes_no_class (`bool`): Whether it can also draw without a class, and so with guidance.
+        takes_no_class (`bool`): Whether it can also draw without a class.
+        takes_guidance (`bool`): Whether it can draw with guidance; a student has it in it.
+        schedulers (`dict[str, str]`): Keys of `SCHEDULERS` that fit, with their names. A student has its own alone.
     """
 
     def __init__(self, pipeline: DDPMPipelineCustom):
@@ -49,6 +51,11 @@ class DemoModel:
         names, count = self.unet.config.get("class_names"), self.unet.config.get("num_class_embeds")
         self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
         self.takes_no_class = bool(names) or not count
+        self.is_student = bool(pipeline.config.get("distilled"))
+        self.takes_guidance = self.takes_no_class and not self.is_student
+        offered = {"ddim": ("DDIM", None)} if self.is_student else NAMES_AND_STEPS
+        self.schedulers = {key: name for key, (name, _) in offered.items()}
+        self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "unipc")
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
         self.takes_pictures = not self.form.settings()
@@ -62,7 +69,8 @@ class DemoModel:
 
     def recommended_steps(self, scheduler: str) -> int:
         """Return the denoising steps that suffice with a scheduler, a key of `SCHEDULERS`."""
-        return min(NAMES_AND_STEPS[scheduler][1] or self.steps, self.num_train_timesteps)
+        steps = None if self.is_student else NAMES_AND_STEPS[scheduler][1]
+        return min(steps or self.steps, self.num_train_timesteps)
 
     def sample(
         self,

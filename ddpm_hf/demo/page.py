@@ -25,7 +25,6 @@ from ddpm_hf.demo.parts import (
     steps_setting,
 )
 from ddpm_hf.sampling import open_model
-from ddpm_hf.schedulers import NAMES_AND_STEPS
 
 MOST_BYTES = "20mb"  # largest file that is uploaded
 DAY = 24 * 60 * 60  # seconds; older pictures are deleted from the disk
@@ -101,9 +100,10 @@ def make_page(model: DemoModel, title: str, first: First) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Sample"):
                 _add_sample(model, first)
-            with gr.Tab("Denoise"):
-                _add_denoise(model)
-            if model.takes_pictures:
+            if not model.is_student:  # which knows few timesteps
+                with gr.Tab("Denoise"):
+                    _add_denoise(model)
+            if model.takes_pictures and not model.is_student:
                 with gr.Tab("Interpolate"):
                     _add_interpolate(model, first)
                 with gr.Tab("Inpaint"):
@@ -112,7 +112,7 @@ def make_page(model: DemoModel, title: str, first: First) -> gr.Blocks:
 
 
 def _add_sample(model: DemoModel, first: First):
-    schedulers = [(f"{name} ({model.recommended_steps(key)} steps)", key) for key, (name, _) in NAMES_AND_STEPS.items()]
+    schedulers = [(f"{name} ({model.recommended_steps(key)} steps)", key) for key, name in model.schedulers.items()]
     shown: list = [enlarge(sample) for sample in first.samples]
     if first.grid is not None:
         shown = [(first.grid, "The newest samples of the run")]

@@ -36,7 +36,7 @@ def class_settings(model: DemoModel, in_turn: bool = False) -> list[gr.Dropdown 
             *(0, 10, GUIDANCE_SCALE),
             label="Guidance",
             info="Towards the class. 1: none. More: clearer, less varied.",
-            visible=has_classes and model.takes_no_class,
+            visible=has_classes and model.takes_guidance,
         ),
     ]
 
@@ -46,14 +46,14 @@ def chosen_classes(model: DemoModel, choice: str | int, guidance_scale: float) -
     if not model.labels or choice == ANY_CLASS:
         return NO_CLASS
     labels = tuple(model.labels) if choice == EACH_CLASS else (choice,)
-    return Classes(labels, guidance_scale if model.takes_no_class else 1.0)
+    return Classes(labels, guidance_scale if model.takes_guidance else 1.0)
 
 
 def steps_setting(model: DemoModel, steps: int) -> gr.Slider:
     """Return the number of denoising steps. PNDM takes no fewer than 4."""
     T = model.num_train_timesteps
     help_line = "Of denoising. More take longer."
-    return gr.Slider(min(4, T), T, min(steps, T), step=1, label="Steps", info=help_line)
+    return gr.Slider(min(4, T, model.steps), T, min(steps, T), step=1, label="Steps", info=help_line)
 
 
 def seed_setting() -> gr.Number:

@@ -117,7 +117,9 @@ def test_learning_rate_counts_optimizer_steps():
     assert rates[99] == pytest.approx(2 / 90)
 
 
-@pytest.mark.parametrize(("flags", "kind"), [((), torch.optim.AdamW), (("--preset", "annotated"), torch.optim.Adam)])
+@pytest.mark.parametrize(
+    ("flags", "kind"), [(("--optimizer", "adamw"), torch.optim.AdamW), (("--preset", "annotated"), torch.optim.Adam)]
+)
 def test_optimizer_follows_the_options(flags, kind):
     config = configure(*flags, "--adam_beta1", "0.8", "--adam_weight_decay", "0.1")
     model = torch.nn.Linear(2, 2)

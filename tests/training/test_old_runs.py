@@ -42,6 +42,7 @@ def test_the_run_goes_on(old, train, tmp_path):
     train(
         "old",
         "--class_conditional",
+        *("--optimizer", "adamw", "--lognormal_mean", "0.5", "--lognormal_std", "1.0", "--ema_max_decay", "0.995"),
         model_config_name_or_path=network,
         max_train_steps=8,
         checkpointing_steps=4,

@@ -37,6 +37,7 @@ def make_run(small, monkeypatch):
         run = SimpleNamespace(
             config=config, accelerator=accelerator, scheduler=scheduler, batches=batches, objective=objective
         )
+        run.teacher = None
         drawn = []
 
         def noting(unet, scheduler, *draws):
