@@ -15,6 +15,7 @@ from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 ROOT = Path(__file__).parents[1]
 # For `--features features:means`, in place of Inception, whose weights would be fetched.
 FEATURES = "def means(images):\n    return images.float().mean((2, 3))\n"
+CLASSES = {"animals/cat": 2, "animals/dog": 2}
 
 
 def make_files(folder: Path):
@@ -26,7 +27,7 @@ def make_files(folder: Path):
             (folder / name).mkdir(parents=True, exist_ok=True)
             yield folder / name / f"{i}.png", random.integers(low, high, shape, dtype)
 
-    for name, count in {"pictures": 20, "drawings": 4, "sorted/train": 4, "sorted/test": 2}.items():
+    for name, count in {"pictures": 20, "drawings": 4, "sorted/train": 4, "sorted/test": 2, **CLASSES}.items():
         for path, pixels in pictures(name, count):
             Image.fromarray(pixels).save(path)
     for path, pixels in pictures("icons", 4, (64, 64, 4)):
