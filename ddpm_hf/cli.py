@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddpm_hf import __version__
 from ddpm_hf.command_line import Parser, add_flag, parse_command_line
-from ddpm_hf.config import GUIDANCE_SCALE, options_for_evaluate, parse_size
+from ddpm_hf.config import options_for_evaluate, parse_size
 from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import METRICS, Measurement
 from ddpm_hf.files import read_json
@@ -195,9 +195,7 @@ def _add_sample(subcommands):
     parser.add_argument("--npz", type=Path, metavar="FILE", help="also pack the folder into one array, uint8")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
     parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
-    parser.add_argument(
-        "--guidance_scale", type=float, help=f"towards the classes; 1: no guidance; default: {GUIDANCE_SCALE:g}"
-    )
+    parser.add_argument("--guidance_scale", type=float, help="towards the classes, such as 2; default: 1, no guidance")
     _add_drawing(parser)
     parser.set_defaults(run=_sample)
 

@@ -20,7 +20,6 @@ DEFAULT_PRESET = "mnist-mini"
 DECIDED_BY_DATA = (
     "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "class_frequencies", "pixel_format"
 )  # fmt: skip
-GUIDANCE_SCALE = 2.0  # of a class-conditional model's samples, unless somebody says otherwise
 
 _run = partial(option, "Run")
 _data = partial(option, "Data")
@@ -94,7 +93,7 @@ class TrainingConfig:
 
     distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)
     distill_teacher_steps: int = _distillation(4, "Steps of the teacher that one step of the student replaces.", minimum=1)
-    distill_guidance_scale: float | None = _distillation(None, f"Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default {GUIDANCE_SCALE:g}.", minimum=0, card=True)
+    distill_guidance_scale: float | None = _distillation(None, "Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default 1, none.", minimum=0, card=True)
 
     train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, resume="split", card=True)
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
@@ -131,7 +130,7 @@ class TrainingConfig:
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)
     ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid, to measure, and by default of the saved pipeline.", minimum=1)
-    guidance_scale: float | None = _output(None, f"Guidance of a class-conditional model's samples; 1 is none; by default {GUIDANCE_SCALE:g}.", minimum=0)
+    guidance_scale: float | None = _output(None, "Guidance of a class-conditional model's samples, such as 2; by default 1, none.", minimum=0)
     eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _output("bpd", "What to measure: bpd, fid, kid and prdc, with commas between them.")
     eval_num_images: int = _output(256, "Images of a measurement.", minimum=1)
@@ -263,8 +262,7 @@ class TrainingConfig:
     @property
     def taught_guidance_scale(self) -> float:
         """Guidance of the teacher of `distill_steps`; 1 is none."""
-        default = GUIDANCE_SCALE if self.class_conditional else 1.0
-        return default if self.distill_guidance_scale is None else self.distill_guidance_scale
+        return 1.0 if self.distill_guidance_scale is None else self.distill_guidance_scale
 
     def differences(self, saved: dict, same_pictures: bool = False, same_step: bool = False) -> list[str]:
         """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.

@@ -16,7 +16,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
-from ddpm_hf.config import GUIDANCE_SCALE, TrainingConfig, check_saved_options
+from ddpm_hf.config import TrainingConfig, check_saved_options
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid, save_marked
@@ -47,11 +47,10 @@ class Classes:
     def chosen(
         cls, pipeline: DDPMPipelineCustom, labels: Sequence[str] | None, guidance_scale: float | None
     ) -> "Classes":
-        """Return the classes that the user named. The default is all named classes of the model, with guidance."""
+        """Return the classes that the user named. The default is all named classes of the model, without guidance."""
         names = pipeline.unet.config.get("class_names") or ()
         numbers = [int(label) if label.isdecimal() and label not in names else label for label in labels or names]
-        default = GUIDANCE_SCALE if names and not pipeline.config.get("distilled") else 1.0  # a student has it in it
-        return cls(tuple(numbers), default if guidance_scale is None else guidance_scale)
+        return cls(tuple(numbers), 1.0 if guidance_scale is None else guidance_scale)
 
     def options(self, indices: Sequence[int]) -> dict:
         """Return the arguments of a pipeline call that draws these images."""

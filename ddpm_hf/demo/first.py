@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.demo.model import DemoModel, Track
 from ddpm_hf.run_files import SAMPLES, list_samples
 from ddpm_hf.sampling import Classes
@@ -51,7 +50,7 @@ def first_pictures(model: DemoModel, folder: Path) -> First:
 
 def every_class(model: DemoModel) -> Classes:
     """Return all classes in turns, as `ddpm-hf sample` draws them."""
-    return Classes(tuple(model.labels), GUIDANCE_SCALE if model.labels and model.takes_guidance else 1.0)
+    return Classes(tuple(model.labels))
 
 
 def patient(seconds: float) -> Track:

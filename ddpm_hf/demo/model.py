@@ -39,7 +39,7 @@ class DemoModel:
         takes_pictures (`bool`): Whether its samples are 8-bit pictures, grey or RGB, so that it can change such.
         labels (`tuple[str, ...]` or `range`): The classes that it can be asked for: names, or numbers if it has none.
         takes_no_class (`bool`): Whether it can also draw without a class.
-        takes_guidance (`bool`): Whether it can draw with guidance; a student has it in it.
+        is_student (`bool`): Whether it learned to draw in few steps. Then it draws in these alone, without guidance.
         schedulers (`dict[str, str]`): Keys of `SCHEDULERS` that fit, with their names. A student has its own alone.
     """
 
@@ -52,7 +52,6 @@ class DemoModel:
         self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
         self.takes_no_class = bool(names) or not count
         self.is_student = bool(pipeline.config.get("distilled"))
-        self.takes_guidance = self.takes_no_class and not self.is_student
         offered = {"ddim": ("DDIM", None)} if self.is_student else NAMES_AND_STEPS
         self.schedulers = {key: name for key, (name, _) in offered.items()}
         self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "unipc")
@@ -66,6 +65,11 @@ class DemoModel:
             )
         height, width = (size, size) if isinstance(size, int) else size
         self.size = (width, height)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether it can draw with guidance; a student has that of its teacher in it."""
+        return self.takes_no_class and not self.is_student
 
     def recommended_steps(self, scheduler: str) -> int:
         """Return the denoising steps that suffice with a scheduler, a key of `SCHEDULERS`."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import gradio as gr
 from PIL import Image
 
-from ddpm_hf.config import GUIDANCE_SCALE
 from ddpm_hf.demo.model import NO_CLASS, DemoModel
 from ddpm_hf.sampling import Classes
 
@@ -33,7 +32,7 @@ def class_settings(model: DemoModel, in_turn: bool = False) -> list[gr.Dropdown 
     return [
         gr.Dropdown(choices, value=choices[0], label="Class", info="What the pictures show.", visible=has_classes),
         gr.Slider(
-            *(0, 10, GUIDANCE_SCALE),
+            *(0, 10, 1),
             label="Guidance",
             info="Towards the class. 1: none. More: clearer, less varied.",
             visible=has_classes and model.takes_guidance,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from ddpm_hf.config import GUIDANCE_SCALE, options_of_card
+from ddpm_hf.config import options_of_card
 from ddpm_hf.files import replace_text
 from ddpm_hf.forms import is_of
 from ddpm_hf.hub.card_inputs import (
@@ -73,10 +73,8 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     recommended = read_side_file(folder / INDEX, {}).get(RECOMMENDED_STEPS)
     recommended = recommended if is_of(recommended, int) else None
     arguments = "batch_size=4"
-    is_student = config.get("distill_steps") is not None
     if class_names:
         arguments = f"class_labels={literal(class_names[:4])}"
-        arguments += "" if is_student else f", guidance_scale={GUIDANCE_SCALE}"
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
@@ -132,8 +130,7 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     classes = ""
     if config.get("class_conditional"):
         guidance = config.get("guidance_scale")
-        scale = f", guidance scale {GUIDANCE_SCALE if guidance is None else guidance}"
-        classes = ", the classes in turns" + ("" if config.get("distill_steps") else scale)
+        classes = ", the classes in turns" + ("" if guidance is None else f", guidance scale {guidance}")
     how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
     shown = f" In the picture: {form.caption()}." if form.caption() else ""
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"

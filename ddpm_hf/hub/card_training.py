@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.config import DECIDED_BY_DATA, GUIDANCE_SCALE, TrainingConfig
+from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
 from ddpm_hf.forms import is_of, misfit
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.links import MODEL, may_be_shown, repositories_of
@@ -92,8 +92,7 @@ def base_sentence(config: dict) -> str:
     if not steps:
         return f"It was fine-tuned from {about}{rest}"
     scale = config.get("distill_guidance_scale")
-    scale = (GUIDANCE_SCALE if config.get("class_conditional") else 1.0) if scale is None else scale
-    guidance = f", each one call of the network with the guidance {scale:g} in it" if scale != 1 else ""
+    guidance = "" if scale in (None, 1) else f", each one call of the network with the guidance {scale:g} in it"
     return (
         f"It is a student: it learned to draw in {steps} denoising step{'s' * (steps != 1)}{guidance} "
         f"([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)). Its teacher is {about}{rest}"

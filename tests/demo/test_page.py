@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 from runs import make_run
 
@@ -395,6 +396,21 @@ def test_settings(model):
     assert chosen_classes(model, "two", 3.0) == Classes(("two",), 3.0)
     model.takes_no_class = False
     assert chosen_classes(model, "two", 3.0) == Classes(("two",), 1.0)
+
+
+def test_a_student_draws_with_its_own_steps_alone(model):
+    gradio = pytest.importorskip("gradio")
+    from ddpm_hf.demo.page import make_page
+
+    pipeline = DDPMPipelineCustom(model.unet, DDIMScheduler(10), 2, {"steps": 2, "guidance_scale": 3.0})
+    student = DemoModel(pipeline)
+    first = first_pictures(student, Path("nowhere"))
+    assert first.scheduler == "ddim" and len(first.samples) == first_module.NUM_FIRST
+    page = make_page(student, "student", first)
+    tabs = [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)]
+    assert tabs == ["Sample"] and student.recommended_steps("ddim") == 2
+    steps = components(page)["Steps"]
+    assert (steps.minimum, steps.value) == (2, 2) and not components(page)["Guidance"].visible
 
 
 def test_without_gradio(run, monkeypatch):

@@ -69,7 +69,7 @@ def test_caption_tells_of_classes(run):
         return next(line for line in render_card(run).splitlines() if line.startswith("Samples, not selected"))
 
     assert caption().endswith("seed 0.")
-    assert caption(class_conditional=True).endswith("seed 0, the classes in turns, guidance scale 2.0.")
+    assert caption(class_conditional=True).endswith("seed 0, the classes in turns.")
     assert caption(guidance_scale=1.0).endswith("guidance scale 1.0.")
 
 

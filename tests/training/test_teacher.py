@@ -134,17 +134,20 @@ def distill(small, train, tmp_path):
 
 
 def test_a_distilled_folder_draws_everywhere(distill, capsys):
-    student = distill("student")
+    student = distill("student", "--distill_guidance_scale", "3")
     index = json.loads((student / "model_index.json").read_text())
     assert index["_num_inference_steps"] == 2 and index["scheduler"] == ["diffusers", "DDIMScheduler"]
-    assert index["_distilled"] == {"steps": 2, "guidance_scale": 2.0}
+    assert index["_distilled"] == {"steps": 2, "guidance_scale": 3.0}
     ours = DDPMPipelineCustom.from_pretrained(student)
     stock = DiffusionPipeline.from_pretrained(student, trust_remote_code=True)
     for pipeline in (ours, stock):
         pipeline.set_progress_bar_config(disable=True)
     a, b = (p(2, torch.Generator().manual_seed(0), output_type="pt").images for p in (ours, stock))
     assert torch.equal(a, b) and ours.scheduler.timesteps.tolist() == [999, 499]
-    assert "draw in 2 denoising steps, each one call" in (student / "README.md").read_text()
+    assert (
+        "draw in 2 denoising steps, each one call of the network with the guidance 3 in it"
+        in (student / "README.md").read_text()
+    )
     with pytest.raises(SystemExit, match="needs a model of all timesteps"):
         main(["evaluate", str(student), "--metrics", "bpd"])
 
@@ -155,7 +158,7 @@ def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
     distill("parts", max_train_steps=2, **options)
     parts = distill("parts", max_train_steps=4, **options)
     assert equal(whole, parts)
-    other = distill("guided", "--distill_guidance_scale", "1", max_train_steps=4, **options)
+    other = distill("guided", "--distill_guidance_scale", "2", max_train_steps=4, **options)
     assert any((weights(other)[name] != weight).any() for name, weight in weights(whole).items())
 
     unet = DDPMUNetModel.from_pretrained(distill.teacher, subfolder="unet")
