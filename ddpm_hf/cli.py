@@ -192,6 +192,7 @@ def _add_sample(subcommands):
     parser.add_argument(
         "--batch_size", type=int, help="images of the grid, by default 16; or drawn at once, by default the fastest"
     )
+    parser.add_argument("--compile", action="store_true", help="compile the network first; pays for many images")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="also pack the folder into one array, uint8")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
     parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
@@ -200,7 +201,9 @@ def _add_sample(subcommands):
     parser.set_defaults(run=_sample)
 
 
-def _sample(source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, npz, **how):
+def _sample(
+    source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, npz, compile, **how
+):
     _check_numbers(
         num_images=(num_images, 1),
         batch_size=(how["batch_size"], 1),
@@ -220,6 +223,8 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     is_grid = num_images is None
     if npz:
         _check_npz(npz, is_grid)
+    if compile and is_grid:
+        raise ValueError("--compile takes a minute, and pays for many images; pass --num_images, too.")
     if is_grid and output is None and Path("samples.png").exists() and not is_ours(Path("samples.png")):
         raise ValueError("samples.png was not written by this command; name another with --output.")
     output = output or Path("samples.png" if is_grid else "samples")
@@ -236,7 +241,7 @@ def _sample(source, output, num_images, scheduler, class_labels, guidance_scale,
     if is_grid:
         save_grid(pipeline, output, drawing)
     else:
-        notes.append(fill_folder(pipeline, output, num_images, drawing, checkpoint or source).describe())
+        notes.append(fill_folder(pipeline, output, num_images, drawing, checkpoint or source, compile).describe())
     if this_process().is_main_process:
         if npz:
             pack(output, num_images, npz)

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.files import read_json, write_json
+from ddpm_hf.hardware import compile_network
 from ddpm_hf.images.arrays import read_array
 from ddpm_hf.pipeline_ddpm_custom import CPU_PIXELS, DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
@@ -54,7 +55,9 @@ class Filled:
         return f"Drew {self.count:,} in {self.seconds:.0f} seconds, {rate:.3g} images/s, {self.batch_size} at once."
 
 
-def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str) -> Filled:
+def fill_folder(
+    pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, source: str, compile: bool = False
+) -> Filled:
     """Draw images 0 to `num_images` - 1 into a folder, and skip those that exist. The processes share the work.
 
     Args:
@@ -63,6 +66,7 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
             the suffix of their format, .tif or .npy.
         num_images (`int`): Number of images in the folder at the end.
         source (`str`): Name of the model, for the settings.
+        compile (`bool`): Whether to compile the network first.
 
     Raises:
         ValueError: If the images in the folder were drawn with other settings.
@@ -85,6 +89,8 @@ def fill_folder(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how
     missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i, suffix))])
     pipeline.set_progress_bar_config(disable=True)
     size = how.batch_size or together(lambda: fastest_batch_size(pipeline, len(missing), how))
+    if compile and missing:
+        compile_network(pipeline.unet, pipeline.device)
     began, bar = time.perf_counter(), tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img")
     bar.disable = not state.is_main_process
     with bar:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from runs import weights
 
-from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, sample_folder
 from ddpm_hf.cli import main
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.sampling import Drawing, draw_images, generators_of, open_model
-from ddpm_hf.schedulers import SCHEDULERS
+from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,3 +178,52 @@ def test_the_default_picture_of_others_is_not_overwritten(run, tmp_path, monkeyp
     (tmp_path / "samples.png").write_text("mine")
     with pytest.raises(SystemExit, match="name another with --output"):
         sample(run, "--batch_size", 1)
+
+
+def test_a_folder_is_packed_into_one_array(run, tmp_path, capsys):
+    flags = ("--num_images", 5, "--output", tmp_path / "drawn", "--npz", tmp_path / "drawn.npz")
+    sample(run, *flags)
+    assert "images/s, 16 at once." in capsys.readouterr().out
+    packed = np.load(tmp_path / "drawn.npz")["arr_0"]
+    assert (packed.shape, packed.dtype) == ((5, 28, 28, 1), np.uint8)
+    for i in range(5):
+        np.testing.assert_array_equal(packed[i, ..., 0], pixels(tmp_path / "drawn" / f"{i:06d}.png"))
+    sample(run, *flags)  # all are there
+    assert "images/s" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--npz", "a.npz"), "--npz a.npz packs a folder of images; pass --num_images, too"),
+        (("--npz", "a.zip", "--num_images", 2), "--npz a.zip: expected the name of a file, such as samples.npz"),
+        (("--compile",), "pays for many images; pass --num_images, too"),
+    ],
+)
+def test_what_is_for_folders(run, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        sample(run, *flags)
+
+
+@pytest.mark.parametrize(("full_at", "fastest"), [(16, 16), (64, 64), (10_000, 64)])
+def test_the_fastest_batch_is_taken(run, monkeypatch, full_at, fastest):
+    """A step takes as long for one image as for `full_at`, and a CPU computes no more than its pixels at once."""
+    monkeypatch.setattr(sample_folder, "_seconds_of_a_step", lambda pipeline, size, how: max(size, full_at) / full_at)
+    pipeline = open_model(str(run), None, None, None)
+    assert sample_folder.fastest_batch_size(pipeline, 1000, Drawing()) == fastest
+    assert sample_folder.fastest_batch_size(pipeline, 5, Drawing()) == 16
+
+
+def test_a_full_disk_ends_in_one_line(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sample_folder, "save_sample", full)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        sample(run, "--num_images", 3, "--output", tmp_path / "drawn")
+
+
+def test_schedulers_are_taken_with_the_settings_that_suit_them(run):
+    pipeline = open_model(str(run), None, "ddim", None)
+    for key, value in SETTINGS["ddim"].items():
+        assert pipeline.scheduler.config[key] == value

@@ -89,7 +89,10 @@ class Teacher:
         return x_0, (x_t - self._alpha(t) * x_0) / self._sigma(t)
 
     def _predict_x_0(self, x_t: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
-        """Return the prediction of x_0, with guidance and clipped as in sampling."""
+        """Return the prediction of x_0, with guidance.
+
+        It is not clipped: DDIM draws better so, and the student is free to leave [-1, 1] on its way, too.
+        """
         with autocast(self.device, self.config.mixed_precision):
             if class_labels is None or self.guidance_scale == 1:
                 output = self.unet(x_t, t, class_labels).sample
@@ -98,7 +101,7 @@ class Teacher:
                 both = torch.cat((class_labels, no_class))
                 conditional, unconditional = self.unet(torch.cat((x_t, x_t)), torch.cat((t, t)), both).sample.chunk(2)
                 output = unconditional + self.guidance_scale * (conditional - unconditional)
-        return self.scheduler.clip_x_0(self.scheduler.predict_x_0(output.float(), t, x_t))
+        return self.scheduler.predict_x_0(output.float(), t, x_t)
 
     def _alpha(self, t: torch.Tensor) -> torch.Tensor:
         return self.alphas[t + 1].view(-1, 1, 1, 1)

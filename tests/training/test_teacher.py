@@ -29,16 +29,15 @@ def network(**keys):
 
 
 @pytest.mark.parametrize("predicted", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("clip", [False, True])
-def test_a_step_of_the_student_ends_where_stock_ddim_ends_in_several(predicted, clip):
+def test_a_step_of_the_student_ends_where_stock_ddim_ends_in_several(predicted):
     unet, config = network(), config_of()
     scheduler = DDPMLinearScheduler(prediction_type="v_prediction")
-    config.base = {"scheduler": {"prediction_type": predicted, "clip_sample": clip}}
+    config.base = {"scheduler": {"prediction_type": predicted}}
     x_0, eps = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8)
     t = torch.tensor([999, 749, 499, 249])
     taught = Teacher(unet, scheduler, config, torch.device("cpu")).teach(x_0, t, eps)
 
-    options = {"timestep_spacing": "trailing", "clip_sample": clip, "prediction_type": predicted}
+    options = {"timestep_spacing": "trailing", "clip_sample": False, "prediction_type": predicted}
     stock, student = DDIMScheduler(beta_end=0.02, **options), how_to_draw(config, scheduler)[0]
     stock.set_timesteps(8)  # two steps of the teacher for one of the four of the student
     student.set_timesteps(4)
@@ -48,7 +47,7 @@ def test_a_step_of_the_student_ends_where_stock_ddim_ends_in_several(predicted, 
         x = x_t
         for step in stock.timesteps[2 * i : 2 * i + 2]:
             with torch.no_grad():
-                x = stock.step(unet(x, step).sample, step, x, use_clipped_model_output=True).prev_sample
+                x = stock.step(unet(x, step).sample, step, x).prev_sample
         v = scheduler.get_velocity(*(each[i : i + 1] for each in taught), t[i])
         ours = student.step(v, t[i], x_t).prev_sample
         torch.testing.assert_close(ours, x, rtol=0, atol=2e-4)
@@ -63,9 +62,9 @@ def test_image_and_noise_taught_make_the_same_x_t():
 
 
 def test_a_student_that_equals_its_teacher_has_no_loss_if_the_steps_are_the_same():
-    unet, scheduler = network(), DDPMLinearScheduler(prediction_type="v_prediction", clip_sample=False)
-    config = config_of(distill_teacher_steps=1, clip_sample=False)
-    config.base = {"scheduler": {"prediction_type": "v_prediction", "clip_sample": False}}
+    unet, scheduler = network(), DDPMLinearScheduler(prediction_type="v_prediction")
+    config = config_of(distill_teacher_steps=1)
+    config.base = {"scheduler": {"prediction_type": "v_prediction"}}
     x_0, eps, t = torch.rand(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.tensor([999, 749, 499, 249])
     x_0, eps = Teacher(unet, scheduler, config, torch.device("cpu")).teach(x_0, t, eps)
     assert denoising_loss(unet, scheduler, x_0, t, eps).max() < 1e-9
@@ -74,8 +73,8 @@ def test_a_student_that_equals_its_teacher_has_no_loss_if_the_steps_are_the_same
 def test_guidance_of_the_teacher_is_that_of_the_pipeline():
     unet = network(num_class_embeds=3, class_names=("a", "b"))
     config = config_of(distill_teacher_steps=1, class_conditional=True, distill_guidance_scale=3.0)
-    scheduler = DDPMLinearScheduler(prediction_type="v_prediction", clip_sample=False)
-    config.base = {"scheduler": {"clip_sample": False, "prediction_type": "v_prediction"}}
+    scheduler = DDPMLinearScheduler(prediction_type="v_prediction")
+    config.base = {"scheduler": {"prediction_type": "v_prediction"}}
     teacher = Teacher(unet, scheduler, config, torch.device("cpu"))
     x_t, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([999, 999]), torch.tensor([1, 0])
     pipeline = DDPMPipelineCustom(unet, scheduler)
