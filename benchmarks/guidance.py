@@ -1,6 +1,6 @@
 """How much guidance? Right classes and distance to real pictures, for a class-conditional model.
 
-    python benchmarks/guidance.py ddpm-mnist-mini
+    python benchmarks/guidance.py quality/digits-ours-10-0/run
 
 The judge is that of benchmarks/quality.py. Prints a table in Markdown.
 """

@@ -1,12 +1,15 @@
 """How good are the pictures after some minutes of training? This package beside others, by one judge.
 
     python benchmarks/quality.py --sets digits --systems ours diffusers --minutes 2.5 5 10 --seeds 0 1
-    python benchmarks/quality.py --sets digits --models ddpm-digits --steps 100    # measure models that are trained
+    python benchmarks/quality.py --sets digits --models RUN --steps 100    # measure a model that is trained
 
 A judge, the features of a classifier, is trained on pictures that no model sees. It compares samples with further
 pictures. The distances are Frechet's (arXiv 1706.08500) and the kernel's (arXiv 1801.01401); precision and recall are
 those of arXiv 1904.06991; a sample counts as recognised if the classifier gives it a class with a probability of 0.9.
 Numbers of one set can be compared with each other, and with no other numbers.
+
+A model of `--models` has to be trained on the first part of the set alone: the preset `mnist-mini` trains on all 10,000
+digits, also on those of the judge.
 
 Each row is a line of results.jsonl in --work_dir, with a picture of samples beside it. Rows that are there are not
 measured again. Prints a table in Markdown, with half the difference of the seeds, and draws the curve of the distance
@@ -78,26 +81,24 @@ class Ruler:
         wanted = self.arguments
         for system, minutes, seed in itertools.product(wanted.systems, wanted.minutes, wanted.seeds):
             about = {"set": name, "system": system, "minutes": minutes, "seed": seed}
-            if all(self.has({**about, "steps": steps}) for steps in wanted.steps):
+            if all(self.has({**about, "steps": steps, "num_images": wanted.num_images}) for steps in wanted.steps):
                 continue
             folder = self.folder / f"{name}-{system.replace(' ', '-').replace(',', '')}-{minutes:g}-{seed}"
             folder.mkdir(exist_ok=True)
             began = time.perf_counter()
             draw = SYSTEMS[system](part, folder, minutes, seed)
-            about["trained"] = round((time.perf_counter() - began) / 60, 2)
+            print(f"{system}: trained for {(time.perf_counter() - began) / 60:.1f} minutes.", flush=True)
             self.measure(draw, about, judge)
         for model, seed in itertools.product(wanted.models, wanted.seeds):
             pipeline = load_pipeline(model)
             if wanted.scheduler:
-                pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler.config)
-            kind = type(pipeline.scheduler).__name__
-            self.measure(
-                drawing_with(pipeline), {"set": name, "system": f"{model}, {kind}", "minutes": 0.0, "seed": seed}, judge
-            )
+                pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler.config, max(wanted.steps))
+            system = f"{model}, {type(pipeline.scheduler).__name__}"
+            self.measure(drawing_with(pipeline), {"set": name, "system": system, "minutes": 0.0, "seed": seed}, judge)
 
     def measure(self, draw: Draw, about: dict, judge: Judge):
         for steps in self.arguments.steps:
-            row, batches = {**about, "steps": steps}, []
+            row, batches = {**about, "steps": steps, "num_images": self.arguments.num_images}, []
             if self.has(row):
                 continue
             began = time.perf_counter()
@@ -114,7 +115,7 @@ class Ruler:
         return any(about.items() <= row.items() for row in self.rows)
 
     def note(self, about: dict, numbers: dict, count: int):
-        self.rows.append({**about, "num_images": count, **numbers, "processor": processor_name()})
+        self.rows.append({"num_images": count, **about, **numbers, "processor": processor_name()})
         write_json_lines(self.file, self.rows)
         print(about, {name: round(number, 3) for name, number in numbers.items()}, flush=True)
 

@@ -1,7 +1,7 @@
 """Which scheduler, with which settings, in how many steps? Distance to real pictures, for a trained model.
 
-    python benchmarks/schedulers.py ddpm-mnist-mini                        # the settings that `ddpm-hf sample` takes
-    python benchmarks/schedulers.py ddpm-mnist-mini --steps 10 --variants  # other settings, to choose from
+    python benchmarks/schedulers.py quality/digits-ours-10-0/run                           # the settings of --scheduler
+    python benchmarks/schedulers.py quality/digits-ours-10-0/run --steps 10 --variants     # others, to choose from
 
 The judge is that of benchmarks/quality.py, and all rows begin at the same noise. Prints a table in Markdown.
 """

@@ -63,6 +63,9 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
     if "resolution" in overruled:
         overruled["resolution"] = name_of_size(*parse_size("--resolution", overruled["resolution"]))
     overruled = {key: value for key, value in overruled.items() if value != brought[key]}
+    if options.get("distill_steps"):
+        for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
+            raise ValueError(f"--{key} {overruled[key]}: a student has the noise of its teacher; leave it out.")
     if base["scheduler"]["trained_betas"] is not None:
         for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
             raise ValueError(f"--{key} {overruled[key]}: {name} has betas of its own (`trained_betas`); leave it out.")

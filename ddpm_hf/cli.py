@@ -215,6 +215,7 @@ def _sample(
 
     check_model(source, revision)
     from ddpm_hf.pictures import is_ours
+    from ddpm_hf.pixel_format import PixelFormat
     from ddpm_hf.processes import this_process
     from ddpm_hf.sample_folder import fill_folder, pack
     from ddpm_hf.sampling import Classes, Drawing, open_model, save_grid
@@ -231,7 +232,10 @@ def _sample(
     _check_picture(output) if is_grid else _check_folder(output)
     if is_grid and not this_process().is_main_process:
         return  # one process draws the grid
-    pipeline = open_model(source, checkpoint, scheduler, revision)
+    pipeline = open_model(source, checkpoint, scheduler, revision, how["num_inference_steps"])
+    form = PixelFormat.of_model(pipeline.unet.config)
+    if npz and form.settings():
+        raise ValueError(f"--npz {npz} holds pictures of 8 bits, and the samples are {form.describe()}; leave it out.")
     if class_labels and not pipeline.unet.config.get("num_class_embeds"):
         given = f"--class_labels {' '.join(class_labels)}"
         raise ValueError(f"{given} do not fit an unconditional model, as that of {source} is; leave them out.")
@@ -398,6 +402,8 @@ def _convert(
     lost = f" UNet2DModel does not keep what its samples are: {form.describe()}." if form.settings() else ""
     if pipeline.unet.config.num_class_embeds:
         lost += " The pipelines of diffusers pass no labels to it; with --no_class or --class_label they draw."
+    if student := pipeline.config.get("distilled"):
+        lost += f" It is a student: pass num_inference_steps={student['steps']}."
     print(f"Converted {source} to {to} in {output_dir}.{lost if to == 'diffusers' else ''}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ddpm_hf.config import DEFAULT_PRESET, TrainingConfig, options_for_evaluate
 from ddpm_hf.config_file import read_config_file
 from ddpm_hf.option_fields import kinds_of
-from ddpm_hf.presets import FITTED, PRESETS
+from ddpm_hf.presets import FITTED, PRESETS, preset_for
 from ddpm_hf.terminal import one_line, say
 from ddpm_hf.tokens import hide_arguments, holds_token, refuse_token
 
@@ -58,10 +58,7 @@ def parse_command_line(
         preset = said.get("preset", "auto" if other else DEFAULT_PRESET)
         if of_file and preset != of_file:
             raise ValueError(f"--preset {preset} contradicts --config {path}, which says {of_file}.")
-        of_preset = PRESETS.get(preset, {})
-        if any(said.get(name) for name in ("train_data_dir", "dataset_name", "pretrained_model_name_or_path")):
-            of_preset = {name: value for name, value in of_preset.items() if name != "class_conditional"}
-        below = _override(of_preset, file)
+        below = _override(preset_for(PRESETS.get(preset, {}), said), file)
         if wants_help:
             chosen = dict.fromkeys(FITTED, "chosen for the run") if preset == "auto" else {}
             _make_parser(chosen | below | {"preset": preset}, program).print_help()

@@ -140,7 +140,8 @@ def of_one_class(unet: DDPMUNetModel, label: str | None) -> DDPMUNetModel:
     """
     count, names = unet.config.num_class_embeds, unet.config.class_names
     if count is None:
-        raise ValueError(f"--class_label {label} or --no_class: the model has no classes; leave it out.")
+        flag = "--no_class" if label is None else f"--class_label {label}"
+        raise ValueError(f"{flag}: the model has no classes; leave it out.")
     if label is None and not names:
         raise ValueError("--no_class: the model was not trained without labels; name a --class_label.")
     known = [*names] if names else [str(i) for i in range(count)]

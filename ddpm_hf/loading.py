@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from ddpm_hf.convert import config_from_annotated, config_from_unet2d, from_annotated, from_unet2d
 from ddpm_hf.files import read_json
 from ddpm_hf.forms import Form, misfit
-from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pipeline_ddpm_custom import DISTILLED, DDPMPipelineCustom
 from ddpm_hf.places import check_model
 from ddpm_hf.run_files import CHECKPOINTS, INDEX, list_checkpoints
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
@@ -100,6 +100,8 @@ def load_settings(source: str | Path, **hub_options) -> tuple[dict[str, Any], di
     else:
         parts = _open(source, hub_options, _download_settings, hint=" It holds checkpoints of a run, but no model yet.")
         unet, kind = _check_unet_config(parts.unet_file, parts.unet), parts.scheduler
+        if parts.distilled:
+            raise ValueError("it is a student of few steps, and knows no other timesteps; take its teacher.")
         if kind not in (*DDPMLinearScheduler._compatibles, "DDPMLinearScheduler") or kind.startswith("EDM"):
             raise ValueError(f"{parts.scheduler_file} is of a {kind}, which does not add noise as a DDPM does.")
         scheduler = _read_scheduler(parts.scheduler_file)
@@ -120,6 +122,7 @@ class _Parts:
     scheduler_file: Path
     unet: str
     scheduler: str
+    distilled: dict | None
 
 
 def _open(
@@ -161,7 +164,7 @@ def _open(
         folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
     )
     files = (unet_folder / UNet2DModel.config_name, scheduler_folder / DDPMScheduler.config_name)
-    return _Parts(folder, *files, parts["unet"], parts["scheduler"])
+    return _Parts(folder, *files, parts["unet"], parts["scheduler"], index.get(DISTILLED))
 
 
 def _download_settings(source: str, **hub_options) -> str:

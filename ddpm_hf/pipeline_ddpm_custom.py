@@ -130,7 +130,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         if class_labels is None and (frequencies := self.unet.config.get("class_frequencies")):
             batch_size = 1 if batch_size is None else batch_size
             generator = _check_generator(generator, batch_size, self._execution_device)
-            class_labels = [self.unet.config.class_names[i] for i in _draw_labels(frequencies, batch_size, generator)]
+            class_labels = [self.unet.config.class_names[i] for i in draw_labels(frequencies, batch_size, generator)]
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
         if batch_size is None:
             batch_size = 1 if labels is None else len(labels)
@@ -404,12 +404,12 @@ def _in_form(images, about: Mapping) -> list:
 # ---- Labels --------------------------------------------------------------------------------------------------------
 
 
-def _draw_labels(
+def draw_labels(
     frequencies: Sequence[float], count: int, generator: torch.Generator | list[torch.Generator] | None
 ) -> list[int]:
     """Draw class numbers with these frequencies. From a list of generators, each draws the label of its image."""
     if isinstance(generator, list):
-        return [label for each in generator for label in _draw_labels(frequencies, 1, each)]
+        return [label for each in generator for label in draw_labels(frequencies, 1, each)]
     weights = torch.tensor(frequencies, device=generator.device if generator else "cpu")
     return weights.multinomial(count, replacement=True, generator=generator).tolist()
 

@@ -142,3 +142,10 @@ FITTED = frozenset({
     "timestep_sampling", "lognormal_mean", "lognormal_std", "resolution", "save_images_steps", "save_model_steps",
     "checkpointing_steps", "validation_steps", "ddpm_num_inference_steps", "eval_batch_size",
 })  # fmt: skip
+
+
+def preset_for(preset: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return what a preset says for these options: labels belong to its own pictures, and to no others or no base."""
+    named = ("train_data_dir", "dataset_name", "pretrained_model_name_or_path")
+    others = any(options.get(name) not in (None, preset.get(name)) for name in named)
+    return {name: value for name, value in preset.items() if not (others and name == "class_conditional")}

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.files import read_json, write_json
-from ddpm_hf.hardware import compile_network
+from ddpm_hf.hardware import compile_network, is_out_of_memory
 from ddpm_hf.images.arrays import read_array
 from ddpm_hf.pipeline_ddpm_custom import CPU_PIXELS, DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
@@ -30,6 +30,7 @@ _DRAWN, _UNFINISHED = (
 )  # names of samples
 SETTINGS = "sampling.json"  # in a folder of samples: the settings they were drawn with
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # of images that are tried at once
+MOST_PENDING = 512  # images that wait to be saved
 GAIN = 1.05  # by which a larger batch has to be faster
 
 
@@ -113,7 +114,7 @@ def _save_all(drawn: Iterable[tuple[int, Image.Image | np.ndarray]], folder: Pat
     with ThreadPoolExecutor(1) as writer:
         for i, image in drawn:
             pending.append(writer.submit(save, i, image))
-            while pending and pending[0].done():
+            while pending and (pending[0].done() or len(pending) > MOST_PENDING):
                 pending.popleft().result()  # raises the error of the thread
         for future in pending:
             future.result()
@@ -134,7 +135,9 @@ def fastest_batch_size(pipeline: DDPMPipelineCustom, count: int, how: Drawing) -
             break
         try:
             rate = size / _seconds_of_a_step(pipeline, size, how)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             break
         if rate < best * GAIN:
             break
@@ -163,7 +166,7 @@ def _sides(pipeline: DDPMPipelineCustom) -> tuple[int, int]:
 
 
 def pack(folder: Path, num_images: int, path: Path):
-    """Save the images of a folder in one file: the array `arr_0`, `(N, H, W, C)`, as OpenAI's evaluator reads it.
+    """Save the images of a folder in one file: the array `arr_0`, `(N, H, W, C)`, uint8.
 
     Args:
         folder (`Path`): A folder that [`fill_folder`] filled.

@@ -25,7 +25,7 @@ from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process
 from ddpm_hf.run_files import CHECKPOINTS, STATE
-from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
+from ddpm_hf.schedulers import FEW_STEPS, SCHEDULERS, SETTINGS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import how_to_draw, make_model
 from ddpm_hf.weights import check_finite, digest_of_weights
@@ -126,7 +126,9 @@ def generators_of(device: torch.device, seed: int, indices: Iterable[int]) -> li
     return [torch.Generator(device).manual_seed(seed_of(seed, "sample", i)) for i in indices]
 
 
-def open_model(source: str, checkpoint: str | None, scheduler: str | None, revision: str | None) -> DDPMPipelineCustom:
+def open_model(
+    source: str, checkpoint: str | None, scheduler: str | None, revision: str | None, steps: int | None = None
+) -> DDPMPipelineCustom:
     """Open the pipeline of a run, a folder, a repository, or one of a run's checkpoints.
 
     Args:
@@ -134,29 +136,40 @@ def open_model(source: str, checkpoint: str | None, scheduler: str | None, revis
         checkpoint (`str`, *optional*): The name of a checkpoint of the run, such as step-000500, or "latest".
         scheduler (`str`, *optional*): A key of `SCHEDULERS`. It replaces the saved scheduler.
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        steps (`int`, *optional*): Denoising steps that it shall draw with; by default those that it recommends.
 
     Returns:
         [`DDPMPipelineCustom`]: On the device of this process.
 
     Raises:
-        ValueError: If there is no such checkpoint, or the source is not a DDPM.
+        ValueError: If there is no such checkpoint, the source is not a DDPM, or is a student of other steps.
         OSError: If the source cannot be read.
     """
     pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
-    if scheduler:
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    if student := pipeline.config.get("distilled"):
+        if scheduler not in (None, "ddim"):
+            raise ValueError(f"--scheduler {scheduler}: {source} is a student, and draws with DDIM; leave it out.")
+        if steps not in (None, student["steps"]):
+            raise ValueError(
+                f"--num_inference_steps {steps}: {source} is a student of {student['steps']} steps; leave it out."
+            )
+    elif scheduler:
+        steps = steps or pipeline.default_num_inference_steps
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config, steps)
     return pipeline.to(this_process().device)
 
 
-def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
-    """Make a scheduler with the betas and the prediction type of another one, and with the settings that suit it.
+def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> SchedulerMixin:
+    """Make a scheduler with the betas and the prediction type of another one.
 
     Args:
         name (`str`): A key of `SCHEDULERS`.
         config (`Mapping`): The configuration of the other scheduler.
+        steps (`int`, *optional*): Denoising steps, if they are known. For few, it gets the settings that suit it.
     """
+    settings = SETTINGS[name] if steps and steps <= FEW_STEPS else {}
     kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
-    return kind.from_config({**config, **SETTINGS[name]})
+    return kind.from_config({**config, **settings})
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

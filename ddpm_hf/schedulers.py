@@ -14,9 +14,10 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
 }
 # Settings with which each draws best in few steps, over those of the model; docs/schedulers.md has the measurements.
+FEW_STEPS = 50
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddpm": {},
-    "ddim": {"timestep_spacing": "trailing"},
+    "ddim": {"timestep_spacing": "trailing", "clip_sample": False},
     "dpmsolver++": {"timestep_spacing": "trailing"},
     "unipc": {"timestep_spacing": "trailing"},
     "euler": {"timestep_spacing": "trailing"},

@@ -224,6 +224,6 @@ def test_a_full_disk_ends_in_one_line(run, tmp_path, monkeypatch):
 
 
 def test_schedulers_are_taken_with_the_settings_that_suit_them(run):
-    pipeline = open_model(str(run), None, "ddim", None)
-    for key, value in SETTINGS["ddim"].items():
-        assert pipeline.scheduler.config[key] == value
+    few, many = (open_model(str(run), None, "ddim", None, steps).scheduler for steps in (50, 51))
+    assert all(few.config[key] == value for key, value in SETTINGS["ddim"].items())
+    assert any(many.config[key] != value for key, value in SETTINGS["ddim"].items())

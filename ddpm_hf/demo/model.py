@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ddpm_hf.images.decoding import to_eight_bits
-from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom, draw_labels
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
@@ -101,7 +101,7 @@ class DemoModel:
         Raises:
             ValueError: If the seed is no whole number, or an argument does not fit.
         """
-        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
+        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track, steps)
         options = {"num_inference_steps": steps, **classes.options(range(num_images))}
         images = pipeline(num_images, self._generators(seed, num_images), **options).images
         return [self.form.picture_of(image) for image in images]
@@ -113,7 +113,11 @@ class DemoModel:
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         num_frames = min(steps + 1, MOST_FRAMES)
         settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
-        output = pipeline(generator=self._generators(seed), **settings, **classes.options(range(1)))
+        generators, frequencies = self._generators(seed), self.unet.config.get("class_frequencies")
+        if frequencies and not classes.labels:  # the label that `sample` draws
+            (number,) = draw_labels(frequencies, 1, generators)
+            classes = Classes((self.unet.config.class_names[number],), classes.guidance_scale)
+        output = pipeline(generator=generators, **settings, **classes.options(range(1)))
         x_t, x_0 = (
             [pipeline.numpy_to_pil(self.form.bands_to_show(frame))[0] for frame in frames]
             for frames in (output.x_t, output.x_0)
@@ -185,8 +189,10 @@ class DemoModel:
             notes.append("turned to greyscale, as the model is")
         return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
 
-    def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track) -> DiffusionPipeline:
-        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config))
+    def _pipeline(
+        self, kind: type[DiffusionPipeline], scheduler: str, track: Track, steps: int | None = None
+    ) -> DiffusionPipeline:
+        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config, steps))
         pipeline.progress_bar = track
         return pipeline
 

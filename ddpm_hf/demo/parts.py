@@ -51,8 +51,10 @@ def chosen_classes(model: DemoModel, choice: str | int, guidance_scale: float) -
 def steps_setting(model: DemoModel, steps: int) -> gr.Slider:
     """Return the number of denoising steps. PNDM takes no fewer than 4."""
     T = model.num_train_timesteps
+    if model.is_student:
+        return gr.Slider(steps, steps, steps, step=1, label="Steps", info="Of denoising, which the model learned for.")
     help_line = "Of denoising. More take longer."
-    return gr.Slider(min(4, T, model.steps), T, min(steps, T), step=1, label="Steps", info=help_line)
+    return gr.Slider(min(4, T), T, min(steps, T), step=1, label="Steps", info=help_line)
 
 
 def seed_setting() -> gr.Number:

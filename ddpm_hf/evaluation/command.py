@@ -64,7 +64,7 @@ def evaluate(
     state = this_process()
     output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
     earlier = _earlier_results(output)
-    pipeline = open_model(source, checkpoint, scheduler, revision)
+    pipeline = open_model(source, checkpoint, scheduler, revision, wanted.num_inference_steps)
     wanted = _possible(wanted, pipeline)
     with state.main_process_first():
         images, trained_on, record = open_part(pipeline, Path(source), reference, held_out)

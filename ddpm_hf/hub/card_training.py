@@ -8,20 +8,18 @@ from typing import Any
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
 from ddpm_hf.forms import is_of, misfit
 from ddpm_hf.hub.card_text import bare, markdown
-from ddpm_hf.hub.links import MODEL, may_be_shown, repositories_of
+from ddpm_hf.hub.links import may_be_shown
 from ddpm_hf.option_fields import kinds_of
-from ddpm_hf.presets import PRESETS
+from ddpm_hf.presets import PRESETS, preset_for
 
 WIDTH = 88  # characters of a line of the command
-_DECIDES = ("Data", "Model", "Diffusion", "Optimisation", "Moving average")  # groups of options
+_DECIDES = ("Data", "Model", "Diffusion", "Distillation", "Optimisation", "Moving average")  # groups of options
 _PATHS = {"train_data_dir": "PICTURES", "dataset_name": "PICTURES", "model_config_name_or_path": "MODEL"}
 
 
 def base_model(config: dict) -> str | None:
     """Return the Hub id of the model that a run was fine-tuned from. A local path is nobody's business."""
-    hub_id, folder = config.get("base", {}).get("hub_id"), config.get("pretrained_model_name_or_path")
-    if hub_id is None and folder and Path(folder).is_dir():
-        hub_id = repositories_of(Path(folder)).get(MODEL)  # where that run was pushed to
+    hub_id = config.get("base", {}).get("hub_id")
     return hub_id if isinstance(hub_id, str) and may_be_shown(hub_id) else None
 
 
@@ -49,6 +47,7 @@ def command_of(config: dict) -> str | None:
 def _flags(config: dict, preset: dict[str, Any]) -> list[str]:
     """Return the flags of a run that decide about its model and differ from the preset."""
     kinds, flags = kinds_of(TrainingConfig), []
+    preset = preset_for(preset, config)
     void = {"cache_dir", "preset", "num_epochs" if config.get("max_train_steps") else "max_train_steps"}
     if config.get("max_train_steps"):
         void.add("max_train_minutes")  # they chose the steps
@@ -93,6 +92,8 @@ def base_sentence(config: dict) -> str:
         return f"It was fine-tuned from {about}{rest}"
     scale = config.get("distill_guidance_scale")
     guidance = "" if scale in (None, 1) else f", each one call of the network with the guidance {scale:g} in it"
+    if not hub_id:
+        about = f"the model {markdown(Path(config['pretrained_model_name_or_path']).name)}"
     return (
         f"It is a student: it learned to draw in {steps} denoising step{'s' * (steps != 1)}{guidance} "
         f"([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)). Its teacher is {about}{rest}"

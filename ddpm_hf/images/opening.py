@@ -54,7 +54,7 @@ def find_images(
         ValueError: If there are no such images, or they do not fit the options.
         OSError: If the cache cannot be written.
     """
-    dataset = load_dataset(config)
+    dataset = load_dataset(config, hint=True)
     fit_resolution(config, dataset)
     dataset, small = sort_out_small(dataset, config)
     form = choose_format(dataset, config)

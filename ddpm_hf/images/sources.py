@@ -18,7 +18,9 @@ EMBEDDED_DIGITS = Path(__file__).parent.parent / "data" / "mnist_10k.parquet"
 SAVED_TO_DISK = ("state.json", "dataset_dict.json")  # written by `save_to_disk` of datasets
 
 
-def load_dataset(config: TrainingConfig, flag: str = "--dataset_split") -> datasets.Dataset | datasets.IterableDataset:
+def load_dataset(
+    config: TrainingConfig, flag: str = "--dataset_split", hint: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load the data set that the options name.
 
     `dataset_split` chooses the split of a data set, or of a folder of pictures that is sorted into folders of splits,
@@ -27,6 +29,7 @@ def load_dataset(config: TrainingConfig, flag: str = "--dataset_split") -> datas
     Args:
         config ([`TrainingConfig`]): The options of the group "Data".
         flag (`str`): The option that names the split, for the messages.
+        hint (`bool`): Whether to say it if the pictures are sorted by class, and the classes are not learned.
 
     Returns:
         `datasets.Dataset`: The column `image` of undecoded images and, for a class-conditional model, the column
@@ -38,7 +41,7 @@ def load_dataset(config: TrainingConfig, flag: str = "--dataset_split") -> datas
             asked for and no image has one.
     """
     if config.train_data_dir:
-        return _load_folder(Path(config.train_data_dir), config, flag)
+        return _load_folder(Path(config.train_data_dir), config, flag, hint)
     if config.dataset_name:
         dataset = _load_named(config.dataset_name, config, flag)
     else:
@@ -73,7 +76,7 @@ def choose_columns(
     return dataset.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Dataset:
+def _load_folder(folder: Path, config: TrainingConfig, flag: str, hint: bool) -> datasets.Dataset:
     check_pictures(str(folder), None)
     # If both are one folder, the output folder has to change, and the check of that folder says so.
     if is_run(folder) and folder.resolve() != config.folder.resolve():
@@ -94,7 +97,7 @@ def _load_folder(folder: Path, config: TrainingConfig, flag: str) -> datasets.Da
         columns["label"], note = label_pictures(found, config)
         features["label"] = datasets.Value("string")
         notes.append(note)
-    elif classes := classes_of_folders(found):
+    elif hint and (classes := classes_of_folders(found)):
         notes.append(
             f"The pictures of {folder} lie in {len(classes)} folders, such as {classes[0]}. If these are classes, "
             "--class_conditional learns them, too, and draws better pictures in the same time."

@@ -42,5 +42,7 @@ def how_to_draw(
     if config.distill_steps is None:
         return scheduler, config.ddpm_num_inference_steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+    if config.ddpm_beta_schedule in ("laplace", "sigmoid"):  # which DDIMScheduler knows by their numbers only
+        of_student |= {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
     about = {"steps": config.distill_steps, "guidance_scale": config.taught_guidance_scale}
     return DDIMScheduler.from_config({**scheduler.config, **of_student}), config.distill_steps, about

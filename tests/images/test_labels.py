@@ -426,7 +426,7 @@ def test_a_folder_that_is_sorted_by_class_is_told_so(tmp_path, capsys):
             for i in range(count):
                 PILImage.new("L", (8, 8), i).save(folder / name / f"{i}.png")
         flags = ["--train_data_dir", str(folder), "--cache_dir", str(tmp_path / "cache"), "--resolution", "8"]
-        load_dataset(parse_command_line(flags)[0])
+        load_dataset(parse_command_line(flags)[0], hint=True)
         return "--class_conditional learns them" in "".join(capsys.readouterr())
 
     assert tell(20, "cat", "dog")

@@ -1,6 +1,7 @@
 """Students: what a teacher teaches, against stock DDIM, and runs that distill."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from runs import equal, weights
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.hub import card_training as card
 from ddpm_hf.training.model import how_to_draw
 from ddpm_hf.training.objective import denoising_loss, timestep_weights
 from ddpm_hf.training.teacher import Teacher
@@ -147,8 +149,19 @@ def test_a_distilled_folder_draws_everywhere(distill, capsys):
         "draw in 2 denoising steps, each one call of the network with the guidance 3 in it"
         in (student / "README.md").read_text()
     )
-    with pytest.raises(SystemExit, match="needs a model of all timesteps"):
-        main(["evaluate", str(student), "--metrics", "bpd"])
+    refused = {
+        ("evaluate", "--metrics", "bpd"): "needs a model of all timesteps",
+        ("sample", "--scheduler", "unipc"): "--scheduler unipc: .* is a student, and draws with DDIM; leave it out",
+        ("sample", "--num_inference_steps", "8"): "--num_inference_steps 8: .* is a student of 2 steps; leave it out",
+        ("distill",): "it is a student of few steps, and knows no other timesteps; take its teacher",
+    }
+    for (command, *flags), message in refused.items():
+        with pytest.raises(SystemExit) as stop:
+            main([command, str(student), *flags])
+        assert re.search(message, f"{stop.value.code} {capsys.readouterr().err}")
+    command = card.command_of(json.loads((student / "config.json").read_text()))
+    for flag in ("--preset distill", "--distill_steps 2", "--distill_guidance_scale 3.0", "--class_conditional"):
+        assert flag in command.replace("\\\n    ", "")
 
 
 def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
@@ -165,6 +178,30 @@ def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
     unet.save_pretrained(distill.teacher / "unet")
     with pytest.raises(SystemExit, match=r"is of a student of other weights than .* has now"):
         distill("parts", max_train_steps=6, **options)
+
+
+def test_flags_that_contradict_the_teacher(distill, capsys):
+    for flags, message in {
+        ("--ddpm_num_steps", "500"): "--ddpm_num_steps 500: a student has the noise of its teacher",
+        ("--ddpm_num_inference_steps", "9"): "a student of 2 steps draws with 2",
+        ("--distill_steps", "8"): "--distill_steps is what RUN_OR_REPO and --steps say",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            distill("other", *flags)
+        assert message in f"{stop.value.code} {capsys.readouterr().err}"
+
+
+def test_a_teacher_with_betas_that_ddim_does_not_know_and_augmented_pictures(train, small, tmp_path, capsys):
+    teacher = train("teacher", "--augment", ddpm_beta_schedule="sigmoid")
+    flags = dict(zip(*[iter(small("student"))] * 2))
+    kept = ("--max_train_steps", "--train_batch_size", "--cache_dir", "--eval_batch_size", "--output_dir")
+    flags = [text for name in kept for text in (name, flags[name])]
+    main(["distill", f"{teacher}/", "--steps", "1", *flags])
+    student = DDPMPipelineCustom.from_pretrained(tmp_path / "student").scheduler
+    betas = DDPMLinearScheduler(beta_schedule="sigmoid").betas
+    torch.testing.assert_close(student.betas, betas, rtol=0, atol=1e-7)
+    main(["distill", str(teacher), "--steps", "1", *flags])  # the same run, by another spelling
+    assert "is trained: 4 steps" in capsys.readouterr().out
 
 
 def test_pictures_of_a_teacher_that_is_no_run_have_to_be_named(tmp_path):
