@@ -20,6 +20,7 @@ DEFAULT_PRESET = "mnist-mini"
 DECIDED_BY_DATA = (
     "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "class_frequencies", "pixel_format"
 )  # fmt: skip
+TAUGHT_GUIDANCE_SCALE = 1.2  # of a class-conditional teacher; docs/few_steps.md has the measurements
 
 _run = partial(option, "Run")
 _data = partial(option, "Data")
@@ -93,7 +94,7 @@ class TrainingConfig:
 
     distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)
     distill_teacher_steps: int = _distillation(4, "Steps of the teacher that one step of the student replaces.", minimum=1, card=True)
-    distill_guidance_scale: float | None = _distillation(None, "Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default 1, none.", minimum=0, card=True)
+    distill_guidance_scale: float | None = _distillation(None, f"Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default {TAUGHT_GUIDANCE_SCALE:g}; 1 is none.", minimum=0, card=True)
 
     train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, resume="split", card=True)
     gradient_accumulation_steps: int = _optimisation(1, "Micro-batches in an optimizer step.", minimum=1, resume="free", card=True)
@@ -262,7 +263,8 @@ class TrainingConfig:
     @property
     def taught_guidance_scale(self) -> float:
         """Guidance of the teacher of `distill_steps`; 1 is none."""
-        return 1.0 if self.distill_guidance_scale is None else self.distill_guidance_scale
+        default = TAUGHT_GUIDANCE_SCALE if self.class_conditional else 1.0
+        return default if self.distill_guidance_scale is None else self.distill_guidance_scale
 
     def differences(self, saved: dict, same_pictures: bool = False, same_step: bool = False) -> list[str]:
         """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.
