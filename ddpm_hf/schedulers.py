@@ -18,7 +18,7 @@ FEW_STEPS = 50
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddpm": {},
     "ddim": {"timestep_spacing": "trailing", "clip_sample": False},
-    "dpmsolver++": {"timestep_spacing": "trailing"},
+    "dpmsolver++": {"timestep_spacing": "trailing", "solver_order": 3},
     "unipc": {"timestep_spacing": "trailing"},
     "euler": {"timestep_spacing": "trailing"},
     "euler_a": {"timestep_spacing": "trailing"},
