@@ -92,10 +92,10 @@ def fill_folder(
     size = how.batch_size or together(lambda: fastest_batch_size(pipeline, len(missing), how))
     if compile and missing:
         compile_network(pipeline.unet, pipeline.device)
-    began, bar = time.perf_counter(), tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img")
-    bar.disable = not state.is_main_process
+    began, drawn = time.perf_counter(), draw_images(pipeline, missing, replace(how, batch_size=size))
+    bar = tqdm(total=len(mine), initial=len(mine) - len(missing), unit="img", disable=not state.is_main_process)
     with bar:
-        together(lambda: _save_all(draw_images(pipeline, missing, replace(how, batch_size=size)), folder, suffix, bar))
+        together(lambda: _save_all(drawn, folder, suffix, bar))
     count = sum(gathered(lambda: len(missing)))
     return Filled(count, time.perf_counter() - began, size)
 
