@@ -1,8 +1,7 @@
 """Which options fit the training of a student, `--distill_steps`."""
 
+import math
 from typing import Any
-
-import numpy as np
 
 
 def check_distillation(options: Any):
@@ -55,8 +54,8 @@ def check_distillation(options: Any):
         raise ValueError(
             "--eval_metrics bpd needs a model of all timesteps; a student knows few. Name fid, kid or prdc."
         )
-    if len(np.arange(options.ddpm_num_steps, 0, -options.ddpm_num_steps / steps)) != steps:
-        # So does DDIMScheduler count them, and for some numbers rounding adds one.
+    T = options.ddpm_num_steps
+    if math.ceil(T / (T / steps)) != steps:  # so many timesteps does DDIMScheduler make; rounding may add one
         raise ValueError(f"--distill_steps {steps}: DDIMScheduler cannot space so many steps; pass one less.")
     options.ddpm_num_inference_steps = steps
     options.clip_sample = False  # see `how_to_draw`

@@ -17,7 +17,7 @@ SCHEDULERS = {
 FEW_STEPS = 50
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddpm": {},
-    "ddim": {"timestep_spacing": "trailing", "clip_sample": False},
+    "ddim": {"timestep_spacing": "trailing"},
     "dpmsolver++": {"timestep_spacing": "trailing", "solver_order": 3},
     "unipc": {"timestep_spacing": "trailing"},
     "euler": {"timestep_spacing": "trailing"},

@@ -52,7 +52,8 @@ def steps_setting(model: DemoModel, steps: int) -> gr.Slider:
     """Return the number of denoising steps. PNDM takes no fewer than 4."""
     T = model.num_train_timesteps
     if model.is_student:
-        return gr.Slider(steps, steps, steps, step=1, label="Steps", info="Of denoising, which the model learned for.")
+        info = "Of denoising, which the model learned for."
+        return gr.Slider(0, steps, steps, step=1, label="Steps", info=info, interactive=False)
     help_line = "Of denoising. More take longer."
     return gr.Slider(min(4, T), T, min(steps, T), step=1, label="Steps", info=help_line)
 

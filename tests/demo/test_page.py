@@ -410,7 +410,8 @@ def test_a_student_draws_with_its_own_steps_alone(model):
     tabs = [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)]
     assert tabs == ["Sample"] and student.recommended_steps("ddim") == 2
     steps = components(page)["Steps"]
-    assert (steps.minimum, steps.value) == (2, 2) and not components(page)["Guidance"].visible
+    assert (steps.maximum, steps.value, steps.interactive) == (2, 2, False)
+    assert not components(page)["Guidance"].visible
 
 
 def test_without_gradio(run, monkeypatch):

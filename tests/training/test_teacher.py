@@ -109,6 +109,7 @@ def test_a_student_is_trained_at_the_timesteps_that_it_draws_with(steps):
         ({"augment": True}, "--augment True: .* leave it out"),
         ({"eval_steps": 5}, "--eval_metrics bpd needs a model of all timesteps"),
         ({"distill_guidance_scale": 2.0}, "--distill_guidance_scale 2.0 is for a class-conditional teacher"),
+        ({"distill_steps": 61}, "--distill_steps 61: DDIMScheduler cannot space so many steps"),
         ({"distill_steps": None, "distill_guidance_scale": 2.0}, "pass --distill_steps, too"),
     ],
 )
@@ -180,6 +181,7 @@ def test_a_distillation_resumes_exactly(distill, monkeypatch, capsys):
         distill("parts", max_train_steps=6, **options)
 
 
+@pytest.mark.slow
 def test_flags_that_contradict_the_teacher(distill, capsys):
     for flags, message in {
         ("--ddpm_num_steps", "500"): "--ddpm_num_steps 500: a student has the noise of its teacher",
@@ -191,6 +193,7 @@ def test_flags_that_contradict_the_teacher(distill, capsys):
         assert message in f"{stop.value.code} {capsys.readouterr().err}"
 
 
+@pytest.mark.slow
 def test_a_teacher_with_betas_that_ddim_does_not_know_and_augmented_pictures(train, small, tmp_path, capsys):
     teacher = train("teacher", "--augment", ddpm_beta_schedule="sigmoid")
     flags = dict(zip(*[iter(small("student"))] * 2))
