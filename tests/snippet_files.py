@@ -73,9 +73,11 @@ def tiny_unet(kind, **keys):
 def fill_hub(hub: LoopbackHub, folder: Path):
     """Put the models that the pages name on the Hub: pipelines of this package, and of diffusers."""
     classes = {"num_class_embeds": 3, "class_names": ["a cat", "a dog"]}
+    digits = {"num_class_embeds": 11, "class_names": [str(i) for i in range(10)]}
     pipelines = {
         "user/repo": DDPMPipelineCustom(tiny_unet(DDPMUNetModel), DDPMLinearScheduler(), num_inference_steps=4),
         "user/classes": DDPMPipelineCustom(tiny_unet(DDPMUNetModel, **classes), DDPMLinearScheduler(10)),
+        "user/ten": DDPMPipelineCustom(tiny_unet(DDPMUNetModel, **digits), DDPMLinearScheduler(10)),
         "google/ddpm-cifar10-32": DDPMPipeline(tiny_unet(UNet2DModel), DDPMScheduler(500)),
         "google/ddpm-celebahq-256": DDPMPipeline(tiny_unet(UNet2DModel), DDPMScheduler(10)),
     }

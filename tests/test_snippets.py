@@ -179,7 +179,7 @@ def test_snippets_run(page, reader):
 @pytest.mark.parametrize("name", ["user/repo", "user/classes", "files/ddpm-mnist-mini"])
 def test_snippets_of_the_card_run(name, reader):
     is_run = name.startswith("files/")
-    snippets = read_page("the card", render_card(reader.folder / name, "user/repo" if is_run else name))
+    snippets = read_page("the card", render_card(reader.folder / name, "user/ten" if is_run else name))
     assert [snippet.kind for snippet in snippets] == ["python", "python", *["command"] * is_run, "text"]
     failures = reader.read(snippets, f"the card of {name}")
     assert not failures, "\n\n".join(failures)

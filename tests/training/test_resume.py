@@ -316,14 +316,15 @@ def test_killed_at_any_moment(train, small, tmp_path, moments):
             trials = [
                 (0, seconds, f"killed-{n}")
                 for n in range(8)
-                for seconds in (draw(0.1, 2), draw(0.1, 1), draw(0.1, 1), 0)
+                for seconds in (draw(0.1, 1), draw(0.1, 0.5), draw(0.1, 0.5), 0)
             ]
     driver = DRIVER.format(root=str(ROOT), trials=trials, flags=small("killed", **options))
     done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, cwd=tmp_path)
     codes = [int(line) for line in done.stdout.split()]
     assert len(codes) == len(trials), done.stderr
     assert set(codes) == {0, -signal.SIGKILL}, done.stderr
-    assert codes.count(-signal.SIGKILL) >= 20
+    # A fast machine is through before some of the random times.
+    assert codes.count(-signal.SIGKILL) >= (8 if moments == "at random" else 20)
     for folder in {tmp_path / output for *_, output in trials}:
         assert find_checkpoint(folder / "checkpoints", "latest")[1] == []  # none is broken
         assert_equal_runs(whole, folder)
