@@ -49,7 +49,7 @@ def drawing_with(pipeline: DDPMPipelineCustom) -> Draw:
 def train_as_diffusers(part: Part, folder: Path, minutes: float, seed: int) -> Draw:
     """Train as `train_unconditional.py` of diffusers does, with a network that is small enough for the minutes.
 
-    Its own network has 114 M parameters. This one was the best of three in five minutes of digits.
+    Its own network has 114 M parameters.
     """
     torch.manual_seed(seed)
     x, scheduler = to_x(part.pixels), DDPMScheduler(num_train_timesteps=1000)

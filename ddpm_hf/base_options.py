@@ -63,12 +63,11 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
     if "resolution" in overruled:
         overruled["resolution"] = name_of_size(*parse_size("--resolution", overruled["resolution"]))
     overruled = {key: value for key, value in overruled.items() if value != brought[key]}
-    if options.get("distill_steps"):
-        for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
-            raise ValueError(f"--{key} {overruled[key]}: a student has the noise of its teacher; leave it out.")
-    if base["scheduler"]["trained_betas"] is not None:
-        for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
-            raise ValueError(f"--{key} {overruled[key]}: {name} has betas of its own (`trained_betas`); leave it out.")
+    own_betas = base["scheduler"]["trained_betas"] is not None
+    why = f"{name} has betas of its own (`trained_betas`)" if own_betas else "a student has the noise of its teacher"
+    for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
+        if own_betas or options.get("distill_steps"):
+            raise ValueError(f"--{key} {overruled[key]}: {why}; leave it out.")
     if not noted:
         say([*notes, _describe_replaced(name, brought, options, chosen)])
         say(_describe_overruled(key, value, brought[key], name) for key, value in overruled.items())

@@ -166,6 +166,8 @@ def start_distillation(argv: list[str]):
     )
     parser.add_argument("source", metavar="RUN_OR_REPO", help="the teacher: folder of a run or a pipeline, or Hub id")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps of the student; default: 4")
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        parser.error("RUN_OR_REPO comes first, before the flags")  # the value of a flag would be taken for it
     arguments, flags = super(CommandParser, parser).parse_known_args(argv)
     with one_line_errors("ddpm-hf distill"):
         from ddpm_hf.places import check_model

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ddpm_hf.distillation_options import check_distillation
+from ddpm_hf.distillation_options import TAUGHT_GUIDANCE_SCALE, check_distillation
 from ddpm_hf.forms import shown
 from ddpm_hf.held_out_options import check_held_out
 from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds_of, option
@@ -20,7 +20,6 @@ DEFAULT_PRESET = "mnist-mini"
 DECIDED_BY_DATA = (
     "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_names", "class_frequencies", "pixel_format"
 )  # fmt: skip
-TAUGHT_GUIDANCE_SCALE = 1.2  # of a class-conditional teacher; docs/few_steps.md has the measurements
 
 _run = partial(option, "Run")
 _data = partial(option, "Data")
@@ -259,12 +258,6 @@ class TrainingConfig:
         """Optimizer steps of the run, once [`count_steps`] has counted them."""
         assert self.max_train_steps is not None
         return self.max_train_steps
-
-    @property
-    def taught_guidance_scale(self) -> float:
-        """Guidance of the teacher of `distill_steps`; 1 is none."""
-        default = TAUGHT_GUIDANCE_SCALE if self.class_conditional else 1.0
-        return default if self.distill_guidance_scale is None else self.distill_guidance_scale
 
     def differences(self, saved: dict, same_pictures: bool = False, same_step: bool = False) -> list[str]:
         """Return the options that differ from a saved run and so forbid to resume it, each as one line of text.

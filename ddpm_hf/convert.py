@@ -149,12 +149,17 @@ def of_one_class(unet: DDPMUNetModel, label: str | None) -> DDPMUNetModel:
         raise ValueError(f"--class_label {label}: there is no such class; expected one of {', '.join(known)}.")
     weights = dict(unet.state_dict())
     embedding = weights.pop("class_embedding.weight")[-1 if label is None else known.index(label)]
-    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + embedding
+    add_to_every_image(weights, embedding)
     without = dict.fromkeys(("num_class_embeds", "class_names", "class_frequencies"))
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     single = DDPMUNetModel(**{**config, **without})
     single.load_state_dict(weights)
     return single.eval()
+
+
+def add_to_every_image(weights: StateDict, embedding: torch.Tensor):
+    """Add the embedding of a label to the bias of the layer before it, so that a network without labels has it."""
+    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + embedding
 
 
 def from_annotated(theirs: StateDict, sample_size: int | tuple[int, int] | None = 32) -> DDPMUNetModel:

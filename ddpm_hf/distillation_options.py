@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+TAUGHT_GUIDANCE_SCALE = 1.2  # of a class-conditional teacher; docs/few_steps.md has the measurements
+
 
 def check_distillation(options: Any):
-    """Check the options of a distillation, and give its samples the student's steps.
+    """Check the options of a distillation, and decide those that follow: the guidance, and how samples are drawn.
 
     Args:
         options ([`TrainingConfig`]): All options.
@@ -55,7 +57,9 @@ def check_distillation(options: Any):
             "--eval_metrics bpd needs a model of all timesteps; a student knows few. Name fid, kid or prdc."
         )
     T = options.ddpm_num_steps
-    if math.ceil(T / (T / steps)) != steps:  # so many timesteps does DDIMScheduler make; rounding may add one
+    if math.ceil(T / (T / steps)) != steps:  # DDIMScheduler makes so many timesteps; rounding may add one
         raise ValueError(f"--distill_steps {steps}: DDIMScheduler cannot space so many steps; pass one less.")
     options.ddpm_num_inference_steps = steps
+    if options.distill_guidance_scale is None:
+        options.distill_guidance_scale = TAUGHT_GUIDANCE_SCALE if options.class_conditional else 1.0
     options.clip_sample = False  # see `how_to_draw`

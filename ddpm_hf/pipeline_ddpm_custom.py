@@ -127,10 +127,10 @@ class DDPMPipelineCustom(DiffusionPipeline):
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
-        if class_labels is None and (frequencies := self.unet.config.get("class_frequencies")):
+        if class_labels is None and self.unet.config.get("class_frequencies"):
             batch_size = 1 if batch_size is None else batch_size
             generator = _check_generator(generator, batch_size, self._execution_device)
-            class_labels = [self.unet.config.class_names[i] for i in draw_labels(frequencies, batch_size, generator)]
+            class_labels = draw_labels(self.unet.config, batch_size, generator)
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
         if batch_size is None:
             batch_size = 1 if labels is None else len(labels)
@@ -404,14 +404,19 @@ def _in_form(images, about: Mapping) -> list:
 # ---- Labels --------------------------------------------------------------------------------------------------------
 
 
-def draw_labels(
-    frequencies: Sequence[float], count: int, generator: torch.Generator | list[torch.Generator] | None
-) -> list[int]:
-    """Draw class numbers with these frequencies. From a list of generators, each draws the label of its image."""
+def draw_labels(config, count: int, generator: torch.Generator | list[torch.Generator] | None) -> list[str]:
+    """Draw names of classes as often as the training images have them.
+
+    Args:
+        config: The configuration of the U-Net, with `class_names` and `class_frequencies`.
+        count (`int`): Number of labels.
+        generator (`torch.Generator` or a list of them, *optional*): From a list, each draws the label of its image.
+    """
     if isinstance(generator, list):
-        return [label for each in generator for label in draw_labels(frequencies, 1, each)]
-    weights = torch.tensor(frequencies, device=generator.device if generator else "cpu")
-    return weights.multinomial(count, replacement=True, generator=generator).tolist()
+        return [label for each in generator for label in draw_labels(config, 1, each)]
+    weights = torch.tensor(config.class_frequencies, device=generator.device if generator else "cpu")
+    numbers = weights.multinomial(count, replacement=True, generator=generator)
+    return [config.class_names[i] for i in numbers.tolist()]
 
 
 # ---- Checks of arguments -------------------------------------------------------------------------------------------

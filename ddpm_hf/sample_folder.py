@@ -169,14 +169,13 @@ def pack(folder: Path, num_images: int, path: Path):
     """Save the images of a folder in one file: the array `arr_0`, `(N, H, W, C)`, uint8.
 
     Args:
-        folder (`Path`): A folder that [`fill_folder`] filled.
+        folder (`Path`): A folder that [`fill_folder`] filled with pictures.
         num_images (`int`): The number of its images.
         path (`Path`): The file, .npz.
     """
-    suffix = next(picture.suffix for picture in sorted(folder.iterdir()) if _DRAWN.fullmatch(picture.name))
     bar = tqdm(range(num_images), desc="Packing", unit="img", leave=False)
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    np.savez(unfinished, np.stack([read_sample(picture_path(folder, i, suffix)) for i in bar]))
+    np.savez(unfinished, np.stack([read_sample(picture_path(folder, i)) for i in bar]))
     os.replace(unfinished, path)
 
 

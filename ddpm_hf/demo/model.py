@@ -113,10 +113,9 @@ class DemoModel:
         pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
         num_frames = min(steps + 1, MOST_FRAMES)
         settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
-        generators, frequencies = self._generators(seed), self.unet.config.get("class_frequencies")
-        if frequencies and not classes.labels:  # the label that `sample` draws
-            (number,) = draw_labels(frequencies, 1, generators)
-            classes = Classes((self.unet.config.class_names[number],), classes.guidance_scale)
+        generators = self._generators(seed)
+        if self.unet.config.get("class_frequencies") and not classes.labels:  # the label that `sample` draws
+            classes = Classes(tuple(draw_labels(self.unet.config, 1, generators)), classes.guidance_scale)
         output = pipeline(generator=generators, **settings, **classes.options(range(1)))
         x_t, x_0 = (
             [pipeline.numpy_to_pil(self.form.bands_to_show(frame))[0] for frame in frames]

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.config import DECIDED_BY_DATA, TAUGHT_GUIDANCE_SCALE, TrainingConfig
+from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig
 from ddpm_hf.forms import is_of, misfit
 from ddpm_hf.hub.card_text import bare, markdown
 from ddpm_hf.hub.links import may_be_shown
@@ -91,8 +91,6 @@ def base_sentence(config: dict) -> str:
     if not steps:
         return f"It was fine-tuned from {about}{rest}"
     scale = config.get("distill_guidance_scale")
-    if scale is None and config.get("class_conditional"):
-        scale = TAUGHT_GUIDANCE_SCALE
     guidance = "" if scale in (None, 1) else f", each one call of the network with the guidance {scale:g} in it"
     if not hub_id:
         about = f"the model {markdown(Path(config['pretrained_model_name_or_path']).name)}"

@@ -29,7 +29,7 @@ def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DD
 
 def how_to_draw(
     config: TrainingConfig, scheduler: DDPMLinearScheduler
-) -> tuple[SchedulerMixin, int, dict[str, float] | None]:
+) -> tuple[SchedulerMixin, int, dict[str, float | None] | None]:
     """Return the other arguments of a run's pipeline, beside the network: scheduler, steps, and about a student.
 
     A student takes DDIM steps. Its predictions of x_0 are not clipped, since those that it learned from may leave
@@ -44,5 +44,5 @@ def how_to_draw(
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     if config.ddpm_beta_schedule in ("laplace", "sigmoid"):  # which DDIMScheduler knows by their numbers only
         of_student |= {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
-    about = {"steps": config.distill_steps, "guidance_scale": config.taught_guidance_scale}
+    about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
     return DDIMScheduler.from_config({**scheduler.config, **of_student}), config.distill_steps, about

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.convert import add_to_every_image
 from ddpm_hf.loading import load_unet
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
@@ -115,7 +116,7 @@ def _adapt_labels(weights: StateDict, before: Any, now: Any) -> list[str]:
     if now.num_class_embeds is None:
         if theirs is None:
             return []
-        weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + _no_label(theirs, before)
+        add_to_every_image(weights, _no_label(theirs, before))
         exactly = "" if before.class_names else " on the average, since it has no label for none"
         return [f"Its labels are given up: it starts as it is without one{exactly}. --class_conditional keeps them."]
     names = list(now.class_names)

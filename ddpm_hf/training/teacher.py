@@ -1,5 +1,7 @@
 """The teacher of a student that draws in few steps (Salimans and Ho 2022, arXiv 2202.00512)."""
 
+from functools import cached_property
+
 import torch
 
 from ddpm_hf.config import TrainingConfig
@@ -32,14 +34,18 @@ class Teacher:
     ):
         self.unet, self.config, self.device = unet.to(device).eval().requires_grad_(False), config, device
         self.scheduler = DDPMLinearScheduler(**{**scheduler.config, **config.base.get("scheduler", {})})
-        self.guidance_scale = config.taught_guidance_scale
+        self.guidance_scale = config.distill_guidance_scale
         alpha_bar = torch.cat((torch.ones(1), scheduler.alphas_cumprod.float()))  # the first is that of t = -1, x_0
         self.alphas, self.sigmas = alpha_bar.sqrt().to(device), (1 - alpha_bar).sqrt().to(device)
         starts = student_timesteps(config)
         ends = torch.full((config.ddpm_num_steps,), -1)  # where a step of the student from t ends; -1 is x_0
         ends[starts] = (starts - config.ddpm_num_steps // len(starts)).clamp(min=-1)
         self.ends = ends.to(device)
-        self.fingerprint = digest_of_weights(unet).hex()[:16]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits that change with its weights."""
+        return digest_of_weights(self.unet).hex()[:16]
 
     @classmethod
     def of_run(cls, config: TrainingConfig, channels: int, device: torch.device) -> "Teacher":

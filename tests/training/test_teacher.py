@@ -207,6 +207,13 @@ def test_a_teacher_with_betas_that_ddim_does_not_know_and_augmented_pictures(tra
     assert "is trained: 4 steps" in capsys.readouterr().out
 
 
+def test_the_teacher_is_named_before_the_flags(capsys):
+    """Otherwise the value of a flag would be taken for it."""
+    with pytest.raises(SystemExit):
+        main(["distill", "--train_data_dir", "pictures", "user/repo"])
+    assert "RUN_OR_REPO comes first, before the flags" in capsys.readouterr().err
+
+
 def test_pictures_of_a_teacher_that_is_no_run_have_to_be_named(tmp_path):
     DDPMPipelineCustom(network(), DDPMLinearScheduler()).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match="does not tell which pictures it was trained on"):
