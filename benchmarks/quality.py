@@ -11,6 +11,9 @@ Numbers of one set can be compared with each other, and with no other numbers.
 A model of `--models` has to be trained on the first part of the set alone: the preset `mnist-mini` trains on all 10,000
 digits, also on those of the judge.
 
+The speed of each system is measured once and kept in speeds.json: do it on an idle machine, with `--speeds_only`. The
+runs take the steps that fit into the minutes at that speed, whatever else the machine does then.
+
 Each row is a line of results.jsonl in --work_dir, with a picture of samples beside it. Rows that are there are not
 measured again. Prints a table in Markdown, with half the difference of the seeds, and draws the curve of the distance
 over the minutes.
@@ -18,6 +21,8 @@ over the minutes.
 
 import argparse
 import itertools
+import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -26,7 +31,7 @@ import torch
 from judge import Judge
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from picture_sets import PARTS, load_set
+from picture_sets import PARTS, Part, load_set
 from PIL import Image
 from systems import SYSTEMS, Draw, drawing_with
 from tqdm.auto import tqdm
@@ -40,6 +45,7 @@ from ddpm_hf.schedulers import SCHEDULERS
 
 NUMBERS = ("frechet", "kernel", "precision", "recall", "recognised")
 BATCH = 500
+ROUNDS = 3
 FORM = {"set": str, "system": str, "minutes": float, "steps": int, "seed": int, "num_images": int}
 
 
@@ -53,6 +59,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training, and of the samples")
     parser.add_argument("--steps", nargs="+", type=int, default=[100], help="denoising steps")
     parser.add_argument("--num_images", type=int, default=10_000)
+    parser.add_argument("--speeds_only", action="store_true", help="measure only the steps that a minute has")
     parser.add_argument("--work_dir", type=Path, default=Path("quality"))
     ruler = Ruler(parser.parse_args())
     for name in ruler.arguments.sets:
@@ -79,22 +86,44 @@ class Ruler:
             self.note(about_real, judge.of_real(part), len(part.pixels))
             print(f"The judge of {name} names {judge.accuracy:.1%} of the classes.", flush=True)
         wanted = self.arguments
+        speeds = self.speeds(name, part)
+        if wanted.speeds_only:
+            return
         for system, minutes, seed in itertools.product(wanted.systems, wanted.minutes, wanted.seeds):
             about = {"set": name, "system": system, "minutes": minutes, "seed": seed}
             if all(self.has({**about, "steps": steps, "num_images": wanted.num_images}) for steps in wanted.steps):
                 continue
-            folder = self.folder / f"{name}-{system.replace(' ', '-').replace(',', '')}-{minutes:g}-{seed}"
-            folder.mkdir(exist_ok=True)
-            began = time.perf_counter()
-            draw = SYSTEMS[system](part, folder, minutes, seed)
-            print(f"{system}: trained for {(time.perf_counter() - began) / 60:.1f} minutes.", flush=True)
-            self.measure(draw, about, judge)
+            steps = math.ceil(minutes * speeds[system])
+            print(f"{system}: {steps:,} steps in {minutes:g} minutes.", flush=True)
+            draw = SYSTEMS[system](part, self.place(name, system, minutes, seed), seed).train(steps)
+            self.measure(draw, {**about, "trained_steps": steps}, judge)
         for model, seed in itertools.product(wanted.models, wanted.seeds):
             pipeline = load_pipeline(model)
             if wanted.scheduler:
                 pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler.config, max(wanted.steps))
             system = f"{model}, {type(pipeline.scheduler).__name__}"
             self.measure(drawing_with(pipeline), {"set": name, "system": system, "minutes": 0.0, "seed": seed}, judge)
+
+    def speeds(self, name: str, part: Part) -> dict[str, float]:
+        """Return how many steps each system takes in a minute: the most of `ROUNDS` rounds on an idle machine."""
+        file = self.folder / "speeds.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        speeds = known.setdefault(name, {})
+        missing = {
+            system: SYSTEMS[system](part, self.place(name, system, 0, 0), 0)
+            for system in self.arguments.systems
+            if system not in speeds
+        }
+        for system in [*missing] * ROUNDS:
+            speeds[system] = max(speeds.get(system, 0), missing[system].steps_per_minute())
+            print(f"{system}: {speeds[system]:.0f} steps in a minute.", flush=True)
+        file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        return speeds
+
+    def place(self, name: str, system: str, minutes: float, seed: int) -> Path:
+        folder = self.folder / f"{name}-{system.replace(' ', '-').replace(',', '')}-{minutes:g}-{seed}"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def measure(self, draw: Draw, about: dict, judge: Judge):
         for steps in self.arguments.steps:

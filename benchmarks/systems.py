@@ -1,6 +1,6 @@
 """Ways to train in a number of minutes: this package, this package as it was, and two other packages."""
 
-import math
+import json
 import subprocess
 import sys
 import time
@@ -28,16 +28,51 @@ BEFORE = {
 }  # fmt: skip
 
 
-def train_ours(part: Part, folder: Path, minutes: float, seed: int, flags: dict[str, str | None]) -> Draw:
-    """Train with `ddpm-hf train`, and draw with the pipeline that it saves."""
-    pictures, run = folder / "pictures", folder / "run"
-    if not pictures.exists():
-        part.save(pictures)
-    options = {"--train_data_dir": pictures, "--output_dir": run, "--max_train_minutes": minutes, "--seed": seed}
-    options |= {"--save_images_steps": 10**6, **flags}
-    command = [word for flag, value in options.items() for word in ((flag,) if value is None else (flag, str(value)))]
-    subprocess.run([sys.executable, "-m", "ddpm_hf.cli", "train", *command], check=True)
-    return drawing_with(DDPMPipelineCustom.from_pretrained(run))
+class System:
+    """A way to train on some pictures.
+
+    Args:
+        part ([`Part`]): The pictures.
+        folder (`Path`): Place for files.
+        seed (`int`): Of everything random.
+    """
+
+    def __init__(self, part: Part, folder: Path, seed: int):
+        self.part, self.folder, self.seed = part, folder, seed
+
+    def steps_per_minute(self) -> float:
+        """Measure the speed on this machine, which has to be idle."""
+        raise NotImplementedError
+
+    def train(self, steps: int) -> Draw:
+        """Train, and return a function that draws."""
+        raise NotImplementedError
+
+
+class Ours(System):
+    """`ddpm-hf train` with some flags."""
+
+    def __init__(self, part: Part, folder: Path, seed: int, flags: dict[str, str | None]):
+        super().__init__(part, folder, seed)
+        self.flags = flags
+
+    def steps_per_minute(self) -> float:
+        printed = self._train("speed", {"--max_train_minutes": "10", "--dry_run": None})
+        return json.loads(printed[printed.index("{") :])["max_train_steps"] / 10
+
+    def train(self, steps: int) -> Draw:
+        print(self._train("run", {"--max_train_steps": str(steps)}))
+        return drawing_with(DDPMPipelineCustom.from_pretrained(self.folder / "run"))
+
+    def _train(self, name: str, flags: dict[str, str | None]) -> str:
+        pictures, run = self.folder / "pictures", self.folder / name
+        if not pictures.exists():
+            self.part.save(pictures)
+        options = {"--train_data_dir": pictures, "--output_dir": run, "--seed": self.seed}
+        options |= {"--save_images_steps": 10**6, **self.flags, **flags}
+        words = [word for flag, value in options.items() for word in ((flag,) if value is None else (flag, str(value)))]
+        command = [sys.executable, "-m", "ddpm_hf.cli", "train", *words]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def drawing_with(pipeline: DDPMPipelineCustom) -> Draw:
@@ -46,117 +81,131 @@ def drawing_with(pipeline: DDPMPipelineCustom) -> Draw:
     return lambda count, steps, generator: pipeline(count, generator, steps, output_type="pt").images * 2 - 1
 
 
-def train_as_diffusers(part: Part, folder: Path, minutes: float, seed: int) -> Draw:
-    """Train as `train_unconditional.py` of diffusers does, with a network that is small enough for the minutes.
+class Peer(System):
+    """A loop around the parts of another package; the subclass makes `network` and `optimizer`."""
 
-    Its own network has 114 M parameters.
-    """
-    torch.manual_seed(seed)
-    x, scheduler = to_x(part.pixels), DDPMScheduler(num_train_timesteps=1000)
-    channels, size = x.shape[1], x.shape[-1]
-    blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
-    keys = {"block_out_channels": (16, 32, 48), "layers_per_block": 1, "norm_num_groups": 8, **blocks}
-    unet = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **keys)
-    average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    batch = 16
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
 
-    def loss(x_0: torch.Tensor) -> torch.Tensor:
+    def __init__(self, part: Part, folder: Path, seed: int):
+        super().__init__(part, folder, seed)
+        torch.manual_seed(seed)
+        self.x = to_x(part.pixels)
+        self.make(channels=self.x.shape[1], size=self.x.shape[-1])
+
+    def make(self, channels: int, size: int):
+        raise NotImplementedError
+
+    def loss(self, x_0: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def average(self, step: int):
+        """Move the average of the parameters on, after a step."""
+        raise NotImplementedError
+
+    def schedule(self, steps: int) -> LRScheduler:
+        raise NotImplementedError
+
+    def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
+
+    def steps_per_minute(self) -> float:
+        for step in range(10):
+            self._step(step)
+        began = time.perf_counter()
+        for step in range(100):
+            self._step(step)
+        return 60 * 100 / (time.perf_counter() - began)
+
+    def train(self, steps: int) -> Draw:
+        course = self.schedule(steps)
+        for step in tqdm(range(steps), desc="Training", unit="step"):
+            self._step(step)
+            course.step()
+        return self.draw
+
+    def _step(self, step: int):
+        self.loss(self.x[torch.randint(len(self.x), (self.batch,))]).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average(step)
+
+
+class Diffusers(Peer):
+    """`train_unconditional.py` of diffusers, with a network that is small enough for minutes; its own has 114 M."""
+
+    def make(self, channels: int, size: int):
+        self.scheduler = DDPMScheduler(num_train_timesteps=1000)
+        blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
+        keys = {"block_out_channels": (16, 32, 48), "layers_per_block": 1, "norm_num_groups": 8, **blocks}
+        self.network = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **keys)
+        parameters = self.network.parameters
+        self.averaged = EMAModel(parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.optimizer = torch.optim.AdamW(parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+
+    def loss(self, x_0: torch.Tensor) -> torch.Tensor:
         eps, t = torch.randn_like(x_0), torch.randint(1000, (len(x_0),))
-        return (unet(scheduler.add_noise(x_0, eps, t), t).sample - eps).square().mean()
+        return (self.network(self.scheduler.add_noise(x_0, eps, t), t).sample - eps).square().mean()
 
-    schedule = partial(get_cosine_schedule_with_warmup, optimizer, 500)
-    _train(x, loss, unet, optimizer, schedule, lambda: average.step(unet.parameters()), minutes, batch=16)
-    average.copy_to(unet.parameters())
-    pipeline = DDPMPipeline(unet.eval(), scheduler)
-    pipeline.set_progress_bar_config(disable=True)
+    def average(self, step: int):
+        self.averaged.step(self.network.parameters())
 
-    def draw(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
-        options = {"num_inference_steps": steps, "output_type": "np"}
-        images = pipeline(count, generator, **options).images
+    def schedule(self, steps: int) -> LRScheduler:
+        return get_cosine_schedule_with_warmup(self.optimizer, 500, steps)
+
+    def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+        self.averaged.copy_to(self.network.parameters())
+        pipeline = DDPMPipeline(self.network.eval(), self.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(count, generator, num_inference_steps=steps, output_type="np").images
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
-    return draw
 
+class Lucidrains(Peer):
+    """denoising-diffusion-pytorch with the optimizer, batch and average of its `Trainer`."""
 
-def train_as_lucidrains(part: Part, folder: Path, minutes: float, seed: int) -> Draw:
-    """Train with denoising-diffusion-pytorch, and the optimizer, batch and average of its `Trainer`."""
-    for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
-        sys.modules.setdefault(name, types.ModuleType(name))  # only its Trainer uses them
-    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-    sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    def make(self, channels: int, size: int):
+        # Only its Trainer uses torchvision. A stub takes its place, and goes again, as other libraries look for it.
+        names = ("torchvision", "torchvision.transforms", "torchvision.utils")
+        stubs = {name: types.ModuleType(name) for name in names}
+        stubs["torchvision"].transforms, stubs["torchvision"].utils = (stubs[name] for name in names[1:])
+        sys.modules.update(stubs)
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
-    torch.manual_seed(seed)
-    x = to_x(part.pixels)
-    channels, size = x.shape[1], x.shape[-1]
-    attention = {"full_attn": (False, False, True), "attn_dim_head": 16, "attn_heads": 2}
-    unet = Unet(dim=16, dim_mults=(1, 2, 3), channels=channels, flash_attn=False, **attention)
-    diffusion = GaussianDiffusion(unet, image_size=size, timesteps=1000)
-    average = torch.optim.swa_utils.AveragedModel(
-        diffusion, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-    )
-    optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        for name in names:
+            del sys.modules[name]
+        attention = {"full_attn": (False, False, True), "attn_dim_head": 16, "attn_heads": 2}
+        unet = Unet(dim=16, dim_mults=(1, 2, 3), channels=channels, flash_attn=False, **attention)
+        self.network = GaussianDiffusion(unet, image_size=size, timesteps=1000)
+        mean = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+        self.averaged = torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=mean)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99))
 
-    def loss(x_0: torch.Tensor) -> torch.Tensor:
-        return diffusion((x_0 + 1) / 2)
+    def loss(self, x_0: torch.Tensor) -> torch.Tensor:
+        return self.network((x_0 + 1) / 2)
 
-    count = iter(range(1, 10**9))
+    def average(self, step: int):
+        if step % 10 == 9:
+            self.averaged.update_parameters(self.network)
 
-    def after_step():
-        if next(count) % 10 == 0:
-            average.update_parameters(diffusion)
+    def schedule(self, steps: int) -> LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
 
-    def schedule(num_training_steps: int) -> LRScheduler:
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-
-    _train(x, loss, diffusion, optimizer, schedule, after_step, minutes, batch=16)
-
-    def draw(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         torch.manual_seed(generator.initial_seed())
-        averaged = average.module.eval()
+        averaged = self.averaged.module.eval()
         averaged.sampling_timesteps, averaged.is_ddim_sampling = steps, steps < 1000
         averaged.ddim_sampling_eta = 0.0
         with torch.inference_mode():
             return averaged.sample(batch_size=count).cpu() * 2 - 1
 
-    return draw
 
-
-def _train(
-    x: torch.Tensor,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Callable[[int], LRScheduler],
-    after_step: Callable[[], None],
-    minutes: float,
-    batch: int,
-):
-    """Take the steps that fit into the minutes; ten steps are timed for that."""
-
-    def step():
-        loss(x[torch.randint(len(x), (batch,))]).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        after_step()
-
-    for _ in range(3):
-        step()
-    began = time.perf_counter()
-    for _ in range(10):
-        step()
-    steps = math.ceil(minutes * 60 / (time.perf_counter() - began) * 10)
-    course = schedule(num_training_steps=steps)
-    for _ in tqdm(range(steps), desc="Training", unit="step"):
-        step()
-        course.step()
-
-
-SYSTEMS: dict[str, Callable[[Part, Path, float, int], Draw]] = {
-    "ours": partial(train_ours, flags={"--preset": "mnist-mini", "--class_conditional": None}),
-    "ours, without labels": partial(train_ours, flags={"--preset": "mnist-mini", "--no_class_conditional": None}),
-    "ours before": partial(train_ours, flags=BEFORE),
-    "diffusers": train_as_diffusers,
-    "denoising-diffusion-pytorch": train_as_lucidrains,
+SYSTEMS: dict[str, Callable[[Part, Path, int], System]] = {
+    "ours": partial(Ours, flags={"--preset": "mnist-mini", "--class_conditional": None}),
+    "ours, without labels": partial(Ours, flags={"--preset": "mnist-mini", "--no_class_conditional": None}),
+    "ours before": partial(Ours, flags=BEFORE),
+    "diffusers": Diffusers,
+    "denoising-diffusion-pytorch": Lucidrains,
 }

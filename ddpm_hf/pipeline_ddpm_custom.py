@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import TypeGuard
 
@@ -86,6 +85,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict | None] | None = None,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        guidance_fn_scale: float | Sequence[float] = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draw images.
 
@@ -112,13 +113,20 @@ class DDPMPipelineCustom(DiffusionPipeline):
             guidance_scale (`float`): w in the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
                 2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model. A larger w gives
                 clearer and less varied images of the class.
+            guidance_fn (callable, *optional*): Something that the images shall have, as a loss to make small. It is
+                called as `guidance_fn(x_0, timestep)` with the x_0 that the network predicts from x_t, float32, about
+                in [-1, 1], `(n, channels, height, width)`, and returns the loss of each image, `(n,)`. Its gradient
+                leads the images (see [`FunctionGuidance`]). The n images are all of the batch, or as many as the memory
+                allows.
+            guidance_fn_scale (`float` or a list of them): What to multiply the loss with, a number or one for each
+                step.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
 
         Raises:
-            ValueError: If an argument does not fit (before any step is taken), if the callback returns something
-                else, or if the samples are NaN.
+            ValueError: If an argument does not fit (before any step is taken), if the callback or `guidance_fn` returns
+                something else, or if the samples are NaN.
         """
         if batch_size is not None:
             batch_size = _whole_number("batch_size", batch_size)
@@ -127,6 +135,12 @@ class DDPMPipelineCustom(DiffusionPipeline):
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
+        if guidance_fn is not None and not callable(guidance_fn):
+            raise ValueError(f"`guidance_fn={_shown(guidance_fn)}`; expected a function.")
+        if guidance_fn is None and guidance_fn_scale != 1:
+            raise ValueError(
+                f"`guidance_fn_scale={_shown(guidance_fn_scale)}` belongs to `guidance_fn`, and there is none."
+            )
         if class_labels is None and self.unet.config.get("class_frequencies"):
             batch_size = 1 if batch_size is None else batch_size
             generator = _check_generator(generator, batch_size, self._execution_device)
@@ -137,11 +151,14 @@ class DDPMPipelineCustom(DiffusionPipeline):
         shape = self._check_inputs(batch_size, output_type)
         device = self._execution_device
         generator = _check_generator(generator, batch_size, device)
-        network = self._network(labels, guidance_scale)
         # A GPU raises an error when its memory is full. A process that fills the main memory is killed.
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
+        network = self._network(labels, guidance_scale)
+        if guidance_fn is not None:
+            scales = _scales(guidance_fn_scale, len(self.scheduler.timesteps))
+            network = self._guided_by(guidance_fn, scales, labels, guidance_scale)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
         is_edm = hasattr(self.scheduler, "precondition_outputs")
@@ -174,28 +191,76 @@ class DDPMPipelineCustom(DiffusionPipeline):
     def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
         if labels is None:
-            return self._in_parts
+            return lambda x_t, t: self._in_parts(lambda x: self.unet(x, t).sample, x_t)
         of_images = torch.tensor(labels, device=self._execution_device)  # (B,)
+
+        def conditional(x_t, t, labels=of_images):
+            return self._in_parts(lambda x, y: self.unet(x, t, class_labels=y).sample, x_t, labels)
+
         if guidance_scale == 1:
-            return lambda x_t, t: self._in_parts(x_t, t, of_images)
+            return conditional
         no_class = torch.full_like(of_images, len(self.unet.config.class_names))
         both = torch.cat((of_images, no_class))  # (2 B,)
 
         def guided(x_t, t):
-            conditional, unconditional = self._in_parts(torch.cat((x_t, x_t)), t, both).chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            with_label, without = conditional(torch.cat((x_t, x_t)), t, both).chunk(2)
+            return without + guidance_scale * (with_label - without)
 
         return guided
 
-    def _in_parts(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the network's output for a batch of any size, in parts that fit into the memory."""
+    def _guided_by(
+        self, guidance_fn: Callable, scales: list[float], labels: list[int] | None, guidance_scale: float
+    ) -> Callable[..., torch.Tensor]:
+        """Return the network as a function of x_t and t that follows the gradient of a loss (arXiv 2105.05233, 4.2).
+
+        The images are then drawn from `p(x) exp(-s loss)` instead of p(x). This adds -s g to the gradient of
+        log p(x_t), where g is the gradient of the loss at the predicted x_0 with respect to x_t. The gradient of
+        log p(x_t) is `-eps / sigma`, so with `alpha = sqrt(alpha_bar)` and `sigma = sqrt(1 - alpha_bar)` the prediction
+        becomes
+
+            eps + s sigma g,    x_0 - s sigma^2 / alpha g,    or    v + s sigma / alpha g.
+        """
+        log_sigmas, of_step = _log_sigmas(self.scheduler).float().to(self._execution_device), iter(scales)
+        kind, device = self.scheduler.config.prediction_type, self._execution_device
+
+        def predict(x_t, t):
+            t = t.to(device)
+            below = t.long()
+            above = (below + 1).clamp(max=len(log_sigmas) - 1)
+            ratio = log_sigmas[below].lerp(log_sigmas[above], (t - below).float()).exp()  # sigma / alpha
+            alpha = (1 + ratio**2).rsqrt()
+            sigma, scale = ratio * alpha, next(of_step)
+
+            def of_part(x_t, images):
+                network = self._network([labels[i] for i in images.tolist()] if labels else None, guidance_scale)
+                with torch.enable_grad():
+                    x = x_t.detach().requires_grad_()
+                    output = network(x, t)
+                    prediction = output[:, : x.shape[1]].float()  # a learned variance takes the other channels
+                    match kind:
+                        case "epsilon":
+                            x_0, change = (x.float() - sigma * prediction) / alpha, sigma
+                        case "sample":
+                            x_0, change = prediction, -(sigma**2) / alpha
+                        case "v_prediction":
+                            x_0, change = alpha * x.float() - sigma * prediction, sigma / alpha
+                    (g,) = torch.autograd.grad(_checked_loss(guidance_fn(x_0, t), len(x)).sum(), x)
+                output = output.detach().clone()
+                output[:, : x.shape[1]] += (scale * change * g.float()).to(output)
+                return output
+
+            return self._in_parts(of_part, x_t, torch.arange(len(x_t)))
+
+        return predict
+
+    def _in_parts(self, compute: Callable[..., torch.Tensor], *batches: torch.Tensor) -> torch.Tensor:
+        """Return what a function computes of batches of any size, in parts that fit into the memory."""
         while True:
-            size = min(self._images_at_once, len(x_t))
-            options = repeat({}) if labels is None else ({"class_labels": part} for part in labels.split(size))
+            size = min(self._images_at_once, len(batches[0]))
             try:
-                return torch.cat([self.unet(x, t, **kwargs).sample for x, kwargs in zip(x_t.split(size), options)])
+                return torch.cat([compute(*parts) for parts in zip(*(batch.split(size) for batch in batches))])
             except torch.OutOfMemoryError:
-                if size == 1:
+                if size == 1 or torch.is_grad_enabled():  # a gradient keeps all parts in the memory
                     raise
             self._images_at_once = size // 2
 
@@ -212,8 +277,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         scheduler = self.scheduler
         scheduler.scale_model_input(x, t)  # only to let the scheduler count its steps
         sigma = scheduler.sigmas[scheduler.step_index].double()
-        alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
-        log_sigmas = ((1 - alpha_bar) / alpha_bar).log() / 2  # (T,), ascending
+        log_sigmas = _log_sigmas(scheduler)
         above = torch.searchsorted(log_sigmas, sigma.log()).clamp(1, len(log_sigmas) - 1)
         low, high = log_sigmas[above - 1], log_sigmas[above]
         t = (above - 1 + (sigma.log() - low) / (high - low)).clamp(0, len(log_sigmas) - 1).float()
@@ -484,6 +548,35 @@ def _check_generator(
     if len(generators) != batch_size:
         raise ValueError(f"`generator` is a list of {len(generators)}; expected one for each of {batch_size} images.")
     return generators
+
+
+def _scales(value, steps: int) -> list[float]:
+    """Return the scale of `guidance_fn` at each step; raise a ValueError for other values."""
+    if not isinstance(value, (list, tuple)):
+        return [_finite_number("guidance_fn_scale", value)] * steps
+    if len(value) != steps:
+        raise ValueError(
+            f"`guidance_fn_scale` has {len(value)} numbers; expected one, or one for each of {steps} steps."
+        )
+    return [_finite_number("guidance_fn_scale", each) for each in value]
+
+
+def _checked_loss(loss, count: int) -> torch.Tensor:
+    """Return what `guidance_fn` returned; raise a ValueError if that is not a loss of each image."""
+    if not torch.is_tensor(loss) or loss.shape != (count,) or not loss.requires_grad:
+        found = f"a tensor of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else _shown(loss)
+        without = ", without a gradient" if torch.is_tensor(loss) and not loss.requires_grad else ""
+        raise ValueError(
+            f"`guidance_fn` returned {found}{without}; expected the loss of each image, a tensor of shape ({count},) "
+            "that PyTorch computes from x_0: for example ((x_0 - target) ** 2).mean((1, 2, 3))."
+        )
+    return loss
+
+
+def _log_sigmas(scheduler: SchedulerMixin) -> torch.Tensor:
+    """Return log(sqrt((1 - alpha_bar_t) / alpha_bar_t)), `(T,)`, float64, ascending."""
+    alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
+    return ((1 - alpha_bar) / alpha_bar).log() / 2
 
 
 def _sample_of(returned, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ The rules for files hold inside of one folder, so that other libraries keep thei
 """
 
 import builtins
+import contextlib
 import errno
 import fcntl
 import io
@@ -71,8 +72,10 @@ class Files:
     def check_unused(self, path):
         """Refuse a file that this process has open or in its memory, and a folder with such a file."""
         if path := self.inside(path):
-            descriptors = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
-            used = [os.readlink(each) for each in descriptors if os.path.lexists(each)]
+            used = []
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(FileNotFoundError):  # another thread has closed it
+                    used.append(os.readlink(f"/proc/self/fd/{number}"))
             with self.open_file("/proc/self/maps", encoding="utf-8") as maps:
                 used += [line.rstrip("\n").split(maxsplit=5)[-1] for line in maps if "/" in line]
             if held := [each for each in used if f"{each}/".startswith(f"{path}/")]:

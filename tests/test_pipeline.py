@@ -452,6 +452,8 @@ def test_signature():
         "callback_on_step_end",
         "class_labels",
         "guidance_scale",
+        "guidance_fn",
+        "guidance_fn_scale",
     ]
     assert list(inspect.signature(DDPMPipelineCustom.__call__).parameters) == names
 
