@@ -63,8 +63,10 @@ def loss_curve(
     reaches = np.minimum(np.arange(len(y)) // 4, max(1, len(y) // 20))
     mean = [y[i - reach : i + reach + 1].mean() for i, reach in enumerate(reaches)]
 
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    # Fixed, with room for labels such as 0.0005: a layout that looks for room takes as long as the drawing.
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.11, top=0.97)
     marker = "." if len(y) == 1 else ""  # one point makes no line
     axes.semilogy(x, y, color="#b0b0b0", linewidth=1, marker=marker, label="loss")
     axes.semilogy(x, mean, color="#1f5fbf", linewidth=3, marker=marker, label="running mean")

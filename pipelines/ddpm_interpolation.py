@@ -324,7 +324,8 @@ def linear(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Ten
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return `(sin((1 - lambda) theta) a + sin(lambda theta) b) / sin(theta)`; theta is the angle from a to b."""
-    theta = torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).clamp(-1, 1).acos()
+    a_64, b_64 = a.cpu().double().flatten(), b.cpu().double().flatten()  # some devices know no float64
+    theta = torch.nn.functional.cosine_similarity(a_64, b_64, dim=0).clamp(-1, 1).acos()
     if theta.sin() < 1e-4:  # the arc is a line, or it is not unique
         return linear(a, b, weights)
     return (((1 - weights) * theta).sin() * a + (weights * theta).sin() * b).div(theta.sin()).to(a.dtype)

@@ -1,5 +1,6 @@
 """What several test files need: a fixed seed, and runs of train_ddpm.py."""
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from ddpm_hf.signals import signals_to_end
 
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
+
+# Each run collects garbage; what is imported is none, and looking through it takes most of a second.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ def main(folder: Path, model: str, cache: str):
             return weights, dict(device.waits), last["skipped_updates"]
 
         found = {}
-        for optimizer, in_fp16 in (("adamw", False), ("muon", False), ("muon", True)):
+        for optimizer, in_fp16 in (("adamw", False), ("muon", True)):
             name = f"{optimizer} in fp16" if in_fp16 else optimizer
             flags = ("--optimizer", optimizer, "--class_conditional")
             (ours, _, skipped), (theirs, waits, skipped_there) = (
@@ -104,6 +104,7 @@ def draw(run, device, places):
     from ddpm_hf.pipelines.ddpm_img2img import DDPMImg2ImgPipeline
     from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
     from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
+    from ddpm_hf.pipelines.ddpm_inversion import DDPMInversionPipeline
     from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
     from ddpm_hf.sampling import make_scheduler
 
@@ -123,6 +124,7 @@ def draw(run, device, places):
         "interpolation": (DDPMInterpolationPipeline, (one, another), {"num_frames": 2, **labels}, "ddpm"),
         "inpainting": (DDPMInpaintingPipeline, (one, mask, 2), {"num_resamples": 2, **labels}, "ddpm"),
         "img2img": (DDPMImg2ImgPipeline, (one,), {"class_labels": "3"}, "ddpm"),
+        "inversion": (DDPMInversionPipeline, (one, another), {"num_frames": 2, "num_refinements": 0}, "ddpm"),
     }
     found = {}
     for name, (kind, arguments, options, scheduler) in calls.items():
@@ -135,7 +137,8 @@ def draw(run, device, places):
             for steps in (2, 4):
                 device.waits.clear()
                 generator = torch.Generator(where).manual_seed(0)
-                output = chosen(*arguments, generator=generator, num_inference_steps=steps, output_type="pt", **options)
+                random = {} if kind is DDPMInversionPipeline else {"generator": generator}
+                output = chosen(*arguments, num_inference_steps=steps, output_type="pt", **random, **options)
                 counts.append(sum(device.waits.values()))
             pictures.append(output.images.cpu())
         found[name] = {"difference": (pictures[0] - pictures[1]).abs().max().item(), "waits": counts}

@@ -1,5 +1,6 @@
 """The custom pipelines against denoisers with a known answer, without training."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -460,7 +461,7 @@ def test_the_noise_of_a_picture(prediction_type):
     picture = random_picture("L")
     x = x_0 = np.array(picture) / 127.5 - 1
     levels = unet.alpha_bar[np.linspace(0, 999, steps + 1).round()].numpy()
-    for b, a in zip(levels, levels[1:]):
+    for b, a in itertools.pairwise(levels):
         slope = np.sqrt(a) * std**2 / (a * std**2 + 1 - a)
         k_0, k_t, _ = reverse_step(a, b, ddim=True)
         x = (x - k_0 * mean * (1 - slope * np.sqrt(a))) / (k_0 * slope + k_t)

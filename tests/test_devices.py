@@ -56,7 +56,7 @@ def test_another_device_computes_the_same_and_no_step_waits(tmp_path, cache_dir)
     unet = DDPMUNetModel(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=4, **blocks)
     unet.save_config(tmp_path / "model")
     found = json.loads(run(TESTS / "device_driver.py", tmp_path, tmp_path / "model", cache_dir)[-1])
-    for name, tolerance, skipped in (("adamw", 1e-4, 1), ("muon", 1e-4, 1), ("muon in fp16", 2e-3, 2)):
+    for name, tolerance, skipped in (("adamw", 1e-4, 1), ("muon in fp16", 2e-3, 2)):
         assert found[name]["difference"] < tolerance  # after six steps; the layout in the memory differs
         assert found[name]["skipped"] == [skipped, skipped]
         assert found[name]["waits"].keys() <= MAY_WAIT
