@@ -12,6 +12,7 @@ from ddpm_hf.loading import load_settings
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.terminal import say
+from ddpm_hf.variational import LEARNED
 
 FLAG = "pretrained_model_name_or_path"
 # Settings of a scheduler that are options, too. All others are taken over as they are.
@@ -27,6 +28,7 @@ _FORM: Form = {"num_train_timesteps": int, "beta_schedule": str, "prediction_typ
 _FORM |= {"clip_sample": bool, "trained_betas": list | None}
 # The same numbers under another name; and schedulers whose steps have no such variance write null.
 _SAME_VARIANCE = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large", None: "fixed_small"}
+_VARIANCES = ("fixed_small", "fixed_large", *LEARNED)
 
 
 def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None = None) -> dict[str, Any]:
@@ -63,6 +65,12 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
     if "resolution" in overruled:
         overruled["resolution"] = name_of_size(*parse_size("--resolution", overruled["resolution"]))
     overruled = {key: value for key, value in overruled.items() if value != brought[key]}
+    theirs, wished = brought["variance_type"], overruled.get("variance_type", brought["variance_type"])
+    if theirs != wished and {theirs, wished} & set(LEARNED):
+        raise ValueError(
+            f"--variance_type {wished}: the network of {name} is made for {theirs}, and a learned variance has output "
+            "channels of its own; leave it out."
+        )
     own_betas = base["scheduler"]["trained_betas"] is not None
     why = f"{name} has betas of its own (`trained_betas`)" if own_betas else "a student has the noise of its teacher"
     for key in overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}:
@@ -91,8 +99,8 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
     is_local = Path(name).exists()
     try:
         unet, scheduler, kind = load_settings(name, token=token)
-        _check_channels(unet["in_channels"], unet["out_channels"])
         scheduler["variance_type"] = _SAME_VARIANCE.get(scheduler["variance_type"], scheduler["variance_type"])
+        _check_channels(unet["in_channels"], unet["out_channels"], scheduler["variance_type"])
         _check_scheduler(scheduler)
     except (ValueError, OSError) as error:
         raise ValueError(f"--{FLAG} {name}: {error}") from error
@@ -102,24 +110,23 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
     return json.loads(json.dumps(base)), notes  # as config.json holds it
 
 
-def _check_channels(inputs: int, outputs: int):
-    if outputs == 2 * inputs:
+def _check_channels(inputs: int, outputs: int, variance_type: str):
+    expected = 2 * inputs if variance_type in LEARNED else inputs
+    if outputs != expected:
         raise ValueError(
-            f"it has {outputs} output channels for {inputs} input channels, so it predicts the variance, too "
-            "(`learned_range`), and here only models with a fixed variance are trained; take one of these."
+            f"it has {inputs} input channels and {outputs} output channels; expected {expected} for the variance_type "
+            f"{variance_type} of its scheduler."
         )
-    if outputs != inputs:
-        raise ValueError(f"it has {inputs} input channels and {outputs} output channels; expected as many of both.")
 
 
 def _check_scheduler(scheduler: dict[str, Any]):
     betas, T = scheduler["trained_betas"], scheduler["num_train_timesteps"]
     if betas is not None and len(betas) != T:
         raise ValueError(f"its scheduler has {len(betas)} `trained_betas`; expected {T}, its `num_train_timesteps`.")
-    choices = {"variance_type": _SAME_VARIANCE.values(), "prediction_type": ("epsilon", "sample", "v_prediction")}
+    choices = {"variance_type": _VARIANCES, "prediction_type": ("epsilon", "sample", "v_prediction")}
     for key, known in choices.items():
         if scheduler[key] not in known:
-            names = ", ".join(dict.fromkeys(known))
+            names = ", ".join(known)
             raise ValueError(f"its scheduler has the {key} {scheduler[key]}; expected one of {names}.")
 
 

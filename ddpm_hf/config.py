@@ -88,7 +88,7 @@ class TrainingConfig:
     lognormal_std: float = _diffusion(1.0, "Standard deviation of that logarithm.", minimum=1e-6)
     loss_weighting: Literal["simple", "min_snr"] = _diffusion("simple", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).", card=True)
     snr_gamma: float = _diffusion(5.0, "See loss_weighting.", minimum=1e-6)
-    variance_type: Literal["fixed_small", "fixed_large"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t or beta_t.", card=True)
+    variance_type: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t, beta_t, or one that the network learns, any or between these two (arXiv 2102.09672).", card=True)
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
     distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)

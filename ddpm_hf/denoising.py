@@ -72,7 +72,7 @@ def denoise(pipeline: DiffusionPipeline, steps: int, num_images: int = 4, seed: 
         x_t.append(pictures(x))
         if step + 1 < steps:
             t = pipeline.scheduler.timesteps[step + 1]
-            x = predictor.predict_x_0(pipeline.unet(x, t, numbers).sample, t, x)
+            x = predictor.predict_x_0(pipeline.unet(x, t, numbers).sample[:, : x.shape[1]], t, x)
         x_0.append(pictures(x))
         return {}
 

@@ -31,6 +31,7 @@ SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear"
 # The arguments that model_index.json holds, and their names there. Other pipelines pass over names that begin with _.
 RECOMMENDED_STEPS, DISTILLED = "_num_inference_steps", "_distilled"
 NAMES_IN_INDEX = {"num_inference_steps": RECOMMENDED_STEPS, "distilled": DISTILLED}
+OF_VARIANCE = ("DDPMLinearScheduler", "DDPMScheduler", "DDPMParallelScheduler")  # they read a learned variance
 CPU_PIXELS = 2**16  # pixels that a CPU computes at once; more of them take memory and gain no speed
 INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
 
@@ -161,6 +162,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
             network = self._guided_by(guidance_fn, scales, labels, guidance_scale)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
+        self._takes_variance = any(kind.__name__ in OF_VARIANCE for kind in type(self.scheduler).__mro__)
         is_edm = hasattr(self.scheduler, "precondition_outputs")
         predict = self._predict_for_edm if is_edm else self._predict
 
@@ -204,7 +206,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         def guided(x_t, t):
             with_label, without = conditional(torch.cat((x_t, x_t)), t, both).chunk(2)
-            return without + guidance_scale * (with_label - without)
+            guided = without + guidance_scale * (with_label - without)
+            C = x_t.shape[1]
+            return torch.cat((guided[:, :C], with_label[:, C:]), dim=1)  # a learned variance is not guided
 
         return guided
 
@@ -266,7 +270,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
     def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Return the network's output at x, scaled as the scheduler says, and t."""
-        return network(self.scheduler.scale_model_input(x, t), t)
+        output = network(self.scheduler.scale_model_input(x, t), t)
+        return output if self._takes_variance else output[:, : x.shape[1]]
 
     def _predict_for_edm(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Return the network's prediction in the form that EDM's schedulers expect (arXiv 2206.00364, eq. 7).
@@ -284,7 +289,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         sigma = sigma.to(x)
         root_alpha_bar = (1 + sigma**2).rsqrt()
-        model_output = network(root_alpha_bar * x, t)
+        model_output = network(root_alpha_bar * x, t)[:, : x.shape[1]]
         if scheduler.config.prediction_type == "v_prediction":
             D = root_alpha_bar**2 * x - sigma * root_alpha_bar * model_output
         else:

@@ -336,6 +336,34 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         """Return the network's input for x_t, which is x_t itself. Other schedulers scale it."""
         return sample
 
+    def split_variance(
+        self, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Split the network's output into the prediction and the learned variance, which is None for fixed types.
+
+        Args:
+            model_output (`torch.Tensor`, `(batch, channels, ...)`): It has twice the channels of x_t if the variance is
+                learned.
+            sample (`torch.Tensor`, `(batch, channels, ...)`): x_t.
+
+        Raises:
+            ValueError: If the output does not fit the sample.
+        """
+        if sample.ndim < 2:
+            raise ValueError(f"`sample` has shape {tuple(sample.shape)}; expected (batch, channels, height, width).")
+        batch, channels, *size = sample.shape
+        learned = self.config.variance_type in ("learned", "learned_range")
+        expected = (batch, channels * (1 + learned), *size)
+        if model_output.shape != expected:
+            raise ValueError(
+                f"`model_output` has shape {tuple(model_output.shape)}; for a sample of {tuple(sample.shape)} and "
+                f"`variance_type={self.config.variance_type!r}`, expected {expected}."
+            )
+        if not learned:
+            return model_output, None
+        prediction, predicted_variance = model_output.chunk(2, dim=1)
+        return prediction, predicted_variance
+
     def predict_x_0(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor
     ) -> torch.Tensor:
@@ -451,7 +479,7 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         _check_tensors(model_output=model_output, sample=sample)
         generator = _check_generator(generator, len(sample))
         t = self._index(timestep, sample)
-        model_output, predicted_variance = self._split_variance(model_output, sample)
+        model_output, predicted_variance = self.split_variance(model_output, sample)
 
         # 1. Predict x_0 (eq. 15), and clip it.
         x_0 = self.clip_x_0(self.predict_x_0(model_output, t, sample))
@@ -488,20 +516,6 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         log_beta_tilde = self.variance(t, variance_type="fixed_small", dtype=dtype).log()
         share = (predicted_variance + 1) / 2
         return share * log_beta + (1 - share) * log_beta_tilde
-
-    def _split_variance(self, model_output, sample):
-        """Split the network's output into the prediction and the learned variance, which is None for fixed types."""
-        if sample.ndim < 2:
-            raise ValueError(f"`sample` has shape {tuple(sample.shape)}; expected (batch, channels, height, width).")
-        batch, channels, *size = sample.shape
-        learned = self.config.variance_type in ("learned", "learned_range")
-        expected = (batch, channels * (1 + learned), *size)
-        if model_output.shape != expected:
-            raise ValueError(
-                f"`model_output` has shape {tuple(model_output.shape)}; for a sample of {tuple(sample.shape)} and "
-                f"`variance_type={self.config.variance_type!r}`, expected {expected}."
-            )
-        return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
     def _threshold_sample(self, x_0: torch.Tensor) -> torch.Tensor:
         """Clip x_0 at a quantile of |x_0|, and scale it to [-1, 1] (arXiv 2205.11487, section 2.3)."""

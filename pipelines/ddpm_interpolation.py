@@ -255,6 +255,8 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
     def _reverse_step(self, network: Callable, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
         """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
         model_output = network(x.to(self.unet.dtype), t)
+        if type(self.scheduler).__name__ == "DDIMScheduler":
+            model_output = model_output[:, : x.shape[1]]  # without a learned variance
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 
     def _network(self, class_labels, batch_size: int, guidance_scale: float) -> Callable[..., torch.Tensor]:
@@ -271,7 +273,8 @@ class DDPMInterpolationPipeline(DiffusionPipeline):
 
         def guided(x_t, t):
             conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            guided, C = unconditional + guidance_scale * (conditional - unconditional), x_t.shape[1]
+            return torch.cat((guided[:, :C], conditional[:, C:]), dim=1)  # a learned variance is not guided
 
         return guided
 

@@ -158,7 +158,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
         num_refinements = _whole_number("num_refinements", num_refinements, 0)
         names = ["image", "image_2"] if len(pictures) == 2 else ["image"] * len(pictures)
         x = torch.cat([self._to_x_0(self._read(each, name)) for each, name in zip(pictures, names)])
-        network = self._network(labels, guidance_scale)
+        network = self._network_with(labels, guidance_scale)
         # The picture counts as x_t of t = 0, where the noise is below one grey level.
         for s, t in self.progress_bar(list(itertools.pairwise(levels))):
             x_s = x
@@ -171,7 +171,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def _decode(self, x_T, labels, guidance_scale, num_inference_steps, output_type: str):
         levels = self._levels(num_inference_steps)
-        network = self._network(labels, guidance_scale)
+        network = self._network_with(labels, guidance_scale)
         x = x_T.to(self._execution_device, torch.float32)
         for t, s in self.progress_bar(list(itertools.pairwise(levels[::-1]))):
             x = self._move(x, self._eps(network, x, t), t, s)
@@ -266,7 +266,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
         pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
         return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
-    def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+    def _network_with(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
         if labels is None:
             return lambda x_t, t: self.unet(x_t, t).sample
@@ -278,7 +278,8 @@ class DDPMInversionPipeline(DiffusionPipeline):
 
         def guided(x_t, t):
             conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            guided, C = unconditional + guidance_scale * (conditional - unconditional), x_t.shape[1]
+            return torch.cat((guided[:, :C], conditional[:, C:]), dim=1)  # a learned variance is not guided
 
         return guided
 
@@ -324,12 +325,17 @@ class DDPMInversionPipeline(DiffusionPipeline):
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
+def linear(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return `(1 - lambda) a + lambda b`."""
+    return (1 - weights) * a + weights * b
+
+
 def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return `(sin((1 - lambda) theta) a + sin(lambda theta) b) / sin(theta)`; theta is the angle from a to b."""
     a_64, b_64 = a.cpu().double().flatten(), b.cpu().double().flatten()  # some devices know no float64
     theta = torch.nn.functional.cosine_similarity(a_64, b_64, dim=0).clamp(-1, 1).acos()
     if theta.sin() < 1e-4:  # the arc is a line, or it is not unique
-        return (1 - weights) * a + weights * b
+        return linear(a, b, weights)
     return (((1 - weights) * theta).sin() * a + (weights * theta).sin() * b).div(theta.sin()).to(a.dtype)
 
 

@@ -127,7 +127,10 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         # 2. For t = T, ..., 1: predict x_0 from x_t, and draw x_{t-1}.
         frames = []  # pairs of x_t and the x_0 predicted from it
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            step = self.scheduler.step(network(x, t), t, x, generator=generator)
+            model_output = network(x, t)
+            if type(self.scheduler).__name__ == "DDIMScheduler":
+                model_output = model_output[:, : x.shape[1]]  # without a learned variance
+            step = self.scheduler.step(model_output, t, x, generator=generator)
             if i in kept:
                 frames.append((x, step.pred_original_sample))
             x = step.prev_sample
@@ -205,7 +208,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
 
         def guided(x_t, t):
             conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            guided, C = unconditional + guidance_scale * (conditional - unconditional), x_t.shape[1]
+            return torch.cat((guided[:, :C], conditional[:, C:]), dim=1)  # a learned variance is not guided
 
         return guided
 

@@ -23,6 +23,18 @@ def annotated_diffusion() -> dict:
     return load_file(REFERENCE / "annotated_diffusion.safetensors")
 
 
+def gaussian_variance(mean_prediction_of: "GaussianDenoiser") -> torch.Tensor:
+    """Return the variance of x_{t-1} given x_t `(T,)`, float64, for the data of an exact denoiser.
+
+    It is beta_tilde_t plus the variance of x_0 given x_t, as far as that moves the mean (eqs. 6-7).
+    """
+    a, std = mean_prediction_of.alpha_bar, mean_prediction_of.config.std
+    before = torch.cat((a.new_ones(1), a[:-1]))
+    beta = 1 - a / before
+    of_x_0 = std**2 * (1 - a) / (a * std**2 + 1 - a)
+    return (1 - before) / (1 - a) * beta + (before.sqrt() * beta / (1 - a)) ** 2 * of_x_0
+
+
 class GaussianDenoiser(ModelMixin, ConfigMixin):
     """The exact eps_theta (or v_theta) for data N(mean, std^2): E[eps | x_t], in closed form.
 

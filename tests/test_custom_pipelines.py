@@ -741,6 +741,29 @@ def test_classes_that_the_model_does_not_have(conditional, kind, monkeypatch):
     assert calls == []
 
 
+# ---- A learned variance ---------------------------------------------------------------------------------------------
+
+
+class WithSmallVariance(GaussianDenoiser):
+    """A network that predicts the variance, too: always the smaller one of those between which it may choose."""
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        output = super().forward(sample, timestep, class_labels)
+        return SimpleNamespace(sample=torch.cat((output.sample, torch.full_like(sample, -1.0)), dim=1))
+
+
+@pytest.mark.parametrize("kind", [DDPMPipelineCustom, *CALLS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("scheduler", [DDPMLinearScheduler, DDPMScheduler, DDIMScheduler])
+def test_the_smaller_variance_learned_is_the_smaller_variance_fixed(kind, scheduler):
+    images = []
+    for unet, variance_type in ((GaussianDenoiser(), "fixed_small"), (WithSmallVariance(), "learned_range")):
+        options = DDPMLinearScheduler(variance_type=variance_type, clip_sample=False).config
+        call = {**CALLS.get(kind, {"batch_size": 2}), "num_inference_steps": 20, "output_type": "np"}
+        random = {"generator": seeded()} if kind is DDPMPipelineCustom else seed_of(kind)
+        images.append(make(kind, unet, scheduler.from_config(options))(**call, **random).images)
+    np.testing.assert_allclose(images[1], images[0], rtol=0, atol=1e-5)
+
+
 # ---- Loading --------------------------------------------------------------------------------------------------------
 
 LOAD = """

@@ -27,6 +27,7 @@ LAYERS = (
         "pixel_format",
         "pictures",
         "denoising",
+        "variational",
     ),
     ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "ending", "hardware"),
     (
@@ -128,8 +129,8 @@ def test_custom_pipelines_agree():
         if isinstance(node, ast.FunctionDef) and node.name in OF_LABELS:
             sources[node.name].append(ast.get_source_segment(leaf, node))
     assert [name for name, copies in sources.items() if len(set(copies)) > 1] == []
-    assert len(sources["_check_scheduler"]) == len(CUSTOM_PIPELINES) == 4
-    assert {len(sources[name]) for name in OF_LABELS} == {5}
+    assert len(sources["_check_scheduler"]) == len(CUSTOM_PIPELINES) == 5
+    assert {len(sources[name]) for name in OF_LABELS} == {6}
 
 
 def test_a_clone_has_the_custom_pipelines_without_a_link():

@@ -18,31 +18,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.evaluation.image_sets import ImageSet
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
-
-
-def log_variances(scheduler: DDPMLinearScheduler, t: torch.Tensor) -> torch.Tensor:
-    """Return log sigma_t^2 of the model's reverse steps, of the shape of t, float64.
-
-    At t = 0, sampling adds no noise, and the decoder needs a variance above zero. It is beta_tilde of t = 1, as in the
-    code of Ho et al. ("posterior_log_variance_clipped").
-
-    Raises:
-        ValueError: If the variance is learned.
-    """
-    kind = str(scheduler.config.variance_type).removesuffix("_log")
-    if kind not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"--metrics bpd: expected a fixed variance, and the scheduler's `variance_type` is {kind!r}.")
-    variances = scheduler.variance(t, dtype=torch.float64)
-    for_decoder = scheduler.variance(torch.ones_like(t), variance_type="fixed_small", dtype=torch.float64)
-    return torch.where(t == 0, for_decoder, variances).log()
-
-
-def normal_kl(
-    mean_1: torch.Tensor, log_variance_1: torch.Tensor, mean_2: torch.Tensor, log_variance_2: torch.Tensor
-) -> torch.Tensor:
-    """Return KL(N(mean_1, variance_1) || N(mean_2, variance_2)) elementwise, in nats."""
-    difference = log_variance_2 - log_variance_1
-    return 0.5 * (difference + (-difference).exp() - 1 + (mean_1 - mean_2) ** 2 * (-log_variance_2).exp())
+from ddpm_hf.variational import log_variances, normal_kl
 
 
 def log_probability_of_pixels(pixels: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
@@ -103,12 +79,13 @@ def step_bits(
     # 1. x_t ~ q(x_t | x_0) (eq. 4), and the x_0 that the network predicts from it (eq. 15), clipped as in sampling.
     x_t = scheduler.add_noise(x_0, eps.double(), t)
     output = unet(x_t.to(unet.device, unet.dtype), t.to(unet.device)).sample.cpu().double()
+    output, predicted_variance = scheduler.split_variance(output, x_t)
     predicted = scheduler.clip_x_0(scheduler.predict_x_0(output, t, x_t))
 
     # 2. The posterior with the true x_0, and the mean with the predicted one (eqs. 6-7). sigma_t^2 is p's variance.
     mean, variance = scheduler.posterior_mean_variance(x_0, x_t, t)
     model_mean, _ = scheduler.posterior_mean_variance(predicted, x_t, t)
-    log_variance = log_variances(scheduler, t).view(-1, 1, 1, 1)
+    log_variance = log_variances(scheduler, t.view(-1, 1, 1, 1), predicted_variance, torch.float64)
 
     # 3. KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and the decoder, -log p(x_0 | x_1), for t = 0.
     nats = normal_kl(mean, variance.log(), model_mean, log_variance)

@@ -7,13 +7,15 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.augment import NUM_LABELS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel
+from ddpm_hf.variational import LEARNED
 
 
 def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DDPMLinearScheduler]:
     """Make the network, with initial weights from the seed, and the scheduler that the options describe."""
     size = config.size if isinstance(config.resolution, str) else config.resolution
     torch.manual_seed(config.seed)
-    unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=channels)
+    outputs = 2 * channels if config.variance_type in LEARNED else channels  # a prediction, and the variance of a step
+    unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=outputs)
     if config.augment:
         unet.add_augment_embedding(NUM_LABELS)
     options = {

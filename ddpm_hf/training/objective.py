@@ -1,10 +1,15 @@
-"""The training objective: L_simple (eq. 14), its weights, and how often each timestep is drawn."""
+"""The training objective: L_simple (eq. 14), its weights, how often each timestep is drawn, and a learned variance."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.scheduling_ddpm_linear import ALPHA_BAR_MIN, DDPMLinearScheduler
+from ddpm_hf.variational import log_variances, normal_kl
+
+VLB_WEIGHT = 0.001  # lambda of L_hybrid (arXiv 2102.09672, section 3.1)
 
 
 class Objective:
@@ -40,10 +45,11 @@ def denoising_loss(
     class_labels: torch.Tensor | None = None,
     augment_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return L_simple (eq. 14) of each image.
+    """Return L_simple (eq. 14) of each image, or L_hybrid if the network learns the variance.
 
-    That is the mean of `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2` over channels and
-    pixels. If the network predicts x_0 or v, that takes the place of eps.
+    L_simple is the mean of `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2` over channels
+    and pixels. If the network predicts x_0 or v, that takes the place of eps. L_hybrid adds 0.001 T times the term of
+    the bound at t, in bits per dimension (arXiv 2102.09672, eq. 16); see [`bound_of_variance`].
 
     Args:
         unet (`torch.nn.Module`): eps_theta.
@@ -59,7 +65,8 @@ def denoising_loss(
     """
     x_t = scheduler.add_noise(x_0, eps, t)
     augmentation = {} if augment_labels is None else {"augment_labels": augment_labels}
-    prediction = unet(x_t, t, class_labels, return_dict=False, **augmentation)[0]
+    output = unet(x_t, t, class_labels, return_dict=False, **augmentation)[0]
+    prediction, predicted_variance = scheduler.split_variance(output.float(), x_t)
     match scheduler.config.prediction_type:
         case "epsilon":
             target = eps
@@ -67,7 +74,52 @@ def denoising_loss(
             target = x_0
         case "v_prediction":
             target = scheduler.get_velocity(x_0, eps, t)
-    return F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+    losses = F.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
+    if predicted_variance is not None:
+        bound = bound_of_variance(scheduler, x_0, x_t, t, prediction.detach(), predicted_variance)
+        losses = losses + VLB_WEIGHT * len(scheduler) * bound
+    return losses
+
+
+def bound_of_variance(
+    scheduler: DDPMLinearScheduler,
+    x_0: torch.Tensor,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    prediction: torch.Tensor,
+    predicted_variance: torch.Tensor,
+) -> torch.Tensor:
+    """Return the term of the variational bound at t (eq. 5), whose gradient trains the variance.
+
+    The bound is noisy. So the mean is trained by L_simple alone, and `prediction` comes here without a gradient.
+
+    Args:
+        scheduler ([`DDPMLinearScheduler`]): Of a learned variance.
+        x_0, x_t (`torch.Tensor`, `(batch, channels, height, width)`): Images in [-1, 1], and their noisy form.
+        t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
+        prediction, predicted_variance (`torch.Tensor`, like x_0): Both halves of the network's output, float32.
+
+    Returns:
+        `torch.Tensor`: `(batch,)` in bits per dimension.
+    """
+    steps = t.view(-1, 1, 1, 1)
+    mean, variance = scheduler.posterior_mean_variance(x_0, x_t, t)
+    model_mean, _ = scheduler.posterior_mean_variance(scheduler.predict_x_0(prediction, t, x_t), x_t, t)
+    log_variance = log_variances(scheduler, steps, predicted_variance, x_0.dtype)
+    nats = normal_kl(mean, variance.log(), model_mean, log_variance)  # of t > 0
+    nats = torch.where(steps == 0, -_log_probability(x_0, model_mean, log_variance), nats)
+    return nats.mean((1, 2, 3)) / math.log(2)
+
+
+def _log_probability(x_0: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """Return the log of the probability of the pixels' bins (eq. 13), with a gradient in float32.
+
+    [`~ddpm_hf.evaluation.likelihood.log_probability_of_pixels`] is exact in the tails, too, and has no gradient there.
+    """
+    half, sigma = 1 / 255, (0.5 * log_variance).exp()
+    below = torch.special.ndtr((x_0 - half - mean) / sigma).masked_fill(x_0 < -1 + half, 0.0)
+    up_to = torch.special.ndtr((x_0 + half - mean) / sigma).masked_fill(x_0 > 1 - half, 1.0)
+    return (up_to - below).clamp(min=1e-12).log()
 
 
 def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torch.Tensor:

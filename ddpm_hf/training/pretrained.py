@@ -1,5 +1,6 @@
 """Fine-tuning: the weights of the base, adapted to the channels and the labels of the run's images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,18 +75,25 @@ def _adapt_channels(weights: StateDict, before: int, now: int) -> str:
     if before == now:
         return ""
     first = weights["conv_in.weight"]  # (width, before, 3, 3)
-    last, bias = weights["conv_out.weight"], weights["conv_out.bias"]  # (before, width, 3, 3), (before,)
+    last, bias = weights["conv_out.weight"], weights["conv_out.bias"]  # (before or 2 before, width, 3, 3)
+    # A learned variance has channels of its own, after those of the prediction.
+    halves = [each.split(before) for each in (last, bias)]
+
+    def joined(adapt: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        last, bias = (torch.cat([adapt(half) for half in each]) for each in halves)
+        return last, bias
+
     if before == 1:
         first = first.expand(-1, now, -1, -1) / now
-        last, bias = (each.expand(now, *each.shape[1:]) for each in (last, bias))
+        last, bias = joined(lambda rows: rows.expand(now, *rows.shape[1:]))
         how = "it sees the mean of the channels and predicts the same for each at first"
     elif now == 1:
         first = first.sum(1, keepdim=True)
-        last, bias = (each.mean(0, keepdim=True) for each in (last, bias))
+        last, bias = joined(lambda rows: rows.mean(0, keepdim=True))
         how = "it sees the one channel as all, and the mean of its predictions counts at first"
     else:
         first = _resized(first.transpose(0, 1), now).transpose(0, 1)
-        last, bias = _resized(last, now), _resized(bias, now)
+        last, bias = joined(lambda rows: _resized(rows, now))
         how = "the first ones keep their weights" + ("; the new ones start at zero" if now > before else "")
     weights.update({"conv_in.weight": first, "conv_out.weight": last, "conv_out.bias": bias})
     return f"Its first and last convolution are adapted from {before} to {now} channels: {how}."

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianDenoiser
+from oracles import GaussianDenoiser, gaussian_variance
 from scipy.stats import norm
 
 from ddpm_hf import DDPMLinearScheduler, DDPMUNetModel
@@ -104,6 +104,32 @@ def test_the_bound_is_above_the_true_entropy():
     assert true + 0.2 < measured(images).summary()["value"] < true + 1
 
 
+class WithVariance(GaussianDenoiser):
+    """The exact denoiser of a network that predicts the true variance, too."""
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        output = super().forward(sample, timestep, class_labels, return_dict)
+        variance = gaussian_variance(self)[timestep].view(-1, 1, 1, 1).expand(sample.shape)
+        if self.config.variance_type == "learned_range":
+            beta, beta_tilde = (torch.from_numpy(table)[timestep].view(-1, 1, 1, 1) for table in (BETA, BETA_TILDE))
+            beta_tilde = beta_tilde.clamp(min=BETA_TILDE[1])
+            variance = 2 * (variance / beta_tilde).log() / (beta / beta_tilde).log() - 1
+        output.sample = torch.cat((output.sample, variance.to(sample.dtype)), dim=1)
+        return output
+
+
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_with_the_true_variance_the_bound_is_the_entropy(variance_type):
+    """Then p is the true reverse process, so that nothing is lost but what float32 rounds in the network's type."""
+    unet = WithVariance().double()
+    unet.register_to_config(variance_type=variance_type)
+    images = gaussian_images(4)
+    x_0 = images / 127.5 - 1
+    true = -np.log2(norm.cdf((x_0 + 1 / 255 - MEAN) / STD) - norm.cdf((x_0 - 1 / 255 - MEAN) / STD)).mean()
+    learned = measured(images, unet, variance_type=variance_type).summary()["value"]
+    assert learned == pytest.approx(true, abs=0.02)
+
+
 @pytest.mark.parametrize("K", [8, 100])
 def test_stratified_estimate_is_unbiased(K):
     images = np.repeat(gaussian_images(1), 200, axis=0)  # equal images: only the estimate varies
@@ -200,7 +226,7 @@ def test_decoder_is_a_distribution_over_the_256_levels(sigma, mean):
 
 def test_refuses_what_it_cannot_measure():
     images = gaussian_images(1, size=4)
-    with pytest.raises(ValueError, match=r"fixed variance, and .* 'learned_range'"):
+    with pytest.raises(ValueError, match=r"variance_type='learned_range'`, expected \(\d+, 2, 4, 4\)"):
         measured(images, variance_type="learned_range")
     for K in (1, 1001):
         with pytest.raises(ValueError, match=f"--bpd_timesteps {K}: expected 2 to 1000"):
