@@ -13,7 +13,7 @@ from ddpm_hf import __version__
 from ddpm_hf.command_line import Parser, add_flag, parse_command_line
 from ddpm_hf.config import options_for_evaluate, parse_size
 from ddpm_hf.ending import ending_at_once
-from ddpm_hf.evaluation.measurement import METRICS, Measurement
+from ddpm_hf.evaluation.measurement import BPD_DECODERS, METRICS, Measurement
 from ddpm_hf.files import read_json
 from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
@@ -298,6 +298,12 @@ def _add_evaluate(subcommands):
         type=int,
         default=defaults.bpd_timesteps,
         help="timesteps for each image; T or more: the exact sum",
+    )
+    parser.add_argument(
+        "--bpd_decoder",
+        choices=BPD_DECODERS,
+        default=defaults.bpd_decoder,
+        help="how the probability of a pixel is computed; tanh: approximately, as in improved-diffusion",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="for the samples, the noise and the choices")
     parser.add_argument(

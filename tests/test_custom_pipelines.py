@@ -845,6 +845,7 @@ def test_loads_by_custom_pipeline(unets, tmp_path, block, code):
         DDPMInpaintingPipeline: {"image": grey, "mask": Image.new("L", (8, 8), 255), "num_resamples": 2},
         DDPMProgressivePipeline: {},
         DDPMImg2ImgPipeline: {"image": grey},
+        DDPMInversionPipeline: {"image": grey},
     }
     means = json.loads((tmp_path / "means.json").read_text())
     assert {key.split()[0] for key in means} == {kind.__module__ for kind in calls}
@@ -852,5 +853,5 @@ def test_loads_by_custom_pipeline(unets, tmp_path, block, code):
         name, way = key.split()
         kind = next(kind for kind in calls if kind.__module__ == name)
         parts = (stock, DDPMScheduler(**scheduler)) if way == "stock" else (ours, DDPMLinearScheduler(**scheduler))
-        images = make(kind, *parts)(**calls[kind], generator=seeded(), output_type="np").images
+        images = make(kind, *parts)(**calls[kind], **seed_of(kind), output_type="np").images
         assert mean == pytest.approx(images.astype("float64").mean().item(), abs=1e-6)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
@@ -21,7 +22,18 @@ from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.variational import log_variances, normal_kl
 
 
-def log_probability_of_pixels(pixels: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+def _log_tanh_cdf(z: torch.Tensor) -> torch.Tensor:
+    """Return the log of (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2, which approximates Phi."""
+    return F.logsigmoid(math.sqrt(8 / math.pi) * (z + 0.044715 * z**3))
+
+
+# The logarithm of the distribution function N(0, 1), and the least probability of a bin.
+DECODERS = {"exact": (torch.special.log_ndtr, 0.0), "tanh": (_log_tanh_cdf, 1e-12)}
+
+
+def log_probability_of_pixels(
+    pixels: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor, decoder: str = "exact"
+) -> torch.Tensor:
     """Return the log of the probability that N(mean, variance) gives to the pixels' bins (eq. 13), in nats.
 
     The bin of a level x in {-1, -1 + 2/255, ..., 1} is x +- 1/255. The bins of the darkest and the brightest level are
@@ -30,18 +42,22 @@ def log_probability_of_pixels(pixels: torch.Tensor, mean: torch.Tensor, log_vari
     Args:
         pixels (`torch.Tensor`): Levels 0 to 255, of any type.
         mean, log_variance (`torch.Tensor`, float64): Of the shape of `pixels`, or broadcast to it.
+        decoder (`str`): `"exact"`, or `"tanh"` for an approximation that is common in the code of others, with
+            probabilities of at least 1e-12.
 
     Returns:
         `torch.Tensor`: float64, of the shape of `pixels`.
     """
+    log_cdf, least = DECODERS[decoder]
     x, half, sigma = pixels.double() / 127.5 - 1, 1 / 255, (0.5 * log_variance).exp()
     low = torch.where(pixels == 0, -math.inf, (x - half - mean) / sigma)
     high = torch.where(pixels == 255, math.inf, (x + half - mean) / sigma)
     # In the upper tail, Phi is 1 to all digits, so bins there are mirrored into the lower tail. The difference is
     # log(Phi(high) - Phi(low)) = log Phi(high) + log(1 - Phi(low) / Phi(high)), without overflow or cancellation.
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
-    log_high = torch.special.log_ndtr(high)
-    return log_high + (-torch.expm1(torch.special.log_ndtr(low) - log_high)).log()
+    log_high = log_cdf(high)
+    log_probability = log_high + (-torch.expm1(log_cdf(low) - log_high)).log()
+    return log_probability.clamp(min=math.log(least)) if least else log_probability
 
 
 def prior_bits(scheduler: DDPMLinearScheduler, pixels: torch.Tensor) -> torch.Tensor:
@@ -56,7 +72,12 @@ def prior_bits(scheduler: DDPMLinearScheduler, pixels: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def step_bits(
-    unet: ModelMixin, scheduler: DDPMLinearScheduler, pixels: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
+    unet: ModelMixin,
+    scheduler: DDPMLinearScheduler,
+    pixels: torch.Tensor,
+    t: torch.Tensor,
+    eps: torch.Tensor,
+    decoder: str = "exact",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one term of the bound for each image, each at its own timestep and noise.
 
@@ -69,6 +90,7 @@ def step_bits(
         pixels (`torch.Tensor`, `(batch, C, H, W)`): Levels 0 to 255.
         t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
         eps (`torch.Tensor`, of the shape of `pixels`, floating-point): Noise ~ N(0, I).
+        decoder (`str`): See [`log_probability_of_pixels`].
 
     Returns:
         `tuple`: The term in bits per dimension, and the mean squared error of the predicted x_0 on the scale 0 to 255;
@@ -90,7 +112,7 @@ def step_bits(
     # 3. KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and the decoder, -log p(x_0 | x_1), for t = 0.
     nats = normal_kl(mean, variance.log(), model_mean, log_variance)
     first = t == 0
-    nats[first] = -log_probability_of_pixels(pixels[first], model_mean[first], log_variance[first])
+    nats[first] = -log_probability_of_pixels(pixels[first], model_mean[first], log_variance[first], decoder)
     squared_error = (127.5 * (predicted - x_0)) ** 2
     return nats.flatten(1).mean(1) / math.log(2), squared_error.flatten(1).mean(1)
 
@@ -161,6 +183,7 @@ def variational_bound(
     batch_size: int,
     seed: int,
     show_progress: bool = False,
+    decoder: str = "exact",
 ) -> Bound:
     """Return the bound for some images of a set. The numbers of an image depend only on the seed and its index.
 
@@ -175,6 +198,7 @@ def variational_bound(
         batch_size (`int`): Number of pairs of an image and a timestep that the network computes at once.
         seed (`int`): Seed of timesteps and noise.
         show_progress (`bool`): Whether to show a progress bar.
+        decoder (`str`): See [`log_probability_of_pixels`].
 
     Returns:
         [`Bound`]: The bound for the images, in the order of `indices`.
@@ -200,7 +224,7 @@ def variational_bound(
         pixels = torch.stack([chosen[i] for i in n.tolist()]).permute(0, 3, 1, 2)  # (B, C, H, W) uint8
         t = torch.from_numpy(timesteps[n, k])
         eps = torch.stack([_noise(seed, indices[i], int(s), x.shape) for i, s, x in zip(n.tolist(), t, pixels)])
-        terms, errors = step_bits(unet, scheduler, pixels, t, eps)
+        terms, errors = step_bits(unet, scheduler, pixels, t, eps, decoder)
         bits[n, k], squared_errors[n, k] = weights[k] * terms.numpy(), errors.numpy()
         prior[n[k == 0]] = prior_bits(scheduler, pixels[t == 0]).numpy()
         progress.update(len(n))

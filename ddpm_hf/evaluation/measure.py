@@ -124,7 +124,7 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ReferenceSet, want
     random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))
     chosen = np.sort(random.permutation(len(images))[: wanted.num_images]).tolist()
     mine = chosen[state.process_index :: state.num_processes]
-    options = (timesteps, wanted.batch_size, wanted.seed, state.is_main_process)
+    options = (timesteps, wanted.batch_size, wanted.seed, state.is_main_process, wanted.bpd_decoder)
     parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
     prior, bits, squared_errors = (
         _in_turns([getattr(part, name) for part in parts], len(chosen)) for name in ("prior", "bits", "squared_errors")
@@ -133,7 +133,8 @@ def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ReferenceSet, want
     summary = bound.summary()
     if not math.isfinite(summary["value"]):
         raise ValueError("the bits per dimension are not finite: the weights or the scheduler are spoilt.")
-    numbers = {**summary, "variance_type": scheduler.config.variance_type, "class_labels": None}
+    about = {"variance_type": scheduler.config.variance_type, "decoder_cdf": wanted.bpd_decoder, "class_labels": None}
+    numbers = {**summary, **about}
     return {**numbers, "progressive": bound.progressive()} if numbers["exact_over_timesteps"] else numbers
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 METRICS = ("bpd", "fid", "kid", "prdc")
+BPD_DECODERS = ("exact", "tanh")
 
 
 @dataclass
@@ -18,6 +19,8 @@ class Measurement:
         num_inference_steps (`int`, *optional*): Denoising steps of the samples; by default those that the
             model recommends.
         bpd_timesteps (`int`): Timesteps for each image of bpd. With T, the sum is exact.
+        bpd_decoder (`str`): One of `BPD_DECODERS`, see
+            [`~ddpm_hf.evaluation.likelihood.log_probability_of_pixels`].
         seed (`int`): Seed of all noise and choices.
         features (`str`): See [`~ddpm_hf.evaluation.features.load_extractor`].
         guidance_scale (`float`): Guidance of the samples of a class-conditional model, whose classes take turns. 1
@@ -34,6 +37,7 @@ class Measurement:
     batch_size: int = 64
     num_inference_steps: int | None = None
     bpd_timesteps: int = 50
+    bpd_decoder: str = "exact"
     seed: int = 0
     features: str = "inception"
     guidance_scale: float = 1.0
@@ -43,6 +47,8 @@ class Measurement:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ValueError(f"--metrics {metric}: expected some of {', '.join(METRICS)}.")
+        if self.bpd_decoder not in BPD_DECODERS:
+            raise ValueError(f"--bpd_decoder {self.bpd_decoder}: expected {' or '.join(BPD_DECODERS)}.")
         for name, least in (("num_images", 1), ("batch_size", 1), ("bpd_timesteps", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least {least}.")

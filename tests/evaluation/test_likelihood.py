@@ -224,6 +224,25 @@ def test_decoder_is_a_distribution_over_the_256_levels(sigma, mean):
     torch.testing.assert_close(log_mass[far] / (-0.5 * z[far] ** 2), torch.ones(far.sum()).double(), rtol=0.02, atol=0)
 
 
+def test_the_decoder_of_others():
+    """As improved-diffusion writes it: differences of an approximate distribution function, at least 1e-12."""
+    pixels, mean = torch.arange(256), torch.linspace(-1.1, 1.1, 256, dtype=torch.float64)
+    x, sigma = pixels.double() / 127.5 - 1, 0.01
+
+    def cdf(z):
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    below, up_to = cdf((x - 1 / 255 - mean) / sigma), cdf((x + 1 / 255 - mean) / sigma)
+    below[0], up_to[-1] = 0, 1
+    expected = (up_to - below).clamp(min=1e-12).log()
+    log_variance = torch.tensor(2 * math.log(sigma), dtype=torch.float64)
+    found = log_probability_of_pixels(pixels, mean, log_variance, "tanh")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # their differences cancel
+    assert (found == math.log(1e-12)).any()
+    exact = log_probability_of_pixels(pixels, mean, log_variance)
+    assert 1e-5 < (found - exact)[expected > -3].abs().max() < 0.02
+
+
 def test_refuses_what_it_cannot_measure():
     images = gaussian_images(1, size=4)
     with pytest.raises(ValueError, match=r"variance_type='learned_range'`, expected \(\d+, 2, 4, 4\)"):
