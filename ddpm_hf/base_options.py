@@ -12,7 +12,6 @@ from ddpm_hf.loading import load_settings
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.terminal import say
-from ddpm_hf.variational import LEARNED
 
 FLAG = "pretrained_model_name_or_path"
 # Settings of a scheduler that are options, too. All others are taken over as they are.
@@ -28,7 +27,7 @@ _FORM: Form = {"num_train_timesteps": int, "beta_schedule": str, "prediction_typ
 _FORM |= {"clip_sample": bool, "trained_betas": list | None}
 # The same numbers under another name; and schedulers whose steps have no such variance write null.
 _SAME_VARIANCE = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large", None: "fixed_small"}
-_VARIANCES = ("fixed_small", "fixed_large", *LEARNED)
+_VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None = None) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
         overruled["resolution"] = name_of_size(*parse_size("--resolution", overruled["resolution"]))
     overruled = {key: value for key, value in overruled.items() if value != brought[key]}
     theirs, wished = brought["variance_type"], overruled.get("variance_type", brought["variance_type"])
-    if theirs != wished and {theirs, wished} & set(LEARNED):
+    if theirs != wished and "learned_range" in (theirs, wished):
         raise ValueError(
             f"--variance_type {wished}: the network of {name} is made for {theirs}, and a learned variance has output "
             "channels of its own; leave it out."
@@ -100,8 +99,8 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
     try:
         unet, scheduler, kind = load_settings(name, token=token)
         scheduler["variance_type"] = _SAME_VARIANCE.get(scheduler["variance_type"], scheduler["variance_type"])
-        _check_channels(unet["in_channels"], unet["out_channels"], scheduler["variance_type"])
         _check_scheduler(scheduler)
+        _check_channels(unet["in_channels"], unet["out_channels"], scheduler["variance_type"])
     except (ValueError, OSError) as error:
         raise ValueError(f"--{FLAG} {name}: {error}") from error
     is_ours = kind in ("DDPMScheduler", "DDPMLinearScheduler")
@@ -111,7 +110,7 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
 
 
 def _check_channels(inputs: int, outputs: int, variance_type: str):
-    expected = 2 * inputs if variance_type in LEARNED else inputs
+    expected = 2 * inputs if variance_type == "learned_range" else inputs
     if outputs != expected:
         raise ValueError(
             f"it has {inputs} input channels and {outputs} output channels; expected {expected} for the variance_type "

@@ -88,7 +88,7 @@ class TrainingConfig:
     lognormal_std: float = _diffusion(1.0, "Standard deviation of that logarithm.", minimum=1e-6)
     loss_weighting: Literal["simple", "min_snr"] = _diffusion("simple", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).", card=True)
     snr_gamma: float = _diffusion(5.0, "See loss_weighting.", minimum=1e-6)
-    variance_type: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t, beta_t, or one that the network learns, any or between these two (arXiv 2102.09672).", card=True)
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t, beta_t, or one between these that the network learns (arXiv 2102.09672).", card=True)
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
     distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)
@@ -200,6 +200,11 @@ class TrainingConfig:
             raise ValueError(f"--run_name {self.run_name} is the name at the trackers; pass --logger, too.")
         if self.run_name is not None and not re.fullmatch(r"\w[\w. -]*", self.run_name):
             raise ValueError(f"--run_name {self.run_name}: expected letters, digits, and _ . - or spaces among them.")
+        if self.variance_type == "learned_range" and self.loss_weighting != "simple":
+            raise ValueError(
+                f"--loss_weighting {self.loss_weighting} would weigh the bound of a learned variance, too; leave it out, "
+                "or pass a fixed --variance_type."
+            )
         check_held_out(self)
 
     def check_halvings(self):

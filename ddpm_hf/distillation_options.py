@@ -43,7 +43,7 @@ def check_distillation(options: Any):
             "--prediction_type epsilon: at the first of few steps the noise hardly tells what the picture is; pass "
             "v_prediction, also for a teacher that predicts the noise."
         )
-    if options.variance_type.startswith("learned"):
+    if options.variance_type == "learned_range":
         raise ValueError(
             f"--variance_type {options.variance_type}: a student takes steps without noise, which have no variance; "
             "take a teacher of a fixed variance."

@@ -32,6 +32,7 @@ SHIPPED_MODULES = ("pipeline_ddpm_custom", "unet_ddpm", "scheduling_ddpm_linear"
 RECOMMENDED_STEPS, DISTILLED = "_num_inference_steps", "_distilled"
 NAMES_IN_INDEX = {"num_inference_steps": RECOMMENDED_STEPS, "distilled": DISTILLED}
 OF_VARIANCE = ("DDPMLinearScheduler", "DDPMScheduler", "DDPMParallelScheduler")  # they read a learned variance
+LEAST_ALPHA = 0.003  # of `guidance_fn`; the paper's schedule ends at 0.006, and others without a signal
 CPU_PIXELS = 2**16  # pixels that a CPU computes at once; more of them take memory and gain no speed
 INSTALLED_PACKAGE = __package__ if __name__ == "ddpm_hf.pipeline_ddpm_custom" else None
 
@@ -114,13 +115,13 @@ class DDPMPipelineCustom(DiffusionPipeline):
             guidance_scale (`float`): w in the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
                 2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model. A larger w gives
                 clearer and less varied images of the class.
-            guidance_fn (callable, *optional*): Something that the images shall have, as a loss to make small. It is
-                called as `guidance_fn(x_0, timestep)` with the x_0 that the network predicts from x_t, float32, about
-                in [-1, 1], `(n, channels, height, width)`, and returns the loss of each image, `(n,)`. Its gradient
-                leads the images (see [`FunctionGuidance`]). The n images are all of the batch, or as many as the memory
-                allows.
-            guidance_fn_scale (`float` or a list of them): What to multiply the loss with, a number or one for each
-                step.
+            guidance_fn (callable, *optional*): A loss that the images make small. It is called as
+                `guidance_fn(x_0, timestep)` with the x_0 that the network predicts from x_t, `(n, channels, height,
+                width)`, float32, in [-1, 1] if the scheduler has `clip_sample`. It returns the loss of each image,
+                `(n,)`. Its gradient leads the images: they are drawn from about `p(x) exp(-scale loss)`. The n images
+                are all of the batch, or as many as the memory allows.
+            guidance_fn_scale (`float` or a list of them): What to multiply the loss with, a number or one for each of
+                `scheduler.timesteps`.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The images.
@@ -138,7 +139,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
         if guidance_fn is not None and not callable(guidance_fn):
             raise ValueError(f"`guidance_fn={_shown(guidance_fn)}`; expected a function.")
-        if guidance_fn is None and guidance_fn_scale != 1:
+        if guidance_fn is not None and torch.is_inference_mode_enabled():
+            raise ValueError("`guidance_fn` needs gradients; call the pipeline outside of `torch.inference_mode()`.")
+        if guidance_fn is None and (hasattr(guidance_fn_scale, "__len__") or guidance_fn_scale != 1):
             raise ValueError(
                 f"`guidance_fn_scale={_shown(guidance_fn_scale)}` belongs to `guidance_fn`, and there is none."
             )
@@ -224,6 +227,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
             eps + s sigma g,    x_0 - s sigma^2 / alpha g,    or    v + s sigma / alpha g.
         """
+        # The x_0 of the loss is clipped as in the step, but its gradient is not: a clipped one would be zero.
+        config = self.scheduler.config
+        limit = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else math.inf
         log_sigmas, of_step = _log_sigmas(self.scheduler).float().to(self._execution_device), iter(scales)
         kind, device = self.scheduler.config.prediction_type, self._execution_device
 
@@ -234,6 +240,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
             ratio = log_sigmas[below].lerp(log_sigmas[above], (t - below).float()).exp()  # sigma / alpha
             alpha = (1 + ratio**2).rsqrt()
             sigma, scale = ratio * alpha, next(of_step)
+            at_least = alpha.clamp(min=LEAST_ALPHA)  # where x_t says nothing about x_0, its gradient is noise
 
             def of_part(x_t, images):
                 network = self._network([labels[i] for i in images.tolist()] if labels else None, guidance_scale)
@@ -245,9 +252,10 @@ class DDPMPipelineCustom(DiffusionPipeline):
                         case "epsilon":
                             x_0, change = (x.float() - sigma * prediction) / alpha, sigma
                         case "sample":
-                            x_0, change = prediction, -(sigma**2) / alpha
+                            x_0, change = prediction, -(sigma**2) / at_least
                         case "v_prediction":
-                            x_0, change = alpha * x.float() - sigma * prediction, sigma / alpha
+                            x_0, change = alpha * x.float() - sigma * prediction, sigma / at_least
+                    x_0 = x_0 + (x_0.clamp(-limit, limit) - x_0).detach()
                     (g,) = torch.autograd.grad(_checked_loss(guidance_fn(x_0, t), len(x)).sum(), x)
                 output = output.detach().clone()
                 output[:, : x.shape[1]] += (scale * change * g.float()).to(output)
@@ -557,6 +565,7 @@ def _check_generator(
 
 def _scales(value, steps: int) -> list[float]:
     """Return the scale of `guidance_fn` at each step; raise a ValueError for other values."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of a tensor, or an array of NumPy
     if not isinstance(value, (list, tuple)):
         return [_finite_number("guidance_fn_scale", value)] * steps
     if len(value) != steps:
@@ -580,7 +589,8 @@ def _checked_loss(loss, count: int) -> torch.Tensor:
 
 def _log_sigmas(scheduler: SchedulerMixin) -> torch.Tensor:
     """Return log(sqrt((1 - alpha_bar_t) / alpha_bar_t)), `(T,)`, float64, ascending."""
-    alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
+    # Some schedules leave no signal at the end; then this is large, and not infinite.
+    alpha_bar = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double().clamp(2.0**-100, 1 - 2.0**-24)
     return ((1 - alpha_bar) / alpha_bar).log() / 2
 
 

@@ -169,6 +169,8 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = Non
     """
     settings = SETTINGS[name] if steps and steps <= FEW_STEPS else {}
     kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
+    if name == "dpmsolver++":
+        settings = {**settings, "variance_type": None}  # it would take a learned one to follow three channels
     return kind.from_config({**config, **settings})
 
 

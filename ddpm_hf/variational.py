@@ -4,8 +4,6 @@ import torch
 
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
-LEARNED = ("learned", "learned_range")  # types of variance that a network predicts
-
 
 def log_variances(
     scheduler: DDPMLinearScheduler, t: torch.Tensor, predicted_variance: torch.Tensor | None, dtype: torch.dtype

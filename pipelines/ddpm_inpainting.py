@@ -238,7 +238,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
     def _reverse_step(self, network: Callable, x: torch.Tensor, t: torch.Tensor, generator) -> torch.Tensor:
         """Draw x_{t-1} from p_theta(x_{t-1} | x_t). Samples stay in float32, whatever the network's type is."""
         model_output = network(x.to(self.unet.dtype), t)
-        if type(self.scheduler).__name__ == "DDIMScheduler":
+        if "DDIMScheduler" in (kind.__name__ for kind in type(self.scheduler).__mro__):
             model_output = model_output[:, : x.shape[1]]  # without a learned variance
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 

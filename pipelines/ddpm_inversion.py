@@ -23,6 +23,7 @@ from PIL import Image
 SCHEDULERS = ("DDPMLinearScheduler", "DDPMScheduler", "DDIMScheduler")
 GREYSCALE_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 STEPS = 250  # by default, if there are that many
+LEAST_ALPHA_BAR = 1e-5  # below it, which some schedules reach, x_t says nothing about the picture
 
 logger = logging.get_logger("diffusers.ddpm_inversion")
 
@@ -76,7 +77,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
             num_frames (`int`, *optional*): Number of frames. The default is 9 with two pictures, and with one picture
                 one for each of `new_class_labels`, or one.
             num_inference_steps (`int`, *optional*): Number of steps in each direction, evenly spread over the T. The
-                default is 250, or T - 1 if that is less.
+                default is 250, or T - 1 if that is less. A schedule that ends without a signal is left before its end.
             num_refinements (`int`): How often a step of the encoding is corrected, at the cost of a call of the
                 network. With 0, this is the plain inversion of the paper.
             output_type (`str`): `"pil"` (mode L for one channel, RGB for three), `"np"` for an array `(batch, height,
@@ -99,8 +100,9 @@ class DDPMInversionPipeline(DiffusionPipeline):
         """
         pictures = [image] if image_2 is None else [image, image_2]
         if num_frames is None:
-            has_list = hasattr(new_class_labels, "__len__") and not isinstance(new_class_labels, str)
-            num_frames = 9 if image_2 is not None else len(new_class_labels) if has_list else 1
+            listed = new_class_labels.tolist() if hasattr(new_class_labels, "tolist") else new_class_labels
+            of_labels = len(listed) if isinstance(listed, (list, tuple, range)) else 1
+            num_frames = of_labels if image_2 is None else 9
         num_frames = self._check_output(output_type, num_frames)
         if image_2 is not None and num_frames < 2:
             raise ValueError(f"`num_frames={num_frames}`; expected at least 2.")
@@ -125,9 +127,17 @@ class DDPMInversionPipeline(DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> torch.Tensor:
-        """Return the x_T of a picture or of several, `(batch, channels, height, width)`, float32.
+        """Encode a picture or several.
 
-        The arguments are those of a call.
+        Args:
+            image (`PIL.Image.Image` or a list of them): The pictures.
+            num_inference_steps, num_refinements, class_labels, guidance_scale: See a call.
+
+        Returns:
+            `torch.Tensor`: x_T, `(batch, channels, height, width)`, float32.
+
+        Raises:
+            ValueError: If an argument does not fit, before any step is taken.
         """
         pictures = [image] if isinstance(image, Image.Image) else image
         if not isinstance(pictures, (list, tuple)) or not pictures:
@@ -144,7 +154,18 @@ class DDPMInversionPipeline(DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
-        """Return the pictures of some x_T `(batch, channels, height, width)`, as a call returns them."""
+        """Decode what `encode` returned, or mixtures of it.
+
+        Args:
+            x_T (`torch.Tensor`, `(batch, channels, height, width)`): Noise.
+            num_inference_steps, output_type, return_dict, class_labels, guidance_scale: See a call.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: The pictures.
+
+        Raises:
+            ValueError: If an argument does not fit, before any step is taken.
+        """
         if not torch.is_tensor(x_T) or x_T.ndim != 4 or not x_T.is_floating_point():
             raise ValueError(f"`x_T={_shown(x_T)}`; expected a tensor (batch, channels, height, width) of floats.")
         self._check_output(output_type, len(x_T))
@@ -166,6 +187,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
             # that at the x_t found so far.
             for _ in range(1 + num_refinements):
                 x = self._move(x_s, self._eps(network, x, t), s, t)
+        self.maybe_free_model_hooks()
         return x
 
     @torch.no_grad()
@@ -182,16 +204,11 @@ class DDPMInversionPipeline(DiffusionPipeline):
     def _levels(self, num_inference_steps: int | None) -> list[int]:
         """Return the timesteps of the way from a picture to x_T: one more than there are steps."""
         self._check_scheduler()
-        T = self.scheduler.config.num_train_timesteps
+        last = int((self.scheduler.alphas_cumprod >= LEAST_ALPHA_BAR).sum()) - 1
         if num_inference_steps is None:
-            num_inference_steps = min(STEPS, T - 1)
-        steps = _whole_number("num_inference_steps", num_inference_steps, 1, T - 1)
-        if self.scheduler.alphas_cumprod[-1] < 1e-7:
-            raise ValueError(
-                "The last step of the scheduler leaves no signal (`rescale_betas_zero_snr`), so that x_T says nothing "
-                "about the picture; expected a scheduler that leaves some."
-            )
-        return torch.linspace(0, T - 1, steps + 1, dtype=torch.float64).round().long().tolist()
+            num_inference_steps = min(STEPS, last)
+        steps = _whole_number("num_inference_steps", num_inference_steps, 1, last)
+        return torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long().tolist()
 
     def _alpha_sigma(self, t: int) -> tuple[float, float]:
         """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t)."""

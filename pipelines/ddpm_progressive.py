@@ -128,7 +128,7 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         frames = []  # pairs of x_t and the x_0 predicted from it
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_output = network(x, t)
-            if type(self.scheduler).__name__ == "DDIMScheduler":
+            if "DDIMScheduler" in (kind.__name__ for kind in type(self.scheduler).__mro__):
                 model_output = model_output[:, : x.shape[1]]  # without a learned variance
             step = self.scheduler.step(model_output, t, x, generator=generator)
             if i in kept:

@@ -1,6 +1,7 @@
 """Guidance by a function: a closed form, the formula at one step, parts of a batch, and bad functions."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
@@ -44,7 +45,8 @@ def test_a_linear_loss_moves_the_mean(name):
 @pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
 def test_the_prediction_at_one_step(prediction_type, variance_type):
     """With labels and their guidance, the x_0 predicted is x_0 - s sigma^2 / alpha g, by finite differences."""
-    scheduler = DDPMLinearScheduler(50, prediction_type=prediction_type, variance_type=variance_type)
+    options = {"prediction_type": prediction_type, "variance_type": variance_type, "clip_sample": False}
+    scheduler = DDPMLinearScheduler(50, **options)
     unet = small_unet(2 if variance_type == "learned_range" else 1).double()
     pipeline = quiet(unet, scheduler)
     pipeline._images_at_once = 2
@@ -112,3 +114,23 @@ def test_bad_functions(options, message):
     pipeline = quiet(small_unet(), DDPMLinearScheduler(50))
     with pytest.raises(ValueError, match=message):
         pipeline(2, generator(), 3, **options)
+
+
+def test_a_schedule_that_begins_without_a_signal():
+    """There the gradient would have an infinite factor."""
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    pipeline = quiet(small_unet(), DDPMLinearScheduler(50, **options))
+    plain, led = (
+        pipeline(2, generator(), 3, "pt", class_labels="a", **more).images
+        for more in ({}, {"guidance_fn": lambda x_0, t: x_0.mean((1, 2, 3)), "guidance_fn_scale": np.full(3, 50.0)})
+    )
+    assert led.isfinite().all() and led.mean() < plain.mean()
+
+
+def test_the_loss_sees_what_the_step_takes():
+    seen = []
+    pipeline = quiet(small_unet(), DDPMLinearScheduler(50))
+    pipeline(2, generator(), 3, guidance_fn=lambda x_0, t: seen.append(x_0) or x_0.mean((1, 2, 3)))
+    assert all(x_0.abs().max() <= 1 for x_0 in seen)
+    with torch.inference_mode(), pytest.raises(ValueError, match="needs gradients"):
+        pipeline(2, guidance_fn=len)

@@ -62,7 +62,8 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
             optimizer.zero_grad()
 
         # 2. The gradient of a micro-batch.
-        x_0, eps, x_t = (torch.zeros(count, channels, *config.size) for _ in range(3))
+        x_0, x_t = (torch.zeros(count, channels, *config.size) for _ in range(2))
+        eps = torch.zeros(count, unet.config.out_channels, *config.size)  # and what a learned variance is compared with
         t = torch.zeros(count, dtype=torch.long)
         labels = t if unet.config.num_class_embeds else None
         augmentation = {"augment_labels": torch.zeros(count, NUM_LABELS)} if config.augment else {}

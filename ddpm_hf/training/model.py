@@ -1,5 +1,7 @@
 """The network and the scheduler that the options of a run describe."""
 
+from copy import deepcopy
+
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 
@@ -7,14 +9,13 @@ from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.augment import NUM_LABELS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel
-from ddpm_hf.variational import LEARNED
 
 
 def make_model(config: TrainingConfig, channels: int) -> tuple[DDPMUNetModel, DDPMLinearScheduler]:
     """Make the network, with initial weights from the seed, and the scheduler that the options describe."""
     size = config.size if isinstance(config.resolution, str) else config.resolution
     torch.manual_seed(config.seed)
-    outputs = 2 * channels if config.variance_type in LEARNED else channels  # a prediction, and the variance of a step
+    outputs = channels * (1 + (config.variance_type == "learned_range"))  # a prediction, and perhaps a variance
     unet = DDPMUNetModel(**config.model, sample_size=size, in_channels=channels, out_channels=outputs)
     if config.augment:
         unet.add_augment_embedding(NUM_LABELS)
@@ -42,7 +43,8 @@ def how_to_draw(
         scheduler ([`DDPMLinearScheduler`]): Of the training.
     """
     if config.distill_steps is None:
-        return scheduler, config.ddpm_num_inference_steps, None
+        # A copy, since drawing sets its timesteps, and the bound of a learned variance needs all.
+        return deepcopy(scheduler), config.ddpm_num_inference_steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     if config.ddpm_beta_schedule in ("laplace", "sigmoid"):  # which DDIMScheduler knows by their numbers only
         of_student |= {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}

@@ -1,4 +1,4 @@
-"""The held-out loss: L_simple (eq. 14) of images that are never trained on, always at the same timesteps and noise."""
+"""The held-out loss: that of images which are never trained on, always at the same timesteps and noise."""
 
 import math
 from collections.abc import Sequence

@@ -12,8 +12,10 @@ from runs import equal
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
+from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.convert import to_unet2d
 from ddpm_hf.evaluation.likelihood import log_probability_of_pixels, step_bits
+from ddpm_hf.training.memory import peak_memory
 from ddpm_hf.training.objective import bound_of_variance, denoising_loss
 from ddpm_hf.training.pretrained import adapt
 
@@ -94,7 +96,7 @@ def test_the_mean_is_trained_by_l_simple_alone():
     assert learned.isfinite().all() and (learned[:, 1].flatten(1).abs().sum(1) > 0).all()
 
 
-def test_the_decoder_has_a_gradient_everywhere():
+def test_the_decoder_is_exact_and_has_no_infinite_gradient():
     """Even where a pixel is impossible, and where float32 gives its bin a probability of zero."""
     scheduler = DDPMLinearScheduler(variance_type="learned")
     x_0 = torch.tensor([0, 1, 128, 255]).view(1, 1, 2, 2) / 127.5 - 1
@@ -109,11 +111,14 @@ def test_the_decoder_has_a_gradient_everywhere():
 
 
 def test_a_run_learns_resumes_draws_and_is_measured(train, tmp_path, capsys):
+    """Also after pictures of fewer steps are drawn, which the loss must not notice."""
     options = {"variance_type": "learned_range", "ddpm_beta_schedule": "squaredcos_cap_v2", "checkpointing_steps": 2}
+    options["save_images_steps"] = 1
     whole = train("whole", max_train_steps=4, lr_scheduler="constant", **options)
     train("parts", max_train_steps=2, lr_scheduler="constant", **options)
     parts = train("parts", max_train_steps=4, lr_scheduler="constant", **options)
-    assert equal(whole, parts)
+    undrawn = train("undrawn", max_train_steps=4, lr_scheduler="constant", **{**options, "save_images_steps": 1000})
+    assert equal(whole, parts) and equal(whole, undrawn)
     assert "--variance_type learned_range" in (whole / "README.md").read_text()
 
     pipeline = DDPMPipelineCustom.from_pretrained(whole)
@@ -140,6 +145,7 @@ def test_a_run_learns_resumes_draws_and_is_measured(train, tmp_path, capsys):
     refused = {
         ("distill", str(whole), "--steps", "2"): "a student takes steps without noise, which have no variance",
         (*of_base, "--variance_type", "fixed_small"): "is made for learned_range",
+        (*of_base, "--loss_weighting", "min_snr"): "--loss_weighting min_snr would weigh the bound",
     }
     for command, message in refused.items():
         with pytest.raises(SystemExit) as stop:
@@ -157,3 +163,10 @@ def test_grey_becomes_colour_in_both_halves():
     with torch.no_grad():
         before, now = grey(x, 5).sample, colour(x.expand(-1, 3, -1, -1), 5).sample
     torch.testing.assert_close(now, before.repeat_interleave(3, dim=1), rtol=0, atol=1e-5)
+
+
+def test_the_memory_of_colour_is_estimated(small):
+    learned, fixed = (
+        parse_command_line(small("x", variance_type=kind))[0] for kind in ("learned_range", "fixed_small")
+    )
+    assert peak_memory(learned, 3, "cpu") > peak_memory(fixed, 3, "cpu")
