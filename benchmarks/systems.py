@@ -173,29 +173,28 @@ class Lucidrains(Peer):
         stubs["torchvision"].transforms, stubs["torchvision"].utils = (stubs[name] for name in names[1:])
         sys.modules.update(stubs)
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+        from ema_pytorch import EMA
 
         for name in names:
             del sys.modules[name]
         attention = {"full_attn": (False, False, True), "attn_dim_head": 16, "attn_heads": 2}
         unet = Unet(dim=16, dim_mults=(1, 2, 3), channels=channels, flash_attn=False, **attention)
         self.network = GaussianDiffusion(unet, image_size=size, timesteps=1000)
-        mean = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-        self.averaged = torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=mean)
+        self.averaged = EMA(self.network, beta=0.995, update_every=10)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99))
 
     def loss(self, x_0: torch.Tensor) -> torch.Tensor:
         return self.network((x_0 + 1) / 2)
 
     def average(self, step: int):
-        if step % 10 == 9:
-            self.averaged.update_parameters(self.network)
+        self.averaged.update()
 
     def schedule(self, steps: int) -> LRScheduler:
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
 
     def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         torch.manual_seed(generator.initial_seed())
-        averaged = self.averaged.module.eval()
+        averaged = self.averaged.ema_model.eval()
         averaged.sampling_timesteps, averaged.is_ddim_sampling = steps, steps < 1000
         averaged.ddim_sampling_eta = 0.0
         with torch.inference_mode():
