@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ddpm_hf.distillation_options import TAUGHT_GUIDANCE_SCALE, check_distillation
+from ddpm_hf.distillation_options import TAUGHT_GUIDANCE_SCALE, TEACHER_STEPS, check_distillation
 from ddpm_hf.forms import shown
 from ddpm_hf.held_out_options import check_held_out
 from ddpm_hf.option_fields import Evaluate, expected_range, expected_type, kinds_of, option
@@ -92,7 +92,7 @@ class TrainingConfig:
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
 
     distill_steps: int | None = _distillation(None, "Teach the model of --pretrained_model_name_or_path to draw in so many denoising steps (arXiv 2202.00512).", minimum=1, card=True)
-    distill_teacher_steps: int = _distillation(4, "Steps of the teacher that one step of the student replaces.", minimum=1, card=True)
+    distill_teacher_steps: int = _distillation(TEACHER_STEPS, "Steps of the teacher that one step of the student replaces.", minimum=1, card=True)
     distill_guidance_scale: float | None = _distillation(None, f"Guidance of a class-conditional teacher, which the student draws with in one call (arXiv 2210.03142); by default {TAUGHT_GUIDANCE_SCALE:g}; 1 is none.", minimum=0, card=True)
 
     train_batch_size: int = _optimisation(64, "Images in a micro-batch, on each process.", minimum=1, resume="split", card=True)

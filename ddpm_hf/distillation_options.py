@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+TEACHER_STEPS = 4  # that one step of a student replaces, by default
 TAUGHT_GUIDANCE_SCALE = 1.2  # of a class-conditional teacher; docs/few_steps.md has the measurements
 
 
@@ -19,6 +20,10 @@ def check_distillation(options: Any):
     if steps is None:
         if options.distill_guidance_scale is not None:
             raise ValueError("--distill_guidance_scale is for a student; pass --distill_steps, too.")
+        if options.distill_teacher_steps != TEACHER_STEPS:
+            raise ValueError(
+                f"--distill_teacher_steps {options.distill_teacher_steps} is for a student; pass --distill_steps, too."
+            )
         return
     if not options.pretrained_model_name_or_path:
         raise ValueError(f"--distill_steps {steps} needs a teacher; name it with --pretrained_model_name_or_path.")

@@ -111,6 +111,8 @@ def test_a_student_is_trained_at_the_timesteps_that_it_draws_with(steps):
         ({"distill_guidance_scale": 2.0}, "--distill_guidance_scale 2.0 is for a class-conditional teacher"),
         ({"distill_steps": 61}, "--distill_steps 61: DDIMScheduler cannot space so many steps"),
         ({"distill_steps": None, "distill_guidance_scale": 2.0}, "pass --distill_steps, too"),
+        ({"distill_steps": None}, "--distill_teacher_steps 2 is for a student; pass --distill_steps, too"),
+        ({"variance_type": "learned_range"}, "--variance_type learned_range: a student takes steps without noise"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
