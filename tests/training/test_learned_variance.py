@@ -115,10 +115,10 @@ def test_a_run_learns_resumes_draws_and_is_measured(train, tmp_path, capsys):
     options = {"variance_type": "learned_range", "ddpm_beta_schedule": "squaredcos_cap_v2", "checkpointing_steps": 2}
     options["save_images_steps"] = 1
     whole = train("whole", max_train_steps=4, lr_scheduler="constant", **options)
-    train("parts", max_train_steps=2, lr_scheduler="constant", **options)
+    undrawn = {**options, "save_images_steps": 1000}
+    train("parts", max_train_steps=2, lr_scheduler="constant", **undrawn)
     parts = train("parts", max_train_steps=4, lr_scheduler="constant", **options)
-    undrawn = train("undrawn", max_train_steps=4, lr_scheduler="constant", **{**options, "save_images_steps": 1000})
-    assert equal(whole, parts) and equal(whole, undrawn)
+    assert equal(whole, parts)
     assert "--variance_type learned_range" in (whole / "README.md").read_text()
 
     pipeline = DDPMPipelineCustom.from_pretrained(whole)

@@ -39,12 +39,20 @@ def assert_close_runs(a, b, last="step-000020"):
 
 @pytest.mark.slow
 def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
-    """Also when the number of processes changes on the way, 1 -> 2 -> 1."""
-    one = train("one", max_train_steps=20, gradient_accumulation_steps=2)
-    done = launch(2, small("two", max_train_steps=20))
+    """Also when the number of processes changes on the way, 1 -> 2 -> 1. The processes share the held-out loss."""
+    held_out = {"validation_fraction": 0.001, "validation_steps": 10, "keep_best": "loss"}
+    one = train("one", max_train_steps=20, gradient_accumulation_steps=2, **held_out)
+    done = launch(2, small("two", max_train_steps=20, **held_out))
     assert done.returncode == 0, done.stderr
     assert "20 steps of 8 images" in done.stdout
     assert_close_runs(one, tmp_path / "two")
+    assert done.stdout.count("held-out loss") == 2  # from one process
+    for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert {key for key in a if key.startswith("val_")} == {key for key in b if key.startswith("val_")}
+        assert a.get("val_loss") == pytest.approx(b.get("val_loss"), abs=1e-5)
+        assert a.get("val_loss_q1") == pytest.approx(b.get("val_loss_q1"), abs=1e-5)
+    best = [json.loads((folder / "best" / "best.json").read_text()) for folder in (one, tmp_path / "two")]
+    assert best[0]["step"] == best[1]["step"]
 
     constant = {"lr_scheduler": "constant_with_warmup"}  # it does not depend on max_train_steps
     whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
@@ -53,21 +61,6 @@ def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
     assert "Going on from" in done.stdout, done.stderr
     train("mixed", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     assert_close_runs(whole, tmp_path / "mixed")
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_held_out_loss(train, small, tmp_path):
-    options = {"max_train_steps": 4, "validation_fraction": 0.001, "validation_steps": 2, "keep_best": "loss"}
-    one = train("one", gradient_accumulation_steps=2, **options)
-    done = launch(2, small("two", **options))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out loss") == 2  # from one process
-    for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
-        assert {key for key in a if key.startswith("val_")} == {key for key in b if key.startswith("val_")}
-        assert a.get("val_loss") == pytest.approx(b.get("val_loss"), abs=1e-5)
-        assert a.get("val_loss_q1") == pytest.approx(b.get("val_loss_q1"), abs=1e-5)
-    best = [json.loads((folder / "best" / "best.json").read_text()) for folder in (one, tmp_path / "two")]
-    assert best[0]["step"] == best[1]["step"]
 
 
 @pytest.mark.slow
