@@ -21,7 +21,6 @@ over the minutes.
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
@@ -36,7 +35,7 @@ from PIL import Image
 from systems import SYSTEMS, Draw, drawing_with
 from tqdm.auto import tqdm
 
-from ddpm_hf.files import read_json_lines, write_json_lines
+from ddpm_hf.files import read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.hardware import processor_name
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid
@@ -64,8 +63,9 @@ def main():
     ruler = Ruler(parser.parse_args())
     for name in ruler.arguments.sets:
         ruler.measure_set(name)
-    print(ruler.table())
-    ruler.draw_curves()
+    if not ruler.arguments.speeds_only:
+        print(ruler.table())
+        ruler.draw_curves()
 
 
 class Ruler:
@@ -80,15 +80,14 @@ class Ruler:
     def measure_set(self, name: str):
         """Measure the wanted rows of a set that are missing."""
         part, for_judge, reference = load_set(name, self.folder)
+        speeds, wanted = self.speeds(name, part), self.arguments
+        if wanted.speeds_only:
+            return
         judge = Judge(for_judge, reference, self.folder / f"judge-{name}.pt")
         about_real = {"set": name, "system": "real pictures", "minutes": 0.0, "steps": 0, "seed": 0}
         if not self.has(about_real):
             self.note(about_real, judge.of_real(part), len(part.pixels))
             print(f"The judge of {name} names {judge.accuracy:.1%} of the classes.", flush=True)
-        wanted = self.arguments
-        speeds = self.speeds(name, part)
-        if wanted.speeds_only:
-            return
         for system, minutes, seed in itertools.product(wanted.systems, wanted.minutes, wanted.seeds):
             about = {"set": name, "system": system, "minutes": minutes, "seed": seed}
             if all(self.has({**about, "steps": steps, "num_images": wanted.num_images}) for steps in wanted.steps):
@@ -107,7 +106,7 @@ class Ruler:
     def speeds(self, name: str, part: Part) -> dict[str, float]:
         """Return how many steps each system takes in a minute: the most of `ROUNDS` rounds on an idle machine."""
         file = self.folder / "speeds.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = read_json(file, {}) if file.exists() else {}
         speeds = known.setdefault(name, {})
         missing = {
             system: SYSTEMS[system](part, self.place(name, system, 0, 0), 0)
@@ -117,10 +116,11 @@ class Ruler:
         for system in [*missing] * ROUNDS:
             speeds[system] = max(speeds.get(system, 0), missing[system].steps_per_minute())
             print(f"{system}: {speeds[system]:.0f} steps in a minute.", flush=True)
-        file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        write_json(file, known)
         return speeds
 
     def place(self, name: str, system: str, minutes: float, seed: int) -> Path:
+        """Return the folder of a run, which is made."""
         folder = self.folder / f"{name}-{system.replace(' ', '-').replace(',', '')}-{minutes:g}-{seed}"
         folder.mkdir(exist_ok=True)
         return folder

@@ -165,7 +165,6 @@ class DDPMPipelineCustom(DiffusionPipeline):
             network = self._guided_by(guidance_fn, scales, labels, guidance_scale)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
-        self._takes_variance = any(kind.__name__ in OF_VARIANCE for kind in type(self.scheduler).__mro__)
         is_edm = hasattr(self.scheduler, "precondition_outputs")
         predict = self._predict_for_edm if is_edm else self._predict
 
@@ -228,10 +227,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
             eps + s sigma g,    x_0 - s sigma^2 / alpha g,    or    v + s sigma / alpha g.
         """
         # The x_0 of the loss is clipped as in the step, but its gradient is not: a clipped one would be zero.
-        config = self.scheduler.config
+        config, device = self.scheduler.config, self._execution_device
         limit = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else math.inf
-        log_sigmas, of_step = _log_sigmas(self.scheduler).float().to(self._execution_device), iter(scales)
-        kind, device = self.scheduler.config.prediction_type, self._execution_device
+        log_sigmas, of_step = _log_sigmas(self.scheduler).float().to(device), iter(scales)
 
         def predict(x_t, t):
             t = t.to(device)
@@ -248,7 +246,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
                     x = x_t.detach().requires_grad_()
                     output = network(x, t)
                     prediction = output[:, : x.shape[1]].float()  # a learned variance takes the other channels
-                    match kind:
+                    match config.prediction_type:
                         case "epsilon":
                             x_0, change = (x.float() - sigma * prediction) / alpha, sigma
                         case "sample":
@@ -279,7 +277,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
     def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Return the network's output at x, scaled as the scheduler says, and t."""
         output = network(self.scheduler.scale_model_input(x, t), t)
-        return output if self._takes_variance else output[:, : x.shape[1]]
+        takes_variance = any(kind.__name__ in OF_VARIANCE for kind in type(self.scheduler).__mro__)
+        return output if takes_variance else output[:, : x.shape[1]]
 
     def _predict_for_edm(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Return the network's prediction in the form that EDM's schedulers expect (arXiv 2206.00364, eq. 7).

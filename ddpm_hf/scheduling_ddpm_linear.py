@@ -511,11 +511,10 @@ class DDPMLinearScheduler(SchedulerMixin, ConfigMixin):
         return self.variance(t, predicted_variance, dtype=dtype).clamp(min=1e-20).sqrt()
 
     def _learned_log_variance(self, t, predicted_variance, dtype) -> torch.Tensor:
-        """Return log sigma_t^2 between log beta_tilde_t, at -1, and log beta_t, at 1 (arXiv 2102.09672, eq. 15)."""
+        """Return log sigma_t^2 between log beta_tilde_t and log beta_t."""
         log_beta = self.variance(t, variance_type="fixed_large", dtype=dtype).log()
         log_beta_tilde = self.variance(t, variance_type="fixed_small", dtype=dtype).log()
-        share = (predicted_variance + 1) / 2
-        return share * log_beta + (1 - share) * log_beta_tilde
+        return between_log_variances(predicted_variance, log_beta_tilde, log_beta)
 
     def _threshold_sample(self, x_0: torch.Tensor) -> torch.Tensor:
         """Clip x_0 at a quantile of |x_0|, and scale it to [-1, 1] (arXiv 2205.11487, section 2.3)."""
@@ -647,6 +646,19 @@ def _shown(value) -> str:
 
 
 # ---- Tables and timesteps of a configuration -------------------------------------------------------------------------
+
+
+def between_log_variances(
+    predicted_variance: torch.Tensor, log_beta_tilde: torch.Tensor, log_beta: torch.Tensor
+) -> torch.Tensor:
+    """Return the log of a learned variance (arXiv 2102.09672, eq. 15).
+
+    Args:
+        predicted_variance (`torch.Tensor`): v. It chooses the first bound at -1, and the second one at 1.
+        log_beta_tilde, log_beta (`torch.Tensor`): The bounds; their shapes broadcast with v.
+    """
+    share = (predicted_variance + 1) / 2
+    return share * log_beta + (1 - share) * log_beta_tilde
 
 
 def _spread_timesteps(n: int, config) -> torch.Tensor:

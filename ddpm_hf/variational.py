@@ -2,7 +2,7 @@
 
 import torch
 
-from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler, between_log_variances
 
 
 def log_variances(
@@ -33,8 +33,7 @@ def log_variances(
     if kind == "learned_range":
         assert predicted_variance is not None
         large = scheduler.variance(t, variance_type="fixed_large", dtype=dtype).log()
-        share = (predicted_variance + 1) / 2  # arXiv 2102.09672, eq. 15
-        return share * large + (1 - share) * small
+        return between_log_variances(predicted_variance, small, large)
     return torch.where(t == 0, small, scheduler.variance(t, dtype=dtype).log())
 
 

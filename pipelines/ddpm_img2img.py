@@ -219,6 +219,10 @@ class DDPMImg2ImgPipeline(DiffusionPipeline):
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
+        return self._network_with(labels, guidance_scale)
+
+    def _network_with(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+        """Return the network as a function of x_t and t, for these labels and with this guidance."""
         if labels is None:
             return lambda x_t, t: self.unet(x_t, t).sample
         of_images = torch.tensor(labels, device=self._execution_device)  # (B,)

@@ -168,6 +168,10 @@ class DDPMInversionPipeline(DiffusionPipeline):
         """
         if not torch.is_tensor(x_T) or x_T.ndim != 4 or not x_T.is_floating_point():
             raise ValueError(f"`x_T={_shown(x_T)}`; expected a tensor (batch, channels, height, width) of floats.")
+        if x_T.shape[1] != self.unet.config.in_channels:
+            raise ValueError(
+                f"`x_T` has {x_T.shape[1]} channels; expected the {self.unet.config.in_channels} of the model."
+            )
         self._check_output(output_type, len(x_T))
         labels = self._label_numbers(class_labels, len(x_T), _finite_number("guidance_scale", guidance_scale))
         images = self._decode(x_T, labels, guidance_scale, num_inference_steps, output_type)

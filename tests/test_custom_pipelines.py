@@ -517,6 +517,8 @@ def test_what_cannot_be_inverted():
     pipeline = make(DDPMInversionPipeline)
     with pytest.raises(ValueError, match=r"`x_T=3`; expected a tensor"):
         pipeline.decode(3)
+    with pytest.raises(ValueError, match=r"`x_T` has 3 channels; expected the 1 of the model"):
+        pipeline.decode(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match=r"`image='one.png'`; expected a PIL picture"):
         pipeline.encode("one.png")
     with pytest.raises(ValueError, match=r"num_refinements=-1"):
