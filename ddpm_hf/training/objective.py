@@ -112,9 +112,10 @@ def bound_of_variance(
 
 
 def _log_probability(x_0: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Return the log of the probability of the pixels' bins (eq. 13), with a gradient in float32.
+    """Return the log of the probability of the pixels' bins (eq. 13), with a finite gradient in float32.
 
-    [`~ddpm_hf.evaluation.likelihood.log_probability_of_pixels`] is exact in the tails, too, and has no gradient there.
+    A bin has at least the probability 1e-12, and below that no gradient. The evaluation's
+    [`~ddpm_hf.evaluation.likelihood.log_probability_of_pixels`] has no such bound.
     """
     half, sigma = 1 / 255, (0.5 * log_variance).exp()
     below = torch.special.ndtr((x_0 - half - mean) / sigma).masked_fill(x_0 < -1 + half, 0.0)
