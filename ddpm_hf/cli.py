@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None):
     _add_sample(subcommands)
     _add_evaluate(subcommands)
     _add_convert(subcommands)
+    _add_export(subcommands)
     _add_push(subcommands)
     _add_demo(subcommands)
     argv = sys.argv[1:] if argv is None else argv
@@ -431,6 +432,57 @@ def _check_target(source: Path, target: Path, overwrite: bool):
     index = read_json(target / INDEX, {"unet": list, "scheduler": list}, "Name an empty folder.")
     if more := [name for name, entry in index.items() if isinstance(entry, list) and name not in PARTS_OF_DDPM]:
         raise ValueError(f"{target} is a pipeline with {', '.join(more)}, which is no DDPM; name an empty folder.")
+
+
+# ---- ddpm-hf export ------------------------------------------------------------------------------------------------
+
+
+def _add_export(subcommands):
+    parser = subcommands.add_parser(
+        "export",
+        help="write a model for programs without PyTorch",
+        description="Write the network, or the whole denoising loop, as ONNX or for torch.export, with the numbers of "
+        "each denoising step in sampler.json; compare it with the model; and add a program that draws with it.",
+    )
+    _add_model(parser)
+    parser.add_argument("output_dir", type=Path, help="folder to write into, made if missing")
+    parser.add_argument(
+        "--format", choices=("onnx", "torch.export", "safetensors-only"), default="onnx", help="default: onnx"
+    )
+    parser.add_argument("--loop", action="store_true", help="the whole denoising loop, and not the network alone")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of the weights; fp16: stored in 16 bits, computed in 32; int8: computed in 8 bits, with worse pictures",
+    )
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps; default: those of the model")
+    parser.add_argument("--scheduler", choices=("ddpm", "ddim"), help="in place of the saved one")
+    parser.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="towards the classes, as part of the graph; default: 1, none"
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(source, output_dir, checkpoint, revision, scheduler, **how):
+    _check_numbers(num_inference_steps=(how["num_inference_steps"], 1), guidance_scale=(how["guidance_scale"], 0))
+    from ddpm_hf.places import check_model
+
+    check_model(source, revision)
+    _check_folder(output_dir, "OUTPUT_DIR")
+    try:
+        from ddpm_hf.export.files import FILES, Export, check_target, write_export
+    except ModuleNotFoundError as error:
+        raise ValueError(f'exporting needs {error.name}: pip install "ddpm-hf[export]"') from error
+    from ddpm_hf.sampling import open_model
+
+    check_target(output_dir)
+    pipeline = open_model(source, checkpoint, scheduler, revision, how["num_inference_steps"]).to("cpu")
+    how["num_inference_steps"] = how["num_inference_steps"] or pipeline.default_num_inference_steps
+    difference = write_export(pipeline, output_dir, export := Export(**how))
+    file = output_dir / FILES[export.format]
+    compared = "" if difference is None else f" Its pictures differ by {difference:.1g} of the range from the model's."
+    print(f"{file} holds {file.stat().st_size / 1e6:.2g} MB.{compared}")
 
 
 # ---- ddpm-hf push --------------------------------------------------------------------------------------------------

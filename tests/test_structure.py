@@ -45,12 +45,12 @@ LAYERS = (
     ("images",),
     ("training",),
     ("sampling",),
-    ("sample_folder",),
+    ("sample_folder", "export"),
     ("evaluation", "hub"),  # neither knows the other
     ("demo", "train", "prepare", "teacher_options"),
     ("cli",),
 )
-WINGS = ("images", "training", "evaluation", "hub", "demo")
+WINGS = ("images", "training", "evaluation", "export", "hub", "demo")
 OF_LABELS = ("_label_numbers", "_class_numbers", "_finite_number", "_is_whole", "_shown")
 CUSTOM_PIPELINES = sorted((ROOT / "pipelines").glob("*.py"))
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.glob("**/*.py")}
