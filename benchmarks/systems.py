@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from judge import to_x
@@ -136,6 +136,9 @@ class Peer(System):
 class Diffusers(Peer):
     """`train_unconditional.py` of diffusers, with a network that is small enough for minutes; its own has 114 M."""
 
+    learning_rate = 1e-4
+    sampler = DDPMScheduler
+
     def make(self, channels: int, size: int):
         self.scheduler = DDPMScheduler(num_train_timesteps=1000)
         blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
@@ -143,7 +146,8 @@ class Diffusers(Peer):
         self.network = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **keys)
         parameters = self.network.parameters
         self.averaged = EMAModel(parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-        self.optimizer = torch.optim.AdamW(parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+        adam = {"betas": (0.95, 0.999), "weight_decay": 1e-6}
+        self.optimizer = torch.optim.AdamW(parameters(), lr=self.learning_rate, **adam)
 
     def loss(self, x_0: torch.Tensor) -> torch.Tensor:
         eps, t = torch.randn_like(x_0), torch.randint(1000, (len(x_0),))
@@ -157,14 +161,23 @@ class Diffusers(Peer):
 
     def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         self.averaged.copy_to(self.network.parameters())
-        pipeline = DDPMPipeline(self.network.eval(), self.scheduler)
+        pipeline = DDPMPipeline(self.network.eval(), self.sampler.from_config(self.scheduler.config))
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(count, generator, num_inference_steps=steps, output_type="np").images
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
+class TunedDiffusers(Diffusers):
+    """The same with a learning rate that suits some thousand steps, and with DDIM for few denoising steps."""
+
+    learning_rate = 1e-3
+    sampler = DDIMScheduler
+
+
 class Lucidrains(Peer):
     """denoising-diffusion-pytorch with the optimizer, batch and average of its `Trainer`."""
+
+    learning_rate = 1e-4
 
     def make(self, channels: int, size: int):
         # Only its Trainer uses torchvision. A stub takes its place, and goes again, as other libraries look for it.
@@ -181,7 +194,7 @@ class Lucidrains(Peer):
         unet = Unet(dim=16, dim_mults=(1, 2, 3), channels=channels, flash_attn=False, **attention)
         self.network = GaussianDiffusion(unet, image_size=size, timesteps=1000)
         self.averaged = EMA(self.network, beta=0.995, update_every=10)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
 
     def loss(self, x_0: torch.Tensor) -> torch.Tensor:
         return self.network((x_0 + 1) / 2)
@@ -201,10 +214,18 @@ class Lucidrains(Peer):
             return averaged.sample(batch_size=count).cpu() * 2 - 1
 
 
+class TunedLucidrains(Lucidrains):
+    """The same with a learning rate that suits some thousand steps."""
+
+    learning_rate = 1e-3
+
+
 SYSTEMS: dict[str, Callable[[Part, Path, int], System]] = {
     "ours": partial(Ours, flags={"--preset": "mnist-mini", "--class_conditional": None}),
     "ours, without labels": partial(Ours, flags={"--preset": "mnist-mini", "--no_class_conditional": None}),
     "ours before": partial(Ours, flags=BEFORE),
     "diffusers": Diffusers,
+    "diffusers, tuned": TunedDiffusers,
     "denoising-diffusion-pytorch": Lucidrains,
+    "denoising-diffusion-pytorch, tuned": TunedLucidrains,
 }
