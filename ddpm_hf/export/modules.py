@@ -35,9 +35,10 @@ class Network(nn.Module):
             return self.unet(sample, timestep, class_labels, return_dict=False)[0]
         no_class = torch.full_like(class_labels, len(self.unet.config.class_names))
         twice = torch.cat((sample, sample)), torch.cat((timestep, timestep)), torch.cat((class_labels, no_class))
-        with_label, without = self.unet(*twice, return_dict=False)[0].chunk(2)
+        both = self.unet(*twice, return_dict=False)[0]
+        B, C = sample.shape[:2]
+        with_label, without = both[:B], both[B:]  # `chunk` would fix the batch size
         guided = without + self.guidance_scale * (with_label - without)
-        C = sample.shape[1]
         return torch.cat((guided[:, :C], with_label[:, C:]), dim=1)  # a learned variance is not guided
 
 
