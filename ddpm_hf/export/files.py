@@ -1,6 +1,7 @@
 """Write the folder of an exported model, and compare it with the pipeline."""
 
 import shutil
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ddpm_hf.export.modules import Loop, Network, Step, example, is_noisy
 from ddpm_hf.export.table import clip_of, table_of
 from ddpm_hf.files import write_json
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 Format = Literal["onnx", "torch.export", "safetensors-only"]
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -28,7 +30,7 @@ DTYPES: dict[Format, tuple[Dtype, ...]] = {
 }
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch.export": "model.pt2", "safetensors-only": "model.safetensors"}
 SAMPLER, CONFIG, READER = "sampler.json", "config.json", "draw.py"
-WRITTEN = (SAMPLER, CONFIG, READER, *FILES.values())
+WRITTEN = (SAMPLER, CONFIG, READER, *FILES.values())  # an older export's files are replaced
 MADE_BY = "ddpm_hf_version"  # a key of sampler.json, by which an older export is known
 MOST_UNROLLED = 100  # steps of a loop of torch.export, which has each of them
 TOLERANCE = 1e-4  # of fp32
@@ -94,62 +96,76 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         OSError: If the folder cannot be written.
     """
     check_target(folder)
-    unet = pipeline.unet.eval()
-    table = table_of(pipeline.scheduler, how.num_inference_steps)
-    noisy, names = is_noisy(table), unet.config.class_names
+    unet, scheduler = pipeline.unet.eval(), pipeline.scheduler
+    names, count = unet.config.class_names, unet.config.num_class_embeds
     if how.guidance_scale != 1 and not names:
         raise ValueError(f"--guidance_scale {how.guidance_scale:g} needs a model of named classes.")
-    of_class = ["class_labels"] if unet.config.num_class_embeds else []
-    network = Network(unet, how.guidance_scale)
-    step = Step(network, table, clip_of(pipeline.scheduler)).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in WRITTEN:
-        (folder / name).unlink(missing_ok=True)
-    file = folder / FILES[how.format]
-    of_network, of_loop = ["sample", "timestep", *of_class], ["sample", *(["noise"] if noisy else []), *of_class]
-    match how.format:
-        case "onnx":
-            _write_onnx(step, file, how, [*of_loop, "index"] if how.loop else of_network)
-        case "torch.export":
-            module, inputs = (Loop(step), of_loop) if how.loop else (network, of_network)
-            traced, free = example(unet, inputs, how.num_inference_steps)
-            torch.export.save(torch.export.export(module.eval(), (), traced, dynamic_shapes=free), file)
-        case "safetensors-only":
-            weights = unet.half().state_dict() if how.dtype == "fp16" else unet.state_dict()
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
-            (folder / CONFIG).write_text(unet.to_json_string(), encoding="utf-8")
-    if how.format == "onnx":
-        shutil.copyfile(draw.__file__, folder / READER)
+    table = table_of(scheduler, how.num_inference_steps)
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     about = {
         MADE_BY: __version__,
         "loop": how.loop,
         "sample_shape": [unet.config.in_channels, height, width],
-        "classes": len(names) if names else unet.config.num_class_embeds or 0,
+        "classes": len(names) if names else count or 0,
         "class_names": list(names) if names else None,
+        "class_frequencies": unet.config.class_frequencies,
         "guidance_scale": how.guidance_scale,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "prediction_type": pipeline.scheduler.config.prediction_type,
-        "noisy": noisy,
-        "clip": clip_of(pipeline.scheduler),
+        "scheduler": type(scheduler).__name__,
+        "prediction_type": scheduler.config.prediction_type,
+        "noisy": is_noisy(table),
+        "clip": clip_of(scheduler),
         "pixel_format": unet.config.pixel_format,
         "steps": table,
     }
-    write_json(folder / SAMPLER, about)
-    if how.format == "safetensors-only":
-        return None
-    difference = _difference(pipeline, file, about, how)
-    if how.dtype == "fp32" and not difference <= TOLERANCE:
-        raise ValueError(
-            f"{file} differs from the model by {difference:g}; expected at most {TOLERANCE:g}. Do not use it."
-        )
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place)
+        write_json(made / SAMPLER, about)
+        if how.format == "safetensors-only":
+            difference = None
+            _write_weights(unet, made, how.dtype)
+        else:
+            _write_graph(unet, made / FILES[how.format], about, how)
+            difference = _difference(pipeline, made / FILES[how.format], about, how)
+        if how.dtype == "fp32" and difference is not None and not difference <= TOLERANCE:
+            raise ValueError(
+                f"The exported model draws pictures that differ by {difference:g} of the range; expected at most "
+                f"{TOLERANCE:g}. Nothing was written."
+            )
+        if how.format == "onnx":
+            shutil.copyfile(draw.__file__, made / READER)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:  # the first names an export, even a half-written one
+            (folder / name).unlink(missing_ok=True)
+            if (made / name).exists():
+                shutil.move(made / name, folder / name)
     return difference
 
 
-def _write_onnx(step: Step, file: Path, how: Export, names: list[str]):
-    module, output = (step, "x_next") if how.loop else (step.network, "out_sample")
-    model = to_onnx(module, *example(step.network.unet, names, how.num_inference_steps), output)
+def _write_weights(unet: DDPMUNetModel, folder: Path, dtype: Dtype):
+    weights = {name: tensor.contiguous() for name, tensor in unet.state_dict().items()}
+    if dtype == "fp16":
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+    save_file(weights, folder / FILES["safetensors-only"])
+    (folder / CONFIG).write_text(unet.to_json_string(), encoding="utf-8")
+
+
+def _write_graph(unet: DDPMUNetModel, file: Path, about: dict, how: Export):
+    network = Network(unet, how.guidance_scale)
+    step = Step(network, about["steps"], about["clip"])
+    names = ["sample", *(["class_labels"] if about["classes"] else [])]
+    if how.loop:
+        names += ["noise"] if about["noisy"] else []
+    else:
+        names += ["timestep"]
+    if how.format == "torch.export":
+        inputs, free = example(unet, names, how.num_inference_steps)
+        module = (Loop(step) if how.loop else network).eval()
+        torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=free), file)
+        return
+    module, output = (step, "x_next") if how.loop else (network, "out_sample")
+    inputs, free = example(unet, [*names, "index"] if how.loop else names, how.num_inference_steps)
+    model = to_onnx(module.eval(), inputs, free, output)
     if how.dtype == "int8":
         model = with_int8_weights(model)
     if how.loop:

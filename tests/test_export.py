@@ -1,0 +1,245 @@
+"""`ddpm-hf export`: the table of the steps, the graphs, and the reader, against schedulers and pipelines."""
+
+import ast
+import json
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
+from ddpm_hf.export import draw, files
+from ddpm_hf.export.files import Export, noise_of, write_export
+from ddpm_hf.export.modules import is_noisy
+from ddpm_hf.export.table import clip_of, table_of
+
+CONFIGS = [
+    {"prediction_type": kind, "clip_sample": clip, **keys}
+    for kind, clip in product(("epsilon", "sample", "v_prediction"), (True, False))
+    for keys in (
+        {},
+        {"timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2", "clip_sample_range": 0.5},
+        {"timestep_spacing": "linspace", "steps_offset": 1},
+    )
+] + [{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}]
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")  # stock gives NaN for fixed_large_log
+
+
+class FakeNetwork:
+    """Something nonlinear in place of a network, called as a model of onnxruntime."""
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def run(self, _, inputs):
+        x, t = inputs["sample"], inputs["timestep"].reshape(-1, 1, 1, 1).astype(np.float32)
+        return [np.concatenate([np.sin((i + 2) * x + t / 100) for i in range(self.channels // x.shape[1])], axis=1)]
+
+
+def tiny(seed=0, **keys):
+    torch.manual_seed(seed)
+    config = {"sample_size": (8, 12), "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), **keys}
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    return DDPMUNetModel(**config, **blocks, layers_per_block=1, norm_num_groups=4, zero_init=False).eval()
+
+
+@pytest.fixture
+def pipeline():
+    labels = {"num_class_embeds": 3, "class_names": ("cat", "dog"), "class_frequencies": (0.25, 0.75)}
+    pipeline = DDPMPipelineCustom(tiny(**labels), DDPMLinearScheduler(50, prediction_type="v_prediction"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def about_in(folder):
+    return json.loads((folder / "sampler.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore:With `variance_type")
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_reader_steps_as_stock_schedulers(config):
+    """From the same noise, with any network: DDIM, and DDPM with each type of variance."""
+    stocks = [(DDIMScheduler(**config), 1)]
+    if not config.get("steps_offset"):  # stock's DDPM draws other timesteps than its DDIM with it
+        stocks += [(DDPMScheduler(variance_type=kind, **config), 1 + (kind == "learned_range")) for kind in VARIANCES]
+    for stock, channels in stocks:
+        is_ddim = isinstance(stock, DDIMScheduler)
+        ours = stock if is_ddim else DDPMLinearScheduler.from_config(stock.config)
+        table = table_of(ours, 7)
+        about = {"sample_shape": (1, 4, 4), "loop": False, "clip": clip_of(ours), "noisy": is_noisy(table)}
+        x_t, z = noise_of(torch.Generator().manual_seed(1), 2, about := {**about, "steps": table})
+        network = FakeNetwork(channels)
+
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(2, 1, 4, 4, generator=generator)
+        stock.set_timesteps(7)
+        for t in stock.timesteps:
+            output = torch.from_numpy(network.run(None, {"sample": x.numpy(), "timestep": np.full(2, t)})[0])
+            x = stock.step(output, t, x, **({} if is_ddim else {"generator": generator})).prev_sample
+        expected = (x / 2 + 0.5).clamp(0, 1).numpy()
+        np.testing.assert_allclose(draw.draw(network, about, x_t, None, z), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "flags"),
+    [("ddpm", 4, {}), ("ddim", 3, {"loop": True, "guidance_scale": 3.0}), ("ddpm", 3, {"loop": True})],
+)
+def test_onnx_draws_what_the_pipeline_draws(scheduler, steps, flags, pipeline, tmp_path):
+    """With other batch sizes and picture sizes than those it was traced with."""
+    if scheduler == "ddim":
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    difference = write_export(pipeline, tmp_path, Export(num_inference_steps=steps, **flags))
+    assert difference < 1e-5
+    network = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    pipeline.unet.register_to_config(sample_size=(16, 4))
+    about = {**about_in(tmp_path), "sample_shape": (1, 16, 4)}
+    x_T, z = noise_of(torch.Generator().manual_seed(5), 5, about)
+    options = {"class_labels": ["cat", "dog", "dog", "cat", "dog"], "guidance_scale": flags.get("guidance_scale", 1)}
+    expected = pipeline(5, torch.Generator().manual_seed(5), steps, output_type="pt", **options).images
+    images = draw.draw(network, about, x_T, np.array([0, 1, 1, 0, 1]), z)
+    np.testing.assert_allclose(images, expected.numpy(), atol=1e-5)
+
+
+def test_smaller_weights_and_a_learned_variance(tmp_path):
+    """The rounding of 16 bits is that of the weights, and nothing else."""
+    unet = tiny(in_channels=3, out_channels=6)
+    pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler(50, variance_type="learned_range"))
+    pipeline.set_progress_bar_config(disable=True)
+    sizes = {}
+    for dtype, most in (("fp32", 1e-5), ("int8", 0.5), ("fp16", 0.02)):
+        assert write_export(pipeline, tmp_path, Export(num_inference_steps=3, dtype=dtype)) < most
+        sizes[dtype] = (tmp_path / "model.onnx").stat().st_size
+    assert sizes["fp16"] < 0.8 * sizes["fp32"]
+    assert sizes["int8"] < 0.8 * sizes["fp32"]
+    for parameter in unet.parameters():
+        if parameter.numel() >= 64:
+            parameter.data = parameter.half().float()
+    x, t = torch.randn(2, 3, 8, 12), torch.tensor([3, 40])
+    (out,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(
+        None, {"sample": x.numpy(), "timestep": t.numpy()}
+    )
+    np.testing.assert_allclose(out, unet(x, t).sample.detach().numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_torch_export_draws_what_the_pipeline_draws(loop, pipeline, tmp_path):
+    assert write_export(pipeline, tmp_path, Export("torch.export", 3, loop)) < 1e-5
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    x, labels = torch.randn(4, 1, 16, 4), torch.tensor([0, 1, 2, 1])
+    if not loop:
+        t = torch.tensor([3, 7, 9, 40])
+        torch.testing.assert_close(program(x, t, labels), pipeline.unet(x, t, labels).sample)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_safetensors_only_is_the_network(dtype, pipeline, tmp_path):
+    assert write_export(pipeline, tmp_path, Export("safetensors-only", 3, dtype=dtype)) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "sampler.json"}
+    unet = DDPMUNetModel.from_config(json.loads((tmp_path / "config.json").read_text()))
+    unet.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    for a, b in zip(unet.parameters(), pipeline.unet.parameters(), strict=True):
+        torch.testing.assert_close(a, b.half().float() if dtype == "fp16" else b, rtol=0, atol=0)
+
+
+def test_the_command_and_the_reader_as_a_program(pipeline, tmp_path, capsys):
+    """The reader needs nothing but onnxruntime and NumPy, and draws a file. A new export replaces an old one."""
+    pipeline.save_pretrained(tmp_path / "model")
+    flags = ["--num_inference_steps", "2", "--scheduler", "ddim"]
+    cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags, "--format", "safetensors-only"])
+    cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags])
+    assert "Its pictures differ by " in capsys.readouterr().out
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "sampler.json", "draw.py"}
+    tree = ast.walk(ast.parse((folder / "draw.py").read_text()))
+    modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names} | {"pathlib"}
+    assert modules - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+    subprocess.run([sys.executable, "draw.py", "3", "7"], cwd=folder, check=True, capture_output=True)
+    rng, about = np.random.default_rng(7), about_in(folder)
+    labels = rng.integers(2, size=3)
+    network = onnxruntime.InferenceSession(folder / "model.onnx")
+    images = draw.draw(network, about, rng.standard_normal((3, 1, 8, 12), np.float32), labels, None)
+    expected = np.hstack((images[:, 0] * 255).round().astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "samples.pgm")), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "message"),
+    [
+        (
+            {"scheduler": UniPCMultistepScheduler()},
+            {},
+            "UniPCMultistepScheduler cannot be exported: pass --scheduler ddim",
+        ),
+        ({"scheduler": DDIMScheduler(thresholding=True)}, {}, "`thresholding` cannot be exported"),
+        ({"scheduler": DDPMLinearScheduler(variance_type="learned")}, {}, "'learned'` cannot be exported with DDPM"),
+        ({"unet": tiny()}, {"guidance_scale": 2.0}, "--guidance_scale 2 needs a model of named classes"),
+    ],
+)
+def test_models_that_cannot_be_exported(change, how, message, pipeline, tmp_path):
+    pipeline.register_modules(**change)
+    with pytest.raises(ValueError, match=message):
+        write_export(pipeline, tmp_path / "out", Export(num_inference_steps=3, **how))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_graph_is_not_written(pipeline, tmp_path, monkeypatch):
+    """An operator that ONNX lacks, and a graph that computes something else."""
+    how = Export(num_inference_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(DDPMUNetModel, "forward", lambda self, x, t, y, return_dict: (torch.special.bessel_j1(x),))
+        with pytest.raises(
+            ValueError, match=r"ONNX cannot express this network \(.*bessel.*\); try --format torch.export"
+        ):
+            write_export(pipeline, tmp_path / "out", how)
+    monkeypatch.setattr(files, "to_onnx", lambda *_: _identity())
+    with pytest.raises(
+        ValueError, match=r"differ by 0\.\d+ of the range; expected at most 0.0001. Nothing was written"
+    ):
+        write_export(pipeline, tmp_path / "out", how)
+    assert not (tmp_path / "out").exists()
+
+
+def _identity():
+    from onnx import TensorProto, helper
+
+    info = {
+        name: helper.make_tensor_value_info(name, TensorProto.INT64, [None]) for name in ("timestep", "class_labels")
+    }
+    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("sample", "out_sample"))
+    nodes = [helper.make_node("Identity", ["sample"], ["out_sample"])]
+    graph = helper.make_graph(nodes, "identity", [x, *info.values()], [out])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dtype int8 --format torch.export", "--dtype int8: --format torch.export has fp32."),
+        ("--loop --format safetensors-only", "--loop: --format safetensors-only holds weights, and no graph"),
+        (
+            "--loop --format torch.export --num_inference_steps 101",
+            "writes each of the 101 steps; pass --num_inference_",
+        ),
+        ("--num_inference_steps 0", "--num_inference_steps 0: expected at least 1"),
+        ("--guidance_scale nan", "--guidance_scale nan: expected at least 0"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, message, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags.split()])
+    assert message in capsys.readouterr().err
+
+
+def test_files_of_others_stay(pipeline, tmp_path):
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds files, and no older export \(sampler.json\); name an empty folder"):
+        write_export(pipeline, tmp_path, Export(num_inference_steps=2))
+    assert (tmp_path / "diary.txt").read_text() == "mine"
