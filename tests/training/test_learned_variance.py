@@ -16,7 +16,7 @@ from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.convert import to_unet2d
 from ddpm_hf.evaluation.likelihood import log_probability_of_pixels, step_bits
 from ddpm_hf.training.memory import peak_memory
-from ddpm_hf.training.objective import bound_of_variance, denoising_loss
+from ddpm_hf.training.objective import bound_at, denoising_loss
 from ddpm_hf.training.pretrained import adapt
 
 
@@ -77,7 +77,7 @@ def test_the_bound_is_that_of_the_evaluation(variance_type, prediction_type):
     if variance_type == "learned":
         output[:, 3:] = scheduler.variance(t, variance_type="fixed_large").view(-1, 1, 1, 1) * output[:, 3:].exp()
     expected, _ = step_bits(Answer(output), scheduler, pixels, t, eps)
-    found = bound_of_variance(scheduler, x_0, x_t, t, *output.chunk(2, dim=1))
+    found = bound_at(scheduler, x_0, x_t, t, *output.chunk(2, dim=1))
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4)
 
 
@@ -101,12 +101,12 @@ def test_the_decoder_is_exact_and_has_no_infinite_gradient():
     scheduler = DDPMLinearScheduler(variance_type="learned")
     x_0 = torch.tensor([0, 1, 128, 255]).view(1, 1, 2, 2) / 127.5 - 1
     variance = torch.full_like(x_0, 1e-6).requires_grad_()
-    bound = bound_of_variance(scheduler, x_0, -x_0, torch.tensor([0]), torch.zeros_like(x_0), variance)
+    bound = bound_at(scheduler, x_0, -x_0, torch.tensor([0]), torch.zeros_like(x_0), variance)
     assert torch.autograd.grad(bound.sum(), variance)[0].isfinite().all()
     pixels, sigma_2 = torch.tensor([0, 1, 128, 255]), torch.full((4,), 1e-4, dtype=torch.float64)
     exact = log_probability_of_pixels(pixels, pixels / 127.5 - 1, sigma_2.log()).mean() / -torch.tensor(2.0).log()
     x_t = scheduler.alphas_cumprod[0].sqrt() * x_0
-    near = bound_of_variance(scheduler, x_0, x_t, torch.tensor([0]), torch.zeros_like(x_0), 0 * x_0 + 1e-4)
+    near = bound_at(scheduler, x_0, x_t, torch.tensor([0]), torch.zeros_like(x_0), 0 * x_0 + 1e-4)
     assert near.item() == pytest.approx(exact.item(), rel=1e-3)
 
 
