@@ -88,7 +88,7 @@ def train(config: TrainingConfig, dry_run: bool = False):
 
 def train_step(run: Run, state: RunState):
     """Take one step of Algorithm 1. The gradient is that of all micro-batches of the step, on all processes."""
-    for g in state.micro_batches_of_a_step():  # everything random is a function of the seed and g
+    for g in state.micro_batches_of_a_step():  # everything random is a function of the seed, g and the losses before
         generator = run.batches.generator(g)
         with one_line_errors():
             x_0, known_labels = run.batches.draw(g, generator)  # x_0 ~ q(x_0)
