@@ -119,7 +119,7 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
 
 def _is_half_deleted(folder: Path) -> bool:
     """Return whether a folder is what a crash left of a checkpoint that was being deleted."""
-    parts = {STATE, MANIFEST, *(f"{name}.safetensors" for name in ("model", "optimizer", "ema"))}
+    parts = {STATE, MANIFEST, *(f"{name}.safetensors" for name in ("model", "optimizer", "ema", "history"))}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= parts
 
 

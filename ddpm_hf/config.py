@@ -83,10 +83,10 @@ class TrainingConfig:
     ddpm_num_steps: int = _diffusion(1000, "T, the number of noising steps.", minimum=2, card=True)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = _diffusion("linear", "Schedule of the betas; the paper's is linear, from 1e-4 to 0.02.", card=True)
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = _diffusion("epsilon", "What the network predicts: the noise (the paper), x_0, or v.", card=True)
-    timestep_sampling: Literal["uniform", "lognormal"] = _diffusion("uniform", "Timesteps to train: all alike (the paper), or such that the noise level is log-normal.", card=True)
+    timestep_sampling: Literal["uniform", "lognormal", "loss_second_moment"] = _diffusion("uniform", "Timesteps to train: all alike (the paper); such that the noise level is log-normal; or more often where the loss is large, with less weight (arXiv 2102.09672, section 3.3).", card=True)
     lognormal_mean: float = _diffusion(0.5, "Mean of the logarithm of the noise level sqrt(1 / alpha_bar - 1).")
     lognormal_std: float = _diffusion(1.0, "Standard deviation of that logarithm.", minimum=1e-6)
-    loss_weighting: Literal["simple", "min_snr"] = _diffusion("simple", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556).", card=True)
+    loss_weighting: Literal["simple", "min_snr", "vlb"] = _diffusion("simple", "simple: eq. 14 of the paper; min_snr: weigh the error of x_0 with min(SNR, snr_gamma) (arXiv 2303.09556); vlb: eq. 5, the variational bound in bits per dimension.", card=True)
     snr_gamma: float = _diffusion(5.0, "See loss_weighting.", minimum=1e-6)
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = _diffusion("fixed_small", "Variance of a sampling step (section 3.2): beta_tilde_t, beta_t, or one between these that the network learns (arXiv 2102.09672).", card=True)
     clip_sample: bool = _diffusion(True, "Clip predictions of x_0 to [-1, 1] while sampling.", card=True)
@@ -200,7 +200,12 @@ class TrainingConfig:
             raise ValueError(f"--run_name {self.run_name} is the name at the trackers; pass --logger, too.")
         if self.run_name is not None and not re.fullmatch(r"\w[\w. -]*", self.run_name):
             raise ValueError(f"--run_name {self.run_name}: expected letters, digits, and _ . - or spaces among them.")
-        if self.variance_type == "learned_range" and self.loss_weighting != "simple":
+        if self.loss_weighting == "vlb" and self.timestep_sampling == "lognormal":
+            raise ValueError(
+                "--timestep_sampling lognormal would weigh the terms of the bound, and --loss_weighting vlb is their "
+                "sum; pass --timestep_sampling loss_second_moment or uniform."
+            )
+        if self.variance_type == "learned_range" and self.loss_weighting == "min_snr":
             raise ValueError(
                 f"--loss_weighting {self.loss_weighting} would weigh the bound of a learned variance, too; leave it out, "
                 "or pass a fixed --variance_type."

@@ -23,7 +23,7 @@ from ddpm_hf.training.energy import check_emissions
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
 from ddpm_hf.training.model import make_model
-from ddpm_hf.training.objective import Objective
+from ddpm_hf.training.objective import Objective, check_levels
 from ddpm_hf.training.out_of_memory import StepMemory
 from ddpm_hf.training.pretrained import start_at_base
 from ddpm_hf.training.resuming import Start, check_folder, check_pictures, find_start
@@ -121,6 +121,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     with accelerator.main_process_first():
         found = (dry_run and announced_images(config)) or find_images(config, fit_resolution)
     config.model = config.model | label_settings(found.dataset) | found.form.settings()
+    check_levels(config, found.form)
     count, held_out = count_images(found.count, found.count_of_split, config)
     cost = fit_settings(config, accelerator, found.form.channels, count)
     measurement = measurement_of(config)

@@ -88,22 +88,23 @@ def train(config: TrainingConfig, dry_run: bool = False):
 
 def train_step(run: Run, state: RunState):
     """Take one step of Algorithm 1. The gradient is that of all micro-batches of the step, on all processes."""
-    for g in state.micro_batches_of_a_step():  # everything random is a function of the seed and g
+    for g in state.micro_batches_of_a_step():  # everything random is a function of the seed, g and the losses before
         generator = run.batches.generator(g)
         with one_line_errors():
             x_0, known_labels = run.batches.draw(g, generator)  # x_0 ~ q(x_0)
         x_0, augment_labels = run.batches.augmented(g, x_0)
-        t = run.objective.draw_timesteps(len(x_0), generator)  # t ~ Uniform({0, ..., T - 1})
+        t = run.objective.draw_timesteps(len(x_0), generator, state.history)  # t ~ Uniform({0, ..., T - 1})
         eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)  # eps ~ N(0, I)
         labels = run.batches.drop_labels(known_labels, generator)
         if run.teacher:
             x_0, eps = run.teacher.teach(x_0, t, eps, labels)
         torch.manual_seed(seed_of(run.config.seed, "dropout", g))
         with run.accelerator.accumulate(state.model):
+            model, is_bound = state.model.train(), run.objective.is_bound
             # |eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2
-            losses = denoising_loss(state.model.train(), run.scheduler, x_0, t, eps, labels, augment_labels)
-            run.accelerator.backward((run.objective.weights[t] * losses).mean())
-        state.meter.add(losses, t)
+            losses = denoising_loss(model, run.scheduler, x_0, t, eps, labels, augment_labels, is_bound)
+            run.accelerator.backward((run.objective.weights[t] * state.importance(t) * losses).mean())
+        state.note(losses, run.objective.weights[t], t)
     state.take_gradient_step()
 
 

@@ -68,7 +68,8 @@ def main(folder: Path, model: str, cache: str):
         for optimizer, in_fp16 in (("adamw", False), ("muon", True)):
             name = f"{optimizer} in fp16" if in_fp16 else optimizer
             flags = ("--optimizer", optimizer, "--class_conditional")
-            flags += ("--variance_type", "learned_range") if in_fp16 else ()
+            if in_fp16:
+                flags += ("--variance_type", "learned_range", "--timestep_sampling", "loss_second_moment")
             (ours, _, skipped), (theirs, waits, skipped_there) = (
                 train(where, name, *flags, in_fp16=in_fp16) for where in places
             )

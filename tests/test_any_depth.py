@@ -280,6 +280,9 @@ def test_a_run(tmp_path, train, kind, monkeypatch, capsys):
     if not form.has_256_levels:
         with pytest.raises(SystemExit, match="--metrics bpd is the likelihood of pictures of 256 levels"):
             cli.main(["evaluate", str(whole), "--metrics", "bpd", "--cache_dir", str(tmp_path / "cache")])
+        bound = {"loss_weighting": "vlb", "timestep_sampling": "uniform"}
+        with pytest.raises(SystemExit, match="--loss_weighting vlb is the likelihood of pictures of 256 levels"):
+            train("bound", *deep_files.FLAGS[kind], **options, **bound)
 
     card = render_card(whole)
     assert form.caption() in card

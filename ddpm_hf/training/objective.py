@@ -1,4 +1,4 @@
-"""The training objective: L_simple (eq. 14), its weights, how often each timestep is drawn, and a learned variance."""
+"""The training objective: L_simple (eq. 14), its weights, the bound (eq. 5), and how often each timestep is drawn."""
 
 import math
 
@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_hf.config import TrainingConfig
+from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.scheduling_ddpm_linear import ALPHA_BAR_MIN, DDPMLinearScheduler
+from ddpm_hf.training.loss_history import LossHistory
 from ddpm_hf.variational import log_variances, normal_kl
 
 VLB_WEIGHT = 0.001  # lambda of L_hybrid (arXiv 2102.09672, section 3.1)
@@ -24,16 +26,24 @@ class Objective:
         weights (`torch.Tensor`, `(T,)`): See [`loss_weights`].
         frequencies (`torch.Tensor`, `(T,)`): See [`timestep_weights`]. They are float64 on a CPU, and float32 on other
             devices, of which some know no float64.
+        is_bound (`bool`): Whether the loss is L_vlb; see [`denoising_loss`].
     """
 
     def __init__(self, scheduler: DDPMLinearScheduler, config: TrainingConfig, device: torch.device):
         self.weights = loss_weights(scheduler, config).to(device)
+        self.is_bound = config.loss_weighting == "vlb"
         frequencies = timestep_weights(scheduler, config)
         self.frequencies = frequencies if device.type == "cpu" else frequencies.float().to(device)
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw timesteps t `(count,)` in [0, T); index 0 means one step of noise."""
-        return self.frequencies.multinomial(count, replacement=True, generator=generator)
+    def draw_timesteps(
+        self, count: int, generator: torch.Generator, history: LossHistory | None = None
+    ) -> torch.Tensor:
+        """Draw timesteps t `(count,)` in [0, T), by their losses if there is a history of them.
+
+        Index 0 means one step of noise.
+        """
+        frequencies = history.density if history else self.frequencies
+        return frequencies.multinomial(count, replacement=True, generator=generator)
 
 
 def denoising_loss(
@@ -44,12 +54,14 @@ def denoising_loss(
     eps: torch.Tensor,
     class_labels: torch.Tensor | None = None,
     augment_labels: torch.Tensor | None = None,
+    is_bound: bool = False,
 ) -> torch.Tensor:
-    """Return L_simple (eq. 14) of each image, or L_hybrid if the network learns the variance.
+    """Return L_simple (eq. 14) of each image, L_hybrid if the network learns the variance, or L_vlb.
 
     L_simple is the mean of `|eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)|^2` over channels
     and pixels. If the network predicts x_0 or v, that takes the place of eps. L_hybrid adds 0.001 T times the term of
-    the bound at t, in bits per dimension (arXiv 2102.09672, eq. 16); see [`bound_of_variance`].
+    the bound at t, in bits per dimension (arXiv 2102.09672, eq. 16); see [`bound_at`]. L_vlb is T times that term, so
+    its mean over all t is the bound (eq. 5) but for L_T, which has no gradient.
 
     Args:
         unet (`torch.nn.Module`): eps_theta.
@@ -59,6 +71,7 @@ def denoising_loss(
         eps (`torch.Tensor`, like x_0): Noise from N(0, I).
         class_labels (`torch.Tensor`, `(batch,)`, *optional*): Labels, for a class-conditional model.
         augment_labels (`torch.Tensor`, `(batch, 9)`, *optional*): How the images were augmented, if they were.
+        is_bound (`bool`): Whether the loss is L_vlb.
 
     Returns:
         `torch.Tensor`: `(batch,)` float32.
@@ -67,6 +80,8 @@ def denoising_loss(
     augmentation = {} if augment_labels is None else {"augment_labels": augment_labels}
     output = unet(x_t, t, class_labels, return_dict=False, **augmentation)[0]
     prediction, predicted_variance = scheduler.split_variance(output.float(), x_t)
+    if is_bound:
+        return len(scheduler) * bound_at(scheduler, x_0, x_t, t, prediction, predicted_variance)
     match scheduler.config.prediction_type:
         case "epsilon":
             target = eps
@@ -76,28 +91,28 @@ def denoising_loss(
             target = scheduler.get_velocity(x_0, eps, t)
     losses = F.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
     if predicted_variance is not None:
-        bound = bound_of_variance(scheduler, x_0, x_t, t, prediction.detach(), predicted_variance)
+        # The bound is noisy. So the mean is trained by L_simple alone, and the bound gives it no gradient.
+        bound = bound_at(scheduler, x_0, x_t, t, prediction.detach(), predicted_variance)
         losses = losses + VLB_WEIGHT * len(scheduler) * bound
     return losses
 
 
-def bound_of_variance(
+def bound_at(
     scheduler: DDPMLinearScheduler,
     x_0: torch.Tensor,
     x_t: torch.Tensor,
     t: torch.Tensor,
     prediction: torch.Tensor,
-    predicted_variance: torch.Tensor,
+    predicted_variance: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the term of the variational bound at t (eq. 5), whose gradient trains the variance.
-
-    The bound is noisy. So the mean is trained by L_simple alone, and `prediction` comes here without a gradient.
+    """Return the term of the variational bound at t (eq. 5) of each image.
 
     Args:
-        scheduler ([`DDPMLinearScheduler`]): Of a learned variance.
+        scheduler ([`DDPMLinearScheduler`]): What the network predicts, and the variance.
         x_0, x_t (`torch.Tensor`, `(batch, channels, height, width)`): Images in [-1, 1], and their noisy form.
         t (`torch.Tensor`, `(batch,)`): Timesteps in [0, T).
-        prediction, predicted_variance (`torch.Tensor`, like x_0): Both halves of the network's output, float32.
+        prediction (`torch.Tensor`, like x_0): The network's output, or its first half, float32.
+        predicted_variance (`torch.Tensor`, like x_0, *optional*): The second half, if the variance is learned.
 
     Returns:
         `torch.Tensor`: `(batch,)` in bits per dimension.
@@ -127,7 +142,8 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
     """Return what the loss at each timestep is multiplied with.
 
     `"simple"` is the paper's choice, 1. `"min_snr"` (Hang et al. 2023, arXiv 2303.09556) weighs the error of x_0 with
-    `min(SNR_t, gamma)`, where `SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, whatever the network predicts.
+    `min(SNR_t, gamma)`, where `SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, whatever the network predicts. `"vlb"` is
+    another loss, with the weight 1; see [`denoising_loss`].
 
     Args:
         scheduler ([`DDPMLinearScheduler`]): alpha_bar, and what the network predicts.
@@ -137,7 +153,7 @@ def loss_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> torc
         `torch.Tensor`: `(T,)` float32.
     """
     alpha_bar = scheduler.alphas_cumprod.clamp(min=ALPHA_BAR_MIN)
-    if config.loss_weighting == "simple":
+    if config.loss_weighting in ("simple", "vlb"):
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
     # |x_0 - x_0'|^2 is |eps - eps'|^2 / SNR, and |v - v'|^2 / (SNR + 1).
@@ -150,7 +166,8 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
 
     `"uniform"` is the paper's choice (Algorithm 1). `"lognormal"` makes the logarithm of the noise level normal, as in
     Karras et al. 2022 (arXiv 2206.00364, table 1), with `sigma_t = sqrt(1 / alpha_bar_t - 1)`: then a short training is
-    spent where it pays, and not on images that are almost clean or almost pure noise. A student is trained at its own
+    spent where it pays, and not on images that are almost clean or almost pure noise. `"loss_second_moment"` begins
+    like `"uniform"`, until [`~ddpm_hf.training.loss_history.LossHistory`] is full. A student is trained at its own
     timesteps only.
 
     Args:
@@ -163,11 +180,20 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
     alpha_bar = scheduler.alphas_cumprod.double().clamp(min=ALPHA_BAR_MIN)
     if config.distill_steps:
         return torch.zeros_like(alpha_bar).index_fill(0, student_timesteps(config), 1)
-    if config.timestep_sampling == "uniform":
+    if config.timestep_sampling in ("uniform", "loss_second_moment"):
         return torch.ones_like(alpha_bar)
     log_sigma = (1 / alpha_bar - 1).log() / 2
     z = (log_sigma - config.lognormal_mean) / config.lognormal_std
     return torch.exp(-(z**2) / 2) * torch.gradient(log_sigma)[0]  # the density of log_sigma, turned into one of t
+
+
+def check_levels(config: TrainingConfig, form: PixelFormat):
+    """Raise a ValueError if the pixels of the pictures have no likelihood that a loss needs."""
+    if config.loss_weighting == "vlb" and not form.has_256_levels:
+        raise ValueError(
+            f"--loss_weighting vlb is the likelihood of pictures of 256 levels, and these have {form.describe()}; "
+            "leave it out."
+        )
 
 
 def student_timesteps(config: TrainingConfig) -> torch.Tensor:

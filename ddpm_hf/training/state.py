@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hardware import called_as_it_is, compile_network
 from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.loss_history import LossHistory
 from ddpm_hf.training.meter import LossMeter
 from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer, skips_by_itself
 from ddpm_hf.training.sharding import copy_whole, is_sharded, prepare, whole
@@ -29,6 +30,7 @@ class RunState:
         model (`torch.nn.Module`): The network as accelerate wraps it, for the forward pass.
         ema ([`MovingAverage`], *optional*): The average of the weights, which samples are drawn with.
         meter ([`LossMeter`]): The losses since the last note.
+        history ([`LossHistory`], *optional*): The last losses at each timestep, if they are drawn by them.
         step (`int`): Optimizer steps taken.
         micro_batches (`int`): Micro-batches used so far by all processes; also the number of the next one.
         norm (`torch.Tensor`): Norm of the last gradient, on the device.
@@ -50,6 +52,8 @@ class RunState:
         self.ema = MovingAverage(unet, *average) if config.use_ema else None
         self.scaler = accelerator.scaler
         self.meter = LossMeter(config.ddpm_num_steps, accelerator.device)
+        is_by_loss = config.timestep_sampling == "loss_second_moment"
+        self.history = LossHistory(config.ddpm_num_steps, accelerator.device) if is_by_loss else None
         self.longest_gradient = config.max_grad_norm or math.inf
         self.step = self.micro_batches = 0
         self.norm, self.skips = torch.zeros((), device=accelerator.device), torch.zeros(2, device=accelerator.device)
@@ -62,6 +66,18 @@ class RunState:
         for _ in range(self.accelerator.gradient_accumulation_steps):
             yield self.micro_batches + self.accelerator.process_index
             self.micro_batches += self.accelerator.num_processes
+
+    def importance(self, t: torch.Tensor) -> torch.Tensor | float:
+        """Return what makes up for timesteps that are drawn by their losses, see [`LossHistory`]."""
+        return self.history.importance(t) if self.history else 1.0
+
+    def note(self, losses: torch.Tensor, weights: torch.Tensor, t: torch.Tensor):
+        """Note the losses of a micro-batch, their weights in the objective, and the timesteps; all are `(batch,)`."""
+        if self.history:
+            self.history.note(weights * losses, t)
+            self.meter.add_estimates(self.importance(t) * losses, t)
+        else:
+            self.meter.add(losses, t)
 
     def take_gradient_step(self):
         """Change the weights by the gradient, and their average; leave both if the gradient is not finite."""
@@ -81,6 +97,8 @@ class RunState:
             self.ema.update(self.step, skip)
         elif self.ema and not skip:
             self.ema.update(self.step)
+        if self.history:
+            self.history.end_step(self.accelerator, skip)
         self.skips[0] += skip
         self.skips[1] = (self.skips[1] + 1) * skip
 
@@ -128,8 +146,11 @@ class RunState:
             for i, named in self.optimizer.state_dict()["state"].items()
             for name, value in named.items()
         }
-        averages = {"ema": self.ema.state_dict()} if self.ema else {}
-        files = {"model": self.unet.state_dict(), "optimizer": moments, **averages}
+        files = {"model": self.unet.state_dict(), "optimizer": moments}
+        if self.ema:
+            files["ema"] = self.ema.state_dict()
+        if self.history:
+            files["history"] = self.history.tensors()
         return {file: {name: whole(tensor) for name, tensor in named.items()} for file, named in files.items()}
 
     def numbers(self) -> dict:
@@ -148,6 +169,8 @@ class RunState:
             copy_whole(tensors["model"][name], tensor)
         if self.ema:
             self.ema.load_state_dict(tensors["ema"])
+        if self.history:
+            self.history.load(tensors["history"])
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():

@@ -72,7 +72,7 @@ class Step:
         if config.compile:
             compile_network(self.unet, device)
         self.optimizer = make_optimizer(self.unet, config, device)
-        self.timesteps = Objective(self.scheduler, config, device)
+        self.objective = Objective(self.scheduler, config, device)
         self.teacher = (
             Teacher(copy.deepcopy(self.unet), self.scheduler, config, device) if config.distill_steps else None
         )
@@ -81,14 +81,14 @@ class Step:
     def seconds_for(self, count: int) -> float:
         """Take the step with so many images, and return its time."""
         x_0 = torch.rand(count, *self.shape, device=self.device) * 2 - 1
-        eps, t = torch.randn_like(x_0), self.timesteps.draw_timesteps(count, torch.Generator(self.device))
+        eps, t = torch.randn_like(x_0), self.objective.draw_timesteps(count, torch.Generator(self.device))
         labels = t % 2 if self.unet.config.num_class_embeds else None
         self._wait()
         began = time.perf_counter()
         if self.teacher:
             x_0, eps = self.teacher.teach(x_0, t, eps, labels)
         with autocast(self.device, self.config.mixed_precision):
-            losses = denoising_loss(self.unet, self.scheduler, x_0, t, eps, labels)
+            losses = denoising_loss(self.unet, self.scheduler, x_0, t, eps, labels, is_bound=self.objective.is_bound)
         losses.mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -8,6 +8,7 @@ from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import BEST, LOSS, METRICS, SAMPLES
 from ddpm_hf.terminal import as_argument
 from ddpm_hf.training.best import KeptBest
+from ddpm_hf.training.loss_history import images_until_full
 from ddpm_hf.training.run_folder import bytes_of_run
 from ddpm_hf.training.step_cost import StepCost
 from ddpm_hf.unet_ddpm import DDPMUNetModel
@@ -35,11 +36,21 @@ def describe(
     )
     size = "" if config.model_size == "auto" else f", size {config.model_size}"
     time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
+    timesteps = _begin_of_timesteps(config, images_per_step)
     return (
         f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data}"
         f"{apart}, {steps:,} steps{time} of {images_per_step} images ({length}), mixed precision "
-        f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{start}"
+        f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{start}{timesteps}"
     )
+
+
+def _begin_of_timesteps(config: TrainingConfig, images_per_step: int) -> str:
+    """Say when timesteps begin to be drawn by their losses, if they are."""
+    if config.timestep_sampling != "loss_second_moment":
+        return ""
+    step = images_until_full(config.ddpm_num_steps) // images_per_step + 1
+    never = ", which is after the end of this run" * (step > config.total_steps)
+    return f" Timesteps are drawn by their losses once each has had ten: from about step {step:,} on{never}."
 
 
 def describe_cost(

@@ -30,7 +30,8 @@ class HeldOutLoss:
 
     Up to a thousand pairs of an image and a timestep are fixed by the seed: of more images some are chosen, and of
     fewer each has several timesteps. The images are cut to their centre and not mirrored, and their labels are not left
-    out. Timesteps come as often as in training, so the loss can be compared with the training loss.
+    out. Timesteps come as often as in training, or evenly if that draws them by their losses, so the loss can be
+    compared with the training loss.
 
     Args:
         images ([`~ddpm_hf.images.cache.ImageCache`]): The images that are held out.
@@ -51,6 +52,7 @@ class HeldOutLoss:
         teacher: Teacher | None = None,
     ):
         self.images, self.config, self.scheduler, self.teacher = images, config, scheduler, teacher
+        self.is_bound = config.loss_weighting == "vlb"
         frequencies = timestep_weights(scheduler, config).cpu().numpy()
         self.numbers, self.timesteps = choose_pairs(len(images), frequencies, config.seed)
 
@@ -86,7 +88,7 @@ class HeldOutLoss:
             if self.teacher:
                 x_0, eps = self.teacher.teach(x_0, t, eps, labels)
             with autocast(unet.device, self.config.mixed_precision):
-                losses += denoising_loss(unet, self.scheduler, x_0, t, eps, labels).tolist()
+                losses += denoising_loss(unet, self.scheduler, x_0, t, eps, labels, is_bound=self.is_bound).tolist()
         return np.array(losses)
 
     def _noise(self, pair: int, shape: torch.Size) -> torch.Tensor:

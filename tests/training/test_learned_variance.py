@@ -1,6 +1,7 @@
 """Learned variances (arXiv 2102.09672): the objective against closed forms, and a run from training to sharing."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -16,25 +17,27 @@ from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.convert import to_unet2d
 from ddpm_hf.evaluation.likelihood import log_probability_of_pixels, step_bits
 from ddpm_hf.training.memory import peak_memory
-from ddpm_hf.training.objective import bound_of_variance, denoising_loss
+from ddpm_hf.training.objective import bound_at, denoising_loss
 from ddpm_hf.training.pretrained import adapt
 
 
 class Learner(torch.nn.Module):
-    """The exact denoiser with a variance for each timestep that is a parameter."""
+    """The exact denoiser with two parameters for each timestep: the variance, and an error of the mean."""
 
     def __init__(self, timesteps):
         super().__init__()
         self.denoiser = GaussianDenoiser()
         self.v = torch.nn.Parameter(torch.zeros(len(timesteps)))
+        self.error = torch.nn.Parameter(torch.full((len(timesteps),), 0.2))
 
     def forward(self, x_t, t, class_labels, return_dict):
-        eps = self.denoiser(x_t, t).sample
+        eps = self.denoiser(x_t, t).sample + self.error.view(-1, 1, 1, 1)
         return (torch.cat((eps, self.v.view(-1, 1, 1, 1).expand(x_t.shape)), dim=1),)
 
 
-def test_the_variance_becomes_that_of_the_true_reverse_process():
-    """For Gaussian data it is known. The loss has its minimum there."""
+@pytest.mark.parametrize("is_bound", [False, True], ids=["L_hybrid", "L_vlb"])
+def test_mean_and_variance_become_those_of_the_true_reverse_process(is_bound):
+    """For Gaussian data they are known. The loss has its minimum there."""
     t = torch.tensor([1, 3, 10, 100, 700])
     learner, scheduler = Learner(t), DDPMLinearScheduler(variance_type="learned_range")
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.05)
@@ -43,10 +46,11 @@ def test_the_variance_becomes_that_of_the_true_reverse_process():
             group["lr"] = 0.1 * (1 - step / 150)
         x_0, eps = 0.3 + 0.2 * torch.randn(len(t), 1, 48, 48), torch.randn(len(t), 1, 48, 48)
         optimizer.zero_grad()
-        denoising_loss(learner, scheduler, x_0, t, eps).sum().backward()
+        denoising_loss(learner, scheduler, x_0, t, eps, is_bound=is_bound).sum().backward()
         optimizer.step()
     learned = scheduler.variance(t, learner.v.detach(), dtype=torch.float64)
     torch.testing.assert_close(learned, gaussian_variance(learner.denoiser)[t], rtol=0.05, atol=0)
+    torch.testing.assert_close(learner.error.detach(), torch.zeros(len(t)), rtol=0, atol=0.02)
 
 
 class Answer:
@@ -77,8 +81,27 @@ def test_the_bound_is_that_of_the_evaluation(variance_type, prediction_type):
     if variance_type == "learned":
         output[:, 3:] = scheduler.variance(t, variance_type="fixed_large").view(-1, 1, 1, 1) * output[:, 3:].exp()
     expected, _ = step_bits(Answer(output), scheduler, pixels, t, eps)
-    found = bound_of_variance(scheduler, x_0, x_t, t, *output.chunk(2, dim=1))
+    found = bound_at(scheduler, x_0, x_t, t, *output.chunk(2, dim=1))
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_with_a_fixed_variance_l_vlb_is_equation_12(variance_type):
+    """Its value but for a constant, and its gradient, which L_hybrid does not give to the mean."""
+    scheduler, t = DDPMLinearScheduler(variance_type=variance_type), torch.tensor([1, 2, 400, 999])
+    x_0, eps, output = torch.rand(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8).requires_grad_()
+    loss = denoising_loss(lambda *args, **options: (output,), scheduler, x_0, t, eps, is_bound=True)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1 - betas).cumprod(0)
+    beta, a, before = betas[t], alpha_bar[t], alpha_bar[t - 1]
+    tilde = (1 - before) / (1 - a) * beta
+    sigma_2 = tilde if variance_type == "fixed_small" else beta
+    weight = beta**2 / (2 * sigma_2 * (1 - beta) * (1 - a))
+    constant = 0.5 * (tilde / sigma_2 - 1 - (tilde / sigma_2).log())
+    wanted = 1000 / math.log(2) * (weight * (eps - output).double().square().mean((1, 2, 3)) + constant)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-3, atol=0)
+    gradients = [torch.autograd.grad(each.sum(), output)[0] for each in (loss, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
 
 
 def test_the_mean_is_trained_by_l_simple_alone():
@@ -101,12 +124,12 @@ def test_the_decoder_is_exact_and_has_no_infinite_gradient():
     scheduler = DDPMLinearScheduler(variance_type="learned")
     x_0 = torch.tensor([0, 1, 128, 255]).view(1, 1, 2, 2) / 127.5 - 1
     variance = torch.full_like(x_0, 1e-6).requires_grad_()
-    bound = bound_of_variance(scheduler, x_0, -x_0, torch.tensor([0]), torch.zeros_like(x_0), variance)
+    bound = bound_at(scheduler, x_0, -x_0, torch.tensor([0]), torch.zeros_like(x_0), variance)
     assert torch.autograd.grad(bound.sum(), variance)[0].isfinite().all()
     pixels, sigma_2 = torch.tensor([0, 1, 128, 255]), torch.full((4,), 1e-4, dtype=torch.float64)
     exact = log_probability_of_pixels(pixels, pixels / 127.5 - 1, sigma_2.log()).mean() / -torch.tensor(2.0).log()
     x_t = scheduler.alphas_cumprod[0].sqrt() * x_0
-    near = bound_of_variance(scheduler, x_0, x_t, torch.tensor([0]), torch.zeros_like(x_0), 0 * x_0 + 1e-4)
+    near = bound_at(scheduler, x_0, x_t, torch.tensor([0]), torch.zeros_like(x_0), 0 * x_0 + 1e-4)
     assert near.item() == pytest.approx(exact.item(), rel=1e-3)
 
 
@@ -145,7 +168,6 @@ def test_a_run_learns_resumes_draws_and_is_measured(train, tmp_path, capsys):
     refused = {
         ("distill", str(whole), "--steps", "2"): "a student takes steps without noise, which have no variance",
         (*of_base, "--variance_type", "fixed_small"): "is made for learned_range",
-        (*of_base, "--loss_weighting", "min_snr"): "--loss_weighting min_snr would weigh the bound",
     }
     for command, message in refused.items():
         with pytest.raises(SystemExit) as stop:

@@ -54,9 +54,9 @@ def make_run(small, monkeypatch):
 def test_what_a_step_draws(make_run):
     run, state, drawn = make_run("--timestep_sampling", "uniform", batch_size=2000)
     loop.train_step(run, state)
-    x_0, t, eps, labels, augment_labels = drawn[0]
+    x_0, t, eps, labels, augment_labels, is_bound = drawn[0]
     assert x_0.shape == eps.shape == (2000, 1, 8, 8)
-    assert labels is augment_labels is None
+    assert labels is augment_labels is None and not is_bound
     assert eps.mean().item() == pytest.approx(0, abs=0.02)
     assert eps.std().item() == pytest.approx(1, abs=0.02)
     assert torch.bincount(t, minlength=T).tolist() == pytest.approx([2000 / T] * T, abs=60)

@@ -1,5 +1,6 @@
 """The held-out loss of a run, its best pipeline, and the line when the curves part."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from test_resume import assert_equal_runs
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.evaluation import command
+from ddpm_hf.evaluation.likelihood import step_bits
 from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.push import _files
 from ddpm_hf.images.batches import seed_of
@@ -55,7 +57,10 @@ class Pictures(list):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("names", [None, ["a", "b"]])
 def test_the_loss_is_the_formula(prediction_type, names):
-    """Against a computation in float64, image by image, of the centre of images that are too wide."""
+    """Against a computation in float64, image by image, of the centre of images that are too wide.
+
+    The loss of L_vlb is the bound that the evaluation measures, also in a run that draws timesteps by their losses.
+    """
     random = np.random.default_rng(0)
     images = Pictures(random.integers(0, 256, (8, 12, 1), dtype=np.uint8) for _ in range(5))
     images.labels = names and np.array([0, 1, -1, 1, 0])
@@ -64,7 +69,7 @@ def test_the_loss_is_the_formula(prediction_type, names):
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), zero_init=False, dropout=0.5,
         class_names=names, num_class_embeds=names and 3,
     )  # fmt: skip
-    scheduler = DDPMLinearScheduler(num_train_timesteps=100, prediction_type=prediction_type)
+    scheduler = DDPMLinearScheduler(num_train_timesteps=100, prediction_type=prediction_type, clip_sample=False)
     config = TrainingConfig(
         resolution=8, preset="mnist", mixed_precision="no", ddpm_num_steps=100, train_batch_size=4, seed=3
     )
@@ -72,10 +77,12 @@ def test_the_loss_is_the_formula(prediction_type, names):
     before = torch.random.get_rng_state()
     numbers = held_out.measure(unet)
     assert torch.equal(torch.random.get_rng_state(), before)
+    by_loss = dataclasses.replace(config, loss_weighting="vlb", timestep_sampling="loss_second_moment")
+    bound = HeldOutLoss(images, by_loss, scheduler).measure(unet)
 
     unet = unet.double().eval()
     alpha_bar = (1 - torch.linspace(1e-4, 0.02, 100, dtype=torch.float64)).cumprod(0)
-    losses, quartiles = [], []
+    losses, bits, quartiles = [], [], []
     assert sorted(np.unique(held_out.numbers, return_counts=True)[1]) == [2] * 5
     for i, t in zip(held_out.numbers.tolist(), held_out.timesteps.tolist()):
         x_0 = torch.from_numpy(images[i][:, 2:10]).double().permute(2, 0, 1)[None] / 127.5 - 1
@@ -87,8 +94,11 @@ def test_the_loss_is_the_formula(prediction_type, names):
         target = eps if prediction_type == "epsilon" else v
         with torch.no_grad():
             losses.append(((unet(x_t, torch.tensor([t]), label).sample - target) ** 2).mean().item())
+        if names is None:
+            bits.append(100 * step_bits(unet, scheduler, (x_0 + 1) * 127.5, torch.tensor([t]), eps)[0].item())
         quartiles.append(1 + t // 25)
     assert numbers["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert names or bound["val_loss"] == pytest.approx(np.mean(bits), rel=1e-3)
     for q in (1, 2, 3, 4):
         mean = np.mean([loss for loss, quartile in zip(losses, quartiles) if quartile == q])
         assert numbers[f"val_loss_q{q}"] == pytest.approx(mean, rel=1e-5)
