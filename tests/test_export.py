@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from itertools import product
@@ -31,6 +32,8 @@ CONFIGS = [
 ] + [{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}]
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")  # stock gives NaN for fixed_large_log
 
+LABELS = {"num_class_embeds": 3, "class_names": ("cat", "dog"), "class_frequencies": (0.25, 0.75)}
+
 
 class FakeNetwork:
     """Something nonlinear in place of a network, called as a model of onnxruntime."""
@@ -43,23 +46,18 @@ class FakeNetwork:
         return [np.concatenate([np.sin((i + 2) * x + t / 100) for i in range(self.channels // x.shape[1])], axis=1)]
 
 
-def tiny(seed=0, **keys):
-    torch.manual_seed(seed)
-    config = {"sample_size": (8, 12), "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), **keys}
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return DDPMUNetModel(**config, **blocks, layers_per_block=1, norm_num_groups=4, zero_init=False).eval()
+def tiny(**keys):
+    torch.manual_seed(0)
+    config = {"sample_size": (8, 12), "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), **keys}
+    one = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    return DDPMUNetModel(**{**one, **config}, layers_per_block=1, norm_num_groups=4, zero_init=False).eval()
 
 
 @pytest.fixture
 def pipeline():
-    labels = {"num_class_embeds": 3, "class_names": ("cat", "dog"), "class_frequencies": (0.25, 0.75)}
-    pipeline = DDPMPipelineCustom(tiny(**labels), DDPMLinearScheduler(50, prediction_type="v_prediction"))
+    pipeline = DDPMPipelineCustom(tiny(**LABELS), DDPMLinearScheduler(50, prediction_type="v_prediction"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def about_in(folder):
-    return json.loads((folder / "sampler.json").read_text())
 
 
 @pytest.mark.filterwarnings("ignore:With `variance_type")
@@ -87,29 +85,61 @@ def test_the_reader_steps_as_stock_schedulers(config):
         np.testing.assert_allclose(draw.draw(network, about, x_t, None, z), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "steps", "flags"),
-    [("ddpm", 4, {}), ("ddim", 3, {"loop": True, "guidance_scale": 3.0}), ("ddpm", 3, {"loop": True})],
-)
-def test_onnx_draws_what_the_pipeline_draws(scheduler, steps, flags, pipeline, tmp_path):
-    """With other batch sizes and picture sizes than those it was traced with."""
-    if scheduler == "ddim":
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    difference = write_export(pipeline, tmp_path, Export(num_inference_steps=steps, **flags))
-    assert difference < 1e-5
-    network = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+def assert_draws_alike(pipeline, folder, about, **options):
+    """Other batch sizes and picture sizes than those of the tracing."""
     pipeline.unet.register_to_config(sample_size=(16, 4))
-    about = {**about_in(tmp_path), "sample_shape": (1, 16, 4)}
-    x_T, z = noise_of(torch.Generator().manual_seed(5), 5, about)
-    options = {"class_labels": ["cat", "dog", "dog", "cat", "dog"], "guidance_scale": flags.get("guidance_scale", 1)}
-    expected = pipeline(5, torch.Generator().manual_seed(5), steps, output_type="pt", **options).images
+    x_T, z = noise_of(torch.Generator().manual_seed(5), 5, {**about, "sample_shape": (1, 16, 4)})
+    options |= {"class_labels": ["cat", "dog", "dog", "cat", "dog"], "output_type": "pt"}
+    expected = pipeline(5, torch.Generator().manual_seed(5), len(about["steps"]["timesteps"]), **options).images
+    network = onnxruntime.InferenceSession(folder / "model.onnx")
     images = draw.draw(network, about, x_T, np.array([0, 1, 1, 0, 1]), z)
     np.testing.assert_allclose(images, expected.numpy(), atol=1e-5)
 
 
+def test_the_command_and_its_reader(pipeline, tmp_path, capsys):
+    """The reader needs nothing but onnxruntime and NumPy. A new export replaces an old one."""
+    pipeline.save_pretrained(tmp_path / "model")
+    folder, flags = tmp_path / "out", ["--num_inference_steps", "3"]
+    cli.main(["export", str(tmp_path / "model"), str(folder), *flags, "--format", "safetensors-only"])
+    cli.main(["export", str(tmp_path / "model"), str(folder), *flags])
+    assert re.search(r"model.onnx holds 0.\d+ MB. Its pictures differ by \de-0[678] of", capsys.readouterr().out)
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "sampler.json", "draw.py"}
+    about = json.loads((folder / "sampler.json").read_text())
+    tree = list(ast.walk(ast.parse((folder / "draw.py").read_text())))
+    modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in tree if isinstance(node, ast.ImportFrom)}
+    assert modules - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+    subprocess.run([sys.executable, "draw.py", "3", "7"], cwd=folder, check=True, capture_output=True)
+    rng = np.random.default_rng(7)
+    labels, z = rng.integers(2, size=3), rng.standard_normal((3, 3, 1, 8, 12), np.float32)
+    network = onnxruntime.InferenceSession(folder / "model.onnx")
+    images = draw.draw(network, about, rng.standard_normal((3, 1, 8, 12), np.float32), labels, z)
+    expected = np.hstack((images[:, 0] * 255).round().astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "samples.pgm")), expected)
+    assert_draws_alike(pipeline, folder, about)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noisy", "guidance"), [(False, 3.0), (True, 1.0)])
+def test_a_loop_draws_what_the_pipeline_draws(noisy, guidance, pipeline, tmp_path):
+    """With all kinds of blocks; with guidance; with noise in each step."""
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = tiny(block_out_channels=(8, 8), mid_block_type="UNetMidBlock2D", **blocks, **LABELS)
+    pipeline.register_modules(unet=unet)
+    if not noisy:
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    assert write_export(pipeline, tmp_path, Export("onnx", 3, True, guidance_scale=guidance)) < 1e-5
+    about = json.loads((tmp_path / "sampler.json").read_text())
+    assert_draws_alike(pipeline, tmp_path, about, guidance_scale=guidance)
+    assert write_export(pipeline, tmp_path, Export("torch.export", 3, True, guidance_scale=guidance)) < 1e-5
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.slow
 def test_smaller_weights_and_a_learned_variance(tmp_path):
     """The rounding of 16 bits is that of the weights, and nothing else."""
-    unet = tiny(in_channels=3, out_channels=6)
+    unet = tiny(in_channels=3, out_channels=6, block_out_channels=(16,))
     pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler(50, variance_type="learned_range"))
     pipeline.set_progress_bar_config(disable=True)
     sizes = {}
@@ -125,17 +155,15 @@ def test_smaller_weights_and_a_learned_variance(tmp_path):
     (out,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(
         None, {"sample": x.numpy(), "timestep": t.numpy()}
     )
-    np.testing.assert_allclose(out, unet(x, t).sample.detach().numpy(), atol=1e-3)
+    np.testing.assert_allclose(out, unet(x, t).sample.detach().numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("loop", [False, True])
-def test_torch_export_draws_what_the_pipeline_draws(loop, pipeline, tmp_path):
-    assert write_export(pipeline, tmp_path, Export("torch.export", 3, loop)) < 1e-5
+def test_torch_export_draws_what_the_pipeline_draws(pipeline, tmp_path):
+    assert write_export(pipeline, tmp_path, Export("torch.export", 3)) < 1e-5
     program = torch.export.load(tmp_path / "model.pt2").module()
-    x, labels = torch.randn(4, 1, 16, 4), torch.tensor([0, 1, 2, 1])
-    if not loop:
-        t = torch.tensor([3, 7, 9, 40])
-        torch.testing.assert_close(program(x, t, labels), pipeline.unet(x, t, labels).sample)
+    x, labels, t = torch.randn(4, 1, 16, 4), torch.tensor([0, 1, 2, 1]), torch.tensor([3, 7, 9, 40])
+    output = program(sample=x, timestep=t, class_labels=labels)
+    torch.testing.assert_close(output, pipeline.unet(x, t, labels).sample)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
@@ -146,27 +174,6 @@ def test_safetensors_only_is_the_network(dtype, pipeline, tmp_path):
     unet.load_state_dict(load_file(tmp_path / "model.safetensors"))
     for a, b in zip(unet.parameters(), pipeline.unet.parameters(), strict=True):
         torch.testing.assert_close(a, b.half().float() if dtype == "fp16" else b, rtol=0, atol=0)
-
-
-def test_the_command_and_the_reader_as_a_program(pipeline, tmp_path, capsys):
-    """The reader needs nothing but onnxruntime and NumPy, and draws a file. A new export replaces an old one."""
-    pipeline.save_pretrained(tmp_path / "model")
-    flags = ["--num_inference_steps", "2", "--scheduler", "ddim"]
-    cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags, "--format", "safetensors-only"])
-    cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags])
-    assert "Its pictures differ by " in capsys.readouterr().out
-    folder = tmp_path / "out"
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "sampler.json", "draw.py"}
-    tree = ast.walk(ast.parse((folder / "draw.py").read_text()))
-    modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names} | {"pathlib"}
-    assert modules - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
-    subprocess.run([sys.executable, "draw.py", "3", "7"], cwd=folder, check=True, capture_output=True)
-    rng, about = np.random.default_rng(7), about_in(folder)
-    labels = rng.integers(2, size=3)
-    network = onnxruntime.InferenceSession(folder / "model.onnx")
-    images = draw.draw(network, about, rng.standard_normal((3, 1, 8, 12), np.float32), labels, None)
-    expected = np.hstack((images[:, 0] * 255).round().astype(np.uint8))
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "samples.pgm")), expected)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +238,12 @@ def _identity():
         ("--guidance_scale nan", "--guidance_scale nan: expected at least 0"),
     ],
 )
-def test_flags_that_do_not_fit(flags, message, tmp_path, capsys):
-    (tmp_path / "model").mkdir()
-    with pytest.raises(SystemExit):
+def test_flags_that_do_not_fit(flags, message, pipeline, tmp_path):
+    """They are refused before anything is traced or written."""
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
         cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags.split()])
-    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_of_others_stay(pipeline, tmp_path):
