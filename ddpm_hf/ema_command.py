@@ -1,7 +1,6 @@
 """`ddpm-hf ema`: make averages of other lengths from the snapshots of a run, and find the best one."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,10 +99,11 @@ def _measure(
     reference = {} if cache_dir is None else {"cache_dir": cache_dir}
     found: dict[Fit | None, dict] = {}
     with TemporaryDirectory() as elsewhere:
-        for fit, folder in {**folders, None: run}.items():
+        outputs: list[tuple[Fit | None, Path, Path]] = [(fit, place, place) for fit, place in folders.items()]
+        for fit, folder, place in [*outputs, (None, run, Path(elsewhere))]:
             print(f"Measuring {'the run' if fit is None else f'--std {fit.std:g}'}.", flush=True)
-            output = Path(elsewhere) / EVALUATION if fit is None else folder / EVALUATION
-            evaluate(str(folder), replace(choose), reference, output=output, held_out=apart and metric == "bpd")
+            output = place / EVALUATION
+            evaluate(str(folder), choose, reference, output=output, held_out=apart and metric == "bpd")
             found[fit] = read_json(output, {metric: dict})[metric]
             if fit is not None:
                 write_card(folder)  # it shows the number
@@ -125,8 +125,8 @@ def _table(snapshots: Snapshots, folders: dict[Fit, Path], measured: dict[Fit | 
     width = max(len(place) for _, _, place, _ in rows)
     lines = [f"{length:<13} {error:>7}   {place:<{width}}   {number}".rstrip() for length, error, place, number in rows]
     lines.append(
-        f"Averages at step {snapshots.step:,}, from snapshots at {len(snapshots.folders)} steps. The error is that of the "
-        "profile."
+        f"Averages at step {snapshots.step:,}, from snapshots at {len(snapshots.folders)} steps. The error is that of "
+        "the profile."
     )
     if inexact := [f"{fit.std:g}" for fit in folders if fit.error > MUCH]:
         lines.append(

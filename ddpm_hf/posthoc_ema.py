@@ -10,7 +10,7 @@ from ddpm_hf.checkpoint import POWER_AVERAGES
 from ddpm_hf.files import read_json
 from ddpm_hf.manifest import MANIFEST, check_files
 from ddpm_hf.power_averages import LONGEST, Fit, fit_profile
-from ddpm_hf.run_files import SNAPSHOTS, is_run, list_checkpoints, step_of
+from ddpm_hf.run_files import INDEX, SNAPSHOTS, is_run, list_checkpoints, step_of
 from ddpm_hf.weights import StateDict
 
 MOST_ERROR = 0.25  # of the profile; what is made with more is no average of the length that it is called by
@@ -33,7 +33,7 @@ class Snapshots:
         """Find the snapshots of a run. Broken ones are named and left out.
 
         Raises:
-            ValueError: If the folder is no run, or there are no snapshots.
+            ValueError: If the folder is no run, or there are no snapshots or no pipeline yet.
         """
         if not is_run(run):
             raise ValueError(f"{run}: expected the folder of a run; its snapshots are in it, and not on the Hub.")
@@ -49,6 +49,8 @@ class Snapshots:
         if not folders:
             kept = "no whole snapshots" if problems else "no snapshots"
             raise ValueError(f"{run} holds {kept} to make averages from; train with --posthoc_ema, which keeps them.")
+        if not (run / INDEX).exists():
+            raise ValueError(f"{run} holds snapshots and no model yet; the command of the run goes on to save it.")
         return cls(run, folders)
 
     @property
@@ -70,10 +72,9 @@ class Snapshots:
         fit = fit_profile(std, kept, self.step)
         if fit.error > MOST_ERROR:
             raise ValueError(
-                f"--std {std:g}: the snapshots at {len(self.folders)} steps of {self.run} give this length with an error "
-                f"of {fit.error:.0%} of its profile; expected at most {MOST_ERROR:.0%}. Lengths nearer to "
-                f"{' or '.join(map(str, POWER_AVERAGES))} need fewer snapshots; a run with a higher --posthoc_ema keeps "
-                "more."
+                f"--std {std:g}: the snapshots at {len(self.folders)} steps of {self.run} give this length with an "
+                f"error of {fit.error:.0%} of its profile; expected at most {MOST_ERROR:.0%}. Name a length nearer to "
+                f"{' or '.join(map(str, POWER_AVERAGES))}, or train with a higher --posthoc_ema, which keeps more."
             )
         return fit
 

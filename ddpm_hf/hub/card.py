@@ -64,8 +64,10 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
     facts, average = read_facts(folder), read_average(folder)
-    # Those of the run's own average are not those of one that was made after it.
-    shown = [key for key in options_of_card() if config.get(key) is not None and not (average and "ema" in key)]
+    of_own_average = ("use_ema", "ema_power", "ema_max_decay")  # not of one that was made after the run
+    shown = [
+        key for key in options_of_card() if config.get(key) is not None and not (average and key in of_own_average)
+    ]
     pushed = repositories_of(folder)
     repo_id = repo_id or config.get("hub_model_id") or pushed.get(MODEL) or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)

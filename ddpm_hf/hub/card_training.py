@@ -107,7 +107,8 @@ def average_sentence(average: dict) -> str:
     return (
         f"Its weights are an average over the training, made from snapshots of the run `{bare(average['run'])}` "
         f"([Karras et al. 2023](https://arxiv.org/abs/2312.02696)): `ddpm-hf ema {bare(average['run'])} --std "
-        f"{average['std']:g}`. The standard deviation of its profile is {average['std']:g} of the {average['step']:,} steps."
+        f"{average['std']:g}`. The standard deviation of its profile is {average['std']:g} of the {average['step']:,} "
+        "steps."
     )
 
 
