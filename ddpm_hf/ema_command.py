@@ -18,7 +18,6 @@ from ddpm_hf.run_files import ABOUT_AVERAGE, EVALUATION, FACTS, METRICS, METRICS
 from ddpm_hf.training.resuming import saved_options
 
 MUCH = 0.05  # an error of the profile that is worth a note
-OWN = "the run's own"
 
 
 def make_averages(
@@ -46,22 +45,26 @@ def make_averages(
     if choose and "bpd" in choose.metrics and pipeline.config.get("distilled"):
         raise ValueError("--choose bpd needs a model of all timesteps, and a student knows few; choose by fid.")
     folders = {fit: output_dir if len(fits) == 1 else output_dir / f"std-{fit.std:g}" for fit in fits}
+    numbers: dict[Fit | None, dict] = {}  # None: of the run's own average
+    if choose:  # first, so that what cannot be measured is found before anything is saved
+        with TemporaryDirectory() as elsewhere:
+            numbers[None] = _measure(run, Path(elsewhere, EVALUATION), choose, cache_dir, options)
     for fit, folder in folders.items():
         pipeline.unet.load_state_dict(snapshots.average(fit))
         _save(pipeline, folder, snapshots, fit, options)
-    measured: dict[Fit | None, str] = {}
+    best = None
     if choose:
-        found = _measure(run, folders, choose, cache_dir, options)
-        measured = {fit: _in_words(numbers) for fit, numbers in found.items()}
-        best = min(folders, key=lambda fit: found[fit]["value"])
+        for fit, folder in folders.items():
+            numbers[fit] = _measure(folder, folder / EVALUATION, choose, cache_dir, options)
+            write_card(folder)  # it shows the number
+        best = min(folders, key=lambda fit: numbers[fit]["value"])
         if folders[best] != output_dir:
             _save(load_pipeline(folders[best]), output_dir, snapshots, best, options)
             for name in (EVALUATION, NEAREST, PROGRESSIVE):
                 if (folders[best] / name).exists():
                     shutil.copy(folders[best] / name, output_dir / name)
             write_card(output_dir)
-        measured[best] += "   the best length"
-    print(_table(snapshots, folders, measured, choose.metrics[0] if choose else ""))
+    print(_table(snapshots, folders, numbers, best, choose.metrics[0] if choose else ""))
     if len(fits) == 1 or choose:
         print(f"{output_dir} holds {'that average' if len(fits) == 1 else 'the best one'}.")
 
@@ -87,9 +90,9 @@ def _save(pipeline: DDPMPipelineCustom, folder: Path, snapshots: Snapshots, fit:
 
 
 def _measure(
-    run: Path, folders: dict[Fit, Path], choose: Measurement, cache_dir: str | None, options: dict[str, Any]
-) -> dict[Fit | None, dict]:
-    """Measure each average, and the run's own under the key None.
+    model: Path, output: Path, choose: Measurement, cache_dir: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure a model that knows the pictures of the run, and return the numbers.
 
     Bits per dimension are those of the pictures held out, if the run held some out. FID compares with the pictures
     trained on, as is usual; mostly there are too few others.
@@ -97,31 +100,22 @@ def _measure(
     (metric,) = choose.metrics
     apart = options.get("validation_split") is not None or options.get("validation_fraction") is not None
     reference = {} if cache_dir is None else {"cache_dir": cache_dir}
-    found: dict[Fit | None, dict] = {}
-    with TemporaryDirectory() as elsewhere:
-        outputs: list[tuple[Fit | None, Path, Path]] = [(fit, place, place) for fit, place in folders.items()]
-        for fit, folder, place in [*outputs, (None, run, Path(elsewhere))]:
-            print(f"Measuring {'the run' if fit is None else f'--std {fit.std:g}'}.", flush=True)
-            output = place / EVALUATION
-            evaluate(str(folder), choose, reference, output=output, held_out=apart and metric == "bpd")
-            found[fit] = read_json(output, {metric: dict})[metric]
-            if fit is not None:
-                write_card(folder)  # it shows the number
-    return found
+    print(f"Measuring {model}.", flush=True)
+    evaluate(str(model), choose, reference, output=output, held_out=apart and metric == "bpd")
+    return read_json(output, {metric: dict})[metric]
 
 
-def _in_words(numbers: dict) -> str:
-    error = f" +- {numbers['standard_error']:.4f}" if "standard_error" in numbers else ""
-    return f"{numbers['value']:.4f}{error}"
-
-
-def _table(snapshots: Snapshots, folders: dict[Fit, Path], measured: dict[Fit | None, str], metric: str) -> str:
+def _table(
+    snapshots: Snapshots, folders: dict[Fit, Path], numbers: dict[Fit | None, dict], best: Fit | None, metric: str
+) -> str:
+    """Return a row of text for each average, and notes below."""
     rows = [("length", "error", "folder", metric)]
-    rows += [
-        (f"{fit.std:g}", f"{fit.error:.1%}", str(folder), measured.get(fit, "")) for fit, folder in folders.items()
-    ]
-    if measured:
-        rows.append((OWN, "", str(snapshots.run), measured[None]))
+    for fit, folder in folders.items():
+        number = _in_words(numbers[fit]) if numbers else ""
+        mark = "   the best length" if fit == best else ""
+        rows.append((f"{fit.std:g}", f"{fit.error:.1%}", str(folder), f"{number}{mark}"))
+    if numbers:
+        rows.append(("the run's own", "", str(snapshots.run), _in_words(numbers[None])))
     width = max(len(place) for _, _, place, _ in rows)
     lines = [f"{length:<13} {error:>7}   {place:<{width}}   {number}".rstrip() for length, error, place, number in rows]
     lines.append(
@@ -133,3 +127,8 @@ def _table(snapshots: Snapshots, folders: dict[Fit, Path], measured: dict[Fit | 
             f"The snapshots give {', '.join(inexact)} only roughly; a higher --posthoc_ema keeps more of them."
         )
     return "\n".join(lines)
+
+
+def _in_words(numbers: dict[str, Any]) -> str:
+    error = f" +- {numbers['standard_error']:.4f}" if "standard_error" in numbers else ""
+    return f"{numbers['value']:.4f}{error}"

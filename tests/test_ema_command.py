@@ -79,6 +79,10 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "features.py").write_text("def means(images):\n    return images.float().mean((2, 3))[:, :2]\n")
     (run / "posthoc_ema/step-000001/ema-0.100.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="--features no:where"):
+        ema(
+            run, "--std", 0.15, "--choose", "fid", "--num_images", 8, "--cache_dir", cache_dir, "--features", "no:where"
+        )
     flags = ("--num_images", 8, "--num_inference_steps", 2, "--cache_dir", cache_dir, "--features", "features:means")
     ema(run, "--std", 0.15, "--choose", "fid", *flags)
     said = capsys.readouterr().out

@@ -29,7 +29,7 @@ def launch(processes, flags, script=ROOT / "train_ddpm.py", cwd=None):
 
 def assert_close_runs(a, b, last="step-000020"):
     names = [f"checkpoints/{last}/model.safetensors", f"checkpoints/{last}/ema.safetensors"]
-    names += [path.relative_to(a).as_posix() for path in a.glob("posthoc_ema/*/*.safetensors")]
+    names += [path.relative_to(a).as_posix() for path in a.glob(f"posthoc_ema/{last}/*.safetensors")]
     for name in names:
         first, second = (load_file(folder / name) for folder in (a, b))
         assert first.keys() == second.keys()
