@@ -37,7 +37,6 @@ NOT_RUN = {
     "make *": "installs packages, and runs the tests: .ci/run",
     "pip install *": "needs the internet: .ci/run",
     "python -m pytest *": "runs the tests",
-    "python benchmarks/averages.py *": "needs matplotlib",
     "python benchmarks/memory.py *": "takes minutes",
     "python benchmarks/quality.py *": "takes hours: tests/test_judge.py",
     "python benchmarks/speed.py *": "takes minutes",
