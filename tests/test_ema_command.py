@@ -92,6 +92,13 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
     assert json.loads((tmp_path / "run-ema/evaluation.json").read_text())["fid"]["part"] == "trained on"
     assert json.loads((tmp_path / "run-ema/average.json").read_text())["snapshots"] == 3
 
+    # A student has no bits per dimension.
+    index = json.loads((run / "model_index.json").read_text()) | {"distilled": {"steps": 4, "guidance_scale": 1.0}}
+    (run / "model_index.json").write_text(json.dumps(index))
+    flags = ("--std", 0.1, "--output_dir", tmp_path / "of-student", "--choose", "bpd")
+    assert "--choose bpd needs a model of all timesteps" in error_of(run, *flags)
+    assert not (tmp_path / "of-student").exists()
+
 
 def test_what_cannot_be_made_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
