@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from ddpm_hf.files import read_json, sync, write_json
 from ddpm_hf.manifest import MANIFEST, check_files, describe_files, whole_folder
 from ddpm_hf.pipeline_ddpm_custom import SHIPPED_MODULES
-from ddpm_hf.run_files import INDEX, STATE, list_checkpoints, was_saved_here
+from ddpm_hf.power_averages import STDS
+from ddpm_hf.run_files import INDEX, STATE, list_checkpoints, step_of, was_saved_here
 
 STATE_FORM = {
     "step": int,
@@ -27,6 +28,8 @@ STATE_FORM = {
 }
 _OF_PIPELINES = re.compile(rf"(scheduler_)?config\.json|diffusion_pytorch_model.*|({'|'.join(SHIPPED_MODULES)})\.py")
 ADVICE = "Take another checkpoint."
+# The files of the two averages that a run keeps with --posthoc_ema, by their lengths, in checkpoints and in snapshots.
+POWER_AVERAGES = {std: f"ema-{std:.3f}" for std in STDS}
 
 # ---- The pipeline --------------------------------------------------------------------------------------------------
 
@@ -93,10 +96,10 @@ def _remove_replaced(folder: Path, replaced: Path):
 
 
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
-    """Write a checkpoint: the folder `step-000500` with files of tensors, state.json, and the manifest.
+    """Write a checkpoint or a snapshot: the folder `step-000500` with files of tensors, state.json, and the manifest.
 
     Args:
-        folder (`Path`): The run's checkpoints. It is made if it is missing.
+        folder (`Path`): The run's checkpoints or snapshots. It is made if it is missing.
         step (`int`): The optimizer steps taken.
         tensors (`dict`): File name without suffix -> name -> tensor.
         state (`dict`): Everything else, in types that JSON has.
@@ -106,7 +109,7 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
     """
     unfinished, finished = folder / f".unfinished-step-{step:06d}", folder / f"step-{step:06d}"
     if os.path.lexists(finished) and not (was_saved_here(finished) or _is_half_deleted(finished)):
-        raise OSError(f"{finished} is no checkpoint that a run has written; move it away")
+        raise OSError(f"{finished} was not written by a run; move it away")
     try:
         with whole_folder(finished, unfinished, replace=True):
             for name, named in tensors.items():
@@ -114,12 +117,13 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
             write_json(unfinished / STATE, state)
             write_json(unfinished / MANIFEST, describe_files(unfinished))
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot save the checkpoint {finished}: {error}") from error
+        raise OSError(f"cannot save {finished}: {error}") from error
 
 
 def _is_half_deleted(folder: Path) -> bool:
     """Return whether a folder is what a crash left of a checkpoint that was being deleted."""
-    parts = {STATE, MANIFEST, *(f"{name}.safetensors" for name in ("model", "optimizer", "ema", "history"))}
+    tensors = ("model", "optimizer", "ema", "history", *POWER_AVERAGES.values())
+    parts = {STATE, MANIFEST, *(f"{name}.safetensors" for name in tensors)}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= parts
 
 
@@ -134,7 +138,7 @@ def prune_checkpoints(folder: Path, total_limit: int, newest: int):
     """
     for path in folder.glob(".unfinished-step-*"):
         shutil.rmtree(path)
-    steps = {path: int(path.name.removeprefix("step-")) for path in list_checkpoints(folder) if was_saved_here(path)}
+    steps = {path: step_of(path) for path in list_checkpoints(folder) if was_saved_here(path)}
     later = [path for path, step in steps.items() if step > newest]
     earlier = [path for path, step in steps.items() if step <= newest]
     for path in [*later, *earlier][: max(len(steps) - total_limit, 0)]:

@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None):
     subcommands.add_parser("distill", help="teach a trained model to draw in few steps", add_help=False)
     _add_sample(subcommands)
     _add_evaluate(subcommands)
+    _add_ema(subcommands)
     _add_convert(subcommands)
     _add_export(subcommands)
     _add_push(subcommands)
@@ -355,6 +356,66 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
         write_card(source)  # it shows the numbers
 
 
+# ---- ddpm-hf ema ---------------------------------------------------------------------------------------------------
+
+
+def _add_ema(subcommands):
+    parser = subcommands.add_parser(
+        "ema",
+        help="average the weights of a run over other lengths",
+        description="Make averages of the weights from the snapshots of a run that was trained with --posthoc_ema. One "
+        "average becomes the pipeline in the output folder; several become pipelines in folders in it.",
+    )
+    defaults = Measurement(metrics=())
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--std",
+        type=float,
+        nargs="+",
+        required=True,
+        help="lengths: standard deviations of the profiles, as shares of the run, such as 0.05 0.1 0.15",
+    )
+    parser.add_argument("--output_dir", type=Path, help="folder to make; default: the run's name and -ema")
+    parser.add_argument(
+        "--choose",
+        choices=("bpd", "fid"),
+        help="measure each, and save the best in the output folder, too; bpd: of held-out images, if the run has some",
+    )
+    group = parser.add_argument_group("Measurement, with --choose")
+    group.add_argument("--num_images", type=int, help=f"images of a measurement; default: {defaults.num_images}")
+    group.add_argument("--batch_size", type=int, help=f"images at once; default: {defaults.batch_size}")
+    group.add_argument("--bpd_timesteps", type=int, help=f"timesteps for each image; default: {defaults.bpd_timesteps}")
+    group.add_argument("--num_inference_steps", type=int, help="denoising steps of samples; default: those of the run")
+    group.add_argument("--seed", type=int, help="for the samples, the noise and the choices; default: 0")
+    group.add_argument("--features", help="see `ddpm-hf evaluate`; default: inception")
+    group.add_argument("--cache_dir", help="where decoded images are kept; default: the cache of `datasets`")
+    parser.set_defaults(run=_ema)
+
+
+def _ema(run_folder: Path, std: list[float], output_dir: Path | None, choose: str | None, cache_dir, **measurement):
+    given = {name: value for name, value in measurement.items() if value is not None}
+    _check_numbers(
+        **{name: (given[name], least) for name, least in (("num_inference_steps", 1), ("seed", 0)) if name in given}
+    )
+    if (given or cache_dir) and not choose:
+        raise ValueError(f"--{next(iter([*given, 'cache_dir']))} is for a measurement; pass --choose, too.")
+    if twice := next((each for each in std if std.count(each) > 1), None):
+        raise ValueError(f"--std {twice:g} is there twice; pass each length once.")
+    if not run_folder.is_dir():
+        raise ValueError(f"{run_folder}: there is no such folder; the snapshots of a run are on the disk alone.")
+    wanted = Measurement(metrics=(choose,), **given) if choose else None
+    output_dir = output_dir or Path(f"{run_folder.resolve().name}-ema")
+    _check_apart(run_folder, output_dir, "--output_dir")
+    if _holds_files(output_dir):
+        raise ValueError(f"--output_dir {output_dir} holds files; name an empty folder.")
+    from ddpm_hf.ema_command import make_averages
+    from ddpm_hf.processes import this_process
+
+    if (count := this_process().num_processes) > 1:
+        raise ValueError(f"`ddpm-hf ema` runs in one process, and here are {count}; measure with `ddpm-hf evaluate`.")
+    make_averages(run_folder, std, output_dir, wanted, cache_dir)
+
+
 # ---- ddpm-hf convert -----------------------------------------------------------------------------------------------
 
 
@@ -416,12 +477,21 @@ def _convert(
     print(f"Converted {source} to {to} in {output_dir}.{lost if to == 'diffusers' else ''}")
 
 
-def _check_target(source: Path, target: Path, overwrite: bool):
-    """Raise a ValueError unless a pipeline can be saved in a folder, and replaces no other files than a pipeline."""
-    _check_folder(target, "OUTPUT_DIR")
+def _check_apart(source: Path, target: Path, name: str):
+    """Raise a ValueError unless files can be written into a folder, and it does not hold the source."""
+    _check_folder(target, name)
     if source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{target} is, or holds, the source; name another folder.")
-    if not target.exists() or all(path.name.startswith(".") for path in target.iterdir()):
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _check_target(source: Path, target: Path, overwrite: bool):
+    """Raise a ValueError unless a pipeline can be saved in a folder, and replaces no other files than a pipeline."""
+    _check_apart(source, target, "OUTPUT_DIR")
+    if not _holds_files(target):
         return
     if not overwrite:
         raise ValueError(

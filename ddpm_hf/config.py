@@ -115,6 +115,7 @@ class TrainingConfig:
     use_ema: bool = _average(True, "Keep an exponential moving average of the weights, and sample and save with it.", card=True)
     ema_inv_gamma: float = _average(1.0, "g in the decay of the average at step s, 1 - (1 + s / g) ** -p.", minimum=1e-6)
     ema_power: float = _average(0.75, "p in that decay: 3/4 for runs of up to a million steps, 2/3 for longer ones.", minimum=0, card=True)
+    posthoc_ema: int | None = _average(None, "Also keep two averages whose length is a share of the run, and so many snapshots of them, from which `ddpm-hf ema` makes averages of other lengths after the run (arXiv 2312.02696). By default none; alone: 16.", minimum=2, alone=16)
     ema_max_decay: float = _average(0.9999, "The largest decay of the average.", minimum=0, maximum=1, card=True)
 
     save_images_steps: int = _output(500, "Optimizer steps between two grids of samples.", minimum=1)

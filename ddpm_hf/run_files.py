@@ -26,7 +26,9 @@ EARLIER_EVALUATION = "earlier-evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
 NEAREST = "nearest.png"
 PROGRESSIVE = "progressive.jsonl"
+SNAPSHOTS = "posthoc_ema"  # of two averages of the weights, with --posthoc_ema
 BEST = "best"  # the folder of the best pipeline
+ABOUT_AVERAGE = "average.json"  # in the folder of an average that was made from snapshots: its length and origin
 ABOUT_BEST = "best.json"  # in it: the step and the number that it is the best by
 
 METRICS_FORM = {"step": int, "loss": float | None}  # of each line
@@ -60,10 +62,19 @@ def parts_of_run(folder: Path) -> list[Path]:
     """
     numbers = (METRICS, UNREADABLE, SMALL, EVALUATION, EARLIER_EVALUATION, EVALUATIONS, PROGRESSIVE)
     named = [folder / name for name in (*numbers, PUSHED_TO, LOSS, DENOISING, ANIMATION, AUGMENTED, NEAREST)]
-    unfinished = (folder / CHECKPOINTS).glob(".unfinished-step-*")
-    checkpoints = filter(was_saved_here, list_checkpoints(folder / CHECKPOINTS))
-    found = [*checkpoints, *unfinished, *list_samples(folder / SAMPLES), *named, *_parts_of_best(folder / BEST)]
+    of_steps = [*_written(folder / CHECKPOINTS), *snapshots_after(folder, 0)]
+    found = [*of_steps, *list_samples(folder / SAMPLES), *named, *_parts_of_best(folder / BEST)]
     return [path for path in found if path.exists()]
+
+
+def _written(folder: Path) -> list[Path]:
+    """List the checkpoints or snapshots that a run wrote into a folder, and those that crashes left unfinished."""
+    return [*filter(was_saved_here, list_checkpoints(folder)), *folder.glob(".unfinished-step-*")]
+
+
+def snapshots_after(run: Path, step: int) -> list[Path]:
+    """List the snapshots that a run wrote after a step, and the unfinished ones."""
+    return [path for path in _written(run / SNAPSHOTS) if path.name[0] == "." or step_of(path) > step]
 
 
 def _parts_of_best(folder: Path) -> list[Path]:
@@ -84,8 +95,13 @@ def read_object(path: Path) -> dict:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the finished checkpoints, the oldest first, without other folders such as `step-000500-copy`."""
+    """List the finished checkpoints or snapshots, the oldest first, without folders such as `step-000500-copy`."""
     return [path for path in _of_steps(folder.glob("step-*")) if path.is_dir()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a finished checkpoint or snapshot."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def was_saved_here(checkpoint: Path) -> bool:

@@ -120,11 +120,14 @@ def save_checkpoint(run: Run, state: RunState):
 
 
 def outputs_due(config: TrainingConfig, step: int) -> set[str]:
-    """Return which outputs are due after a step: `"save"`, `"validate"`, `"draw"`, `"measure"`."""
+    """Return which outputs are due after a step: `"save"`, `"validate"`, `"draw"`, `"measure"`, `"snapshot"`."""
     last = step == config.total_steps
     often = {"save": config.save_model_steps, "draw": config.save_images_steps, "measure": config.eval_steps}
     often["validate"] = config.validation_steps
-    return {name for name, steps in often.items() if steps and (last or step % steps == 0)}
+    due = {name for name, steps in often.items() if steps and (last or step % steps == 0)}
+    parts = config.posthoc_ema or 0  # of the run; a snapshot is due at the end of each
+    is_end_of_part = step * parts // config.total_steps > (step - 1) * parts // config.total_steps
+    return due | {"snapshot"} if is_end_of_part else due
 
 
 def missing_outputs(run: Run, state: RunState) -> set[str]:
@@ -135,10 +138,17 @@ def missing_outputs(run: Run, state: RunState) -> set[str]:
 
 
 def write_outputs(due: set[str], run: Run, state: RunState, interrupted: bool = False):
-    """Save the pipeline, measure, and draw samples, as far as they are due, all with the averaged weights."""
-    if not due:
-        return
+    """Save the pipeline, measure, and draw samples, as far as they are due, all with the averaged weights.
+
+    A snapshot is of the two other averages.
+    """
     is_main, accelerator = run.accelerator.is_main_process, run.accelerator
+    if "snapshot" in due:
+        tensors = state.snapshot()
+        if is_main:
+            run.folder.save_snapshot(state.step, tensors)
+    if not due - {"snapshot"}:
+        return
     with state.unet_to_draw_with() as unet:
         pipeline = DDPMPipelineCustom(unet, *how_to_draw(run.config, run.scheduler))
         if is_main and "save" in due:

@@ -65,6 +65,7 @@ QUICK = {
     "*--pretrained_model_name_or_path *": f"{TRAIN} --max_train_steps 1",
     "*--streaming*": f"{ONE_STEP} --streaming_buffer_size 4",
     "*--validation_*": f"{ONE_STEP} --train_batch_size 10",
+    "ddpm-hf ema *": "--std 0.05 0.1 --num_images 3 --bpd_timesteps 4 --cache_dir {cache}",
     "ddpm-hf distill *": f"{TRAIN} --max_train_steps 1 --distill_teacher_steps 1",
     "train_ddpm.py*": ONE_STEP,
     "ddpm-hf train *": ONE_STEP,

@@ -28,8 +28,20 @@ LAYERS = (
         "pictures",
         "denoising",
         "variational",
+        "power_averages",
     ),
-    ("weights", "convert", "loading", "checkpoint", "precision", "processes", "signals", "ending", "hardware"),
+    (
+        "weights",
+        "convert",
+        "loading",
+        "checkpoint",
+        "posthoc_ema",
+        "precision",
+        "processes",
+        "signals",
+        "ending",
+        "hardware",
+    ),
     (
         "option_fields",
         "presets",
@@ -47,7 +59,7 @@ LAYERS = (
     ("sampling",),
     ("sample_folder", "export"),
     ("evaluation", "hub"),  # neither knows the other
-    ("demo", "train", "prepare", "teacher_options"),
+    ("demo", "train", "prepare", "teacher_options", "ema_command"),
     ("cli",),
 )
 WINGS = ("images", "training", "evaluation", "export", "hub", "demo")

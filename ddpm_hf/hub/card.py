@@ -9,6 +9,7 @@ from ddpm_hf.config import options_of_card
 from ddpm_hf.files import replace_text
 from ddpm_hf.forms import is_of
 from ddpm_hf.hub.card_inputs import (
+    read_average,
     read_evaluation,
     read_facts,
     read_metrics,
@@ -19,7 +20,7 @@ from ddpm_hf.hub.card_inputs import (
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.card_metadata import make_metadata, to_yaml
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
-from ddpm_hf.hub.card_training import base_model, base_sentence, command_of, describe_training
+from ddpm_hf.hub.card_training import average_sentence, base_model, base_sentence, command_of, describe_training
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
 from ddpm_hf.hub.links import MODEL, SPACE, project_links, repositories_of
 from ddpm_hf.pipeline_ddpm_custom import RECOMMENDED_STEPS
@@ -62,7 +63,11 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
     """
     folder = Path(folder).resolve()
     unet, config, measured = read_unet_config(folder), read_options(folder), read_evaluation(folder)
-    facts = read_facts(folder)
+    facts, average = read_facts(folder), read_average(folder)
+    of_own_average = ("use_ema", "ema_power", "ema_max_decay")  # not of one that was made after the run
+    shown = [
+        key for key in options_of_card() if config.get(key) is not None and not (average and key in of_own_average)
+    ]
     pushed = repositories_of(folder)
     repo_id = repo_id or config.get("hub_model_id") or pushed.get(MODEL) or f"user/{folder.name}"
     name, data = plain(repo_id).split("/")[-1], describe_dataset(config)
@@ -91,6 +96,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         arguments=arguments,
         data=data,
         base=base_sentence(config),
+        average=average_sentence(average),
         preprocessing=describe_preprocessing(config),
         samples=samples,
         samples_caption=samples and _samples_caption(config, samples, form),
@@ -100,7 +106,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         loss_curve=_existing(folder, LOSS),
         training=describe_training(facts, read_metrics(folder)),
         command=command_of(config),
-        settings=[(key, _setting(config[key])) for key in options_of_card() if config.get(key) is not None],
+        settings=[(key, _setting(config[key])) for key in shown],
         metrics=[_metric_row(metric) for metric in measured],
     )
 

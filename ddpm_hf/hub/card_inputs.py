@@ -16,7 +16,7 @@ from ddpm_hf.files import read_json, read_json_lines
 from ddpm_hf.forms import Form, is_of, misfit, shown
 from ddpm_hf.hub.card_text import bare, plain
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.run_files import EVALUATION, FACTS, INDEX, METRICS, OPTIONS
+from ddpm_hf.run_files import ABOUT_AVERAGE, EVALUATION, FACTS, INDEX, METRICS, OPTIONS
 from ddpm_hf.terminal import one_line
 from ddpm_hf.tokens import refuse_token
 
@@ -89,6 +89,11 @@ def read_options(folder: Path) -> dict:
 def read_facts(folder: Path) -> dict:
     """Read the sizes, the hardware and the versions of a run."""
     return read_side_file(folder / FACTS, FACTS_FORM)
+
+
+def read_average(folder: Path) -> dict:
+    """Read which average of a run the weights are, if they were made from its snapshots."""
+    return read_side_file(folder / ABOUT_AVERAGE, {"run": str, "step": int, "std": float})
 
 
 def read_metrics(folder: Path) -> list[dict]:

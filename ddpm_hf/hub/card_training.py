@@ -100,6 +100,18 @@ def base_sentence(config: dict) -> str:
     )
 
 
+def average_sentence(average: dict) -> str:
+    """Say which average the weights are, if they were made from the snapshots of a run."""
+    if not average:
+        return ""
+    return (
+        f"Its weights are an average over the training, made from snapshots of the run `{bare(average['run'])}` "
+        f"([Karras et al. 2023](https://arxiv.org/abs/2312.02696)): `ddpm-hf ema {bare(average['run'])} --std "
+        f"{average['std']:g}`. The standard deviation of its profile is {average['std']:g} of the {average['step']:,} "
+        "steps."
+    )
+
+
 def describe_training(facts: dict, metrics: list[dict]) -> str:
     """Tell the sizes, the hardware, the time and the energy, as far as they were recorded."""
     if not metrics:

@@ -12,7 +12,7 @@ from ddpm_hf.terminal import going_on
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one after the other, and then deletes those over the limit.
+    """Writes checkpoints and snapshots in a thread, one after the other, and deletes checkpoints over the limit.
 
     An error is reported, and the run goes on with the older checkpoints.
 
@@ -32,22 +32,33 @@ class CheckpointWriter:
         The checkpoint before is finished first, so only one copy is in memory. See
         [`~ddpm_hf.checkpoint.write_checkpoint`] for the arguments.
         """
-        self.wait()
-        with going_on("save a checkpoint"):
-            copies = {
-                file: {key: t.to("cpu", copy=True) for key, t in named.items()} for file, named in tensors.items()
-            }
-            # A process that ends at once does not wait for a daemon. What it leaves half-written is no checkpoint.
-            arguments = (step, copies, state)
-            self.thread = Thread(target=self._write, args=arguments, name=LEFT_BEHIND, daemon=True)
-            self.thread.start()
 
-    def _write(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict):
-        with going_on("save a checkpoint"):
-            write_checkpoint(self.folder, step, tensors, state)
+        def write(copies):
+            write_checkpoint(self.folder, step, copies, state)
             self.when_written()
             with going_on("delete older checkpoints"):
                 prune_checkpoints(self.folder, self.total_limit, newest=step)
+
+        self._begin("save a checkpoint", tensors, write)
+
+    def write_snapshot(self, folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]]):
+        """Begin to write a snapshot into another folder, as [`write`] does. Later checkpoints wait for it."""
+        self._begin("save a snapshot", tensors, lambda copies: write_checkpoint(folder, step, copies, {"step": step}))
+
+    def _begin(self, what: str, tensors: dict[str, dict[str, torch.Tensor]], write: Callable[[dict], None]):
+        self.wait()
+        with going_on(what):
+            copies = {
+                file: {key: t.to("cpu", copy=True) for key, t in named.items()} for file, named in tensors.items()
+            }
+
+            def in_thread():
+                with going_on(what):
+                    write(copies)
+
+            # A process that ends at once does not wait for a daemon. What it leaves half-written is no checkpoint.
+            self.thread = Thread(target=in_thread, name=LEFT_BEHIND, daemon=True)
+            self.thread.start()
 
     def wait(self):
         """Wait until the newest checkpoint is on the disk. After Ctrl-C, later calls do not wait."""

@@ -11,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddpm_hf.checkpoint import POWER_AVERAGES
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.augment import NUM_LABELS
 from ddpm_hf.precision import autocast
-from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.ema import MovingAverage, PowerAverage
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.optimizer import make_optimizer, skips_by_itself
 from ddpm_hf.unet_ddpm import DDPMUNetModel
@@ -23,7 +24,7 @@ from ddpm_hf.unet_ddpm import DDPMUNetModel
 def peak_memory(config: TrainingConfig, channels: int, device_type: str, processes: int = 1) -> int:
     """Return the bytes that the tensors of a run take at most on one process, while it trains.
 
-    They are the weights, their average, the gradients, the moments of the optimizer, and what the way back needs of a
+    They are the weights, their averages, the gradients, the moments of the optimizer, and what the way back needs of a
     micro-batch. What libraries take besides is not in it, and neither is what an allocator cannot use again.
 
     Args:
@@ -48,6 +49,7 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
         # 1. An update. It makes the moments, and leaves the gradient only if more micro-batches add to it.
         optimizer: Any = make_optimizer(unet, config, torch.device(device_type))
         average = MovingAverage(unet, 1.0, 1.0, 1.0) if config.use_ema else None
+        power_averages = [PowerAverage(unet, std) for std in POWER_AVERAGES if config.posthoc_ema]
         skip = torch.zeros(()) if skips_by_itself(torch.device(device_type)) else None
         learned = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         for parameter in learned:
@@ -58,6 +60,8 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
         optimizer.step()
         if average:
             average.update(1, skip)
+        for power_average in power_averages:
+            power_average.update(1)
         if config.gradient_accumulation_steps == 1:
             optimizer.zero_grad()
 
@@ -75,22 +79,22 @@ def peak_memory(config: TrainingConfig, channels: int, device_type: str, process
 
 
 def checkpoint_memory(config: TrainingConfig, channels: int) -> int:
-    """Return the bytes of a checkpoint: weights, average and two moments. While it is written, a copy is in memory."""
+    """Return the bytes of a checkpoint: weights, averages and two moments. While it is written, a copy is in memory."""
     with torch.device("meta"):
         unet = make_model(config, channels)[0]
-    return (4 if config.use_ema else 3) * unet.get_memory_footprint()
+    return (3 + config.use_ema + (2 if config.posthoc_ema else 0)) * unet.get_memory_footprint()
 
 
 def surely_enough(config: TrainingConfig, unet: DDPMUNetModel) -> int:
     """Return bytes that surely suffice. It takes no time, and is several times too much.
 
     It is as if each layer of weights kept four feature maps, all of the finest and of the widest level, and there were
-    eight copies of all weights.
+    ten copies of all weights.
     """
     height, width = config.size
     features = 2 * max(unet.config.block_out_channels) * height * width * config.train_batch_size
     layers = sum(1 for name, _ in unet.named_parameters() if name.endswith("weight"))
-    return 4 * (8 * unet.num_parameters() + 4 * layers * features)
+    return 4 * (10 * unet.num_parameters() + 4 * layers * features)
 
 
 class _LivingTensors(TorchDispatchMode):

@@ -37,9 +37,12 @@ from ddpm_hf.run_files import (
     OPTIONS,
     SAMPLES,
     SMALL,
+    SNAPSHOTS,
     UNREADABLE,
     parts_of_run,
     read_object,
+    snapshots_after,
+    was_saved_here,
 )
 from ddpm_hf.terminal import going_on
 from ddpm_hf.training.checkpoint_writer import CheckpointWriter
@@ -47,13 +50,20 @@ from ddpm_hf.training.energy import EnergyMeter
 
 
 def bytes_of_run(config: TrainingConfig, model_bytes: int) -> int:
-    """Return the bytes of disk that the models and the checkpoints of a run take at most.
+    """Return the bytes of disk that the models, the checkpoints and the snapshots of a run take at most.
 
-    A checkpoint is four models: weights, average, and two moments. The pipeline is one, and so is the best one. While
-    saving, the old and the new copy both exist.
+    A checkpoint is four models: weights, average, and two moments; with `posthoc_ema` two more. The pipeline is one,
+    and so is the best one. While saving, the old and the new copy both exist.
     """
     pipelines = 2 if config.keep_best == "none" else 4
-    return (pipelines + 4 * (config.checkpoints_total_limit + 1)) * model_bytes
+    models_of_checkpoint = 6 if config.posthoc_ema else 4
+    models = pipelines + models_of_checkpoint * (config.checkpoints_total_limit + 1)
+    return models * model_bytes + bytes_of_snapshots(config, model_bytes)
+
+
+def bytes_of_snapshots(config: TrainingConfig, model_bytes: int) -> int:
+    """Return the bytes of disk that the snapshots take: two models each. One more may be there while it is saved."""
+    return 2 * (config.posthoc_ema + 1) * model_bytes if config.posthoc_ema else 0
 
 
 class RunFolder:
@@ -115,6 +125,8 @@ class RunFolder:
             replace_text(self.path / OPTIONS, self.config.to_json())  # first: this file makes the folder one of a run
             if not step:
                 self._clear()
+            for path in snapshots_after(self.path, step):
+                shutil.rmtree(path)
             (self.path / SAMPLES).mkdir(exist_ok=True)
             self.metrics = [line for line in self._lines(METRICS, METRICS_FORM) if line["step"] <= step]
             write_json_lines(self.path / METRICS, self.metrics)
@@ -234,13 +246,15 @@ class RunFolder:
     def outputs_of(self, step: int, is_last: bool) -> set[str]:
         """Return which outputs of a step exist.
 
-        They are samples (`"draw"`), a measurement (`"measure"`), the held-out loss (`"validate"`) and a pipeline
-        (`"save"`). A pipeline does not tell its step, so that of the last step never counts.
+        They are samples (`"draw"`), a measurement (`"measure"`), the held-out loss (`"validate"`), a snapshot
+        (`"snapshot"`) and a pipeline (`"save"`). A pipeline does not tell its step, so that of the last step never
+        counts.
         """
         there = {
             "draw": self._samples(step).exists(),
             "measure": any(line["step"] == step for line in self._lines(EVALUATIONS, {"step": int})),
             "save": (self.path / INDEX).exists() and not is_last,
+            "snapshot": was_saved_here(self.path / SNAPSHOTS / f"step-{step:06d}"),
             "validate": any(line["step"] == step and "val_loss" in line for line in self.metrics),
         }
         return {name for name, is_there in there.items() if is_there}
@@ -291,6 +305,10 @@ class RunFolder:
         """Copy a checkpoint, and write it while the training goes on."""
         self.checkpoints.write(step, tensors, state)
         self._note_energy(step)
+
+    def save_snapshot(self, step: int, tensors: dict):
+        """Copy a snapshot of the two averages, and write it while the training goes on."""
+        self.checkpoints.write_snapshot(self.path / SNAPSHOTS, step, tensors)
 
     def finish(self, step: int, finished: bool):
         """Wait for the newest checkpoint. Note that the run is finished, if it is, and repeat what failed before."""

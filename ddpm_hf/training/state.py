@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ddpm_hf.checkpoint import POWER_AVERAGES
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.hardware import called_as_it_is, compile_network
-from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.ema import MovingAverage, PowerAverage
 from ddpm_hf.training.loss_history import LossHistory
 from ddpm_hf.training.meter import LossMeter
 from ddpm_hf.training.optimizer import make_lr_scheduler, make_optimizer, skips_by_itself
@@ -29,6 +30,8 @@ class RunState:
     Attributes:
         model (`torch.nn.Module`): The network as accelerate wraps it, for the forward pass.
         ema ([`MovingAverage`], *optional*): The average of the weights, which samples are drawn with.
+        power_averages (`dict[str, PowerAverage]`): Two more averages, which snapshots are taken of; none without
+            `posthoc_ema`.
         meter ([`LossMeter`]): The losses since the last note.
         history ([`LossHistory`], *optional*): The last losses at each timestep, if they are drawn by them.
         step (`int`): Optimizer steps taken.
@@ -50,6 +53,8 @@ class RunState:
         self.model = prepare(accelerator, unet, self.optimizer)
         average = (config.ema_inv_gamma, config.ema_power, config.ema_max_decay)
         self.ema = MovingAverage(unet, *average) if config.use_ema else None
+        kept = POWER_AVERAGES if config.posthoc_ema else {}
+        self.power_averages = {name: PowerAverage(unet, std) for std, name in kept.items()}
         self.scaler = accelerator.scaler
         self.meter = LossMeter(config.ddpm_num_steps, accelerator.device)
         is_by_loss = config.timestep_sampling == "loss_second_moment"
@@ -80,7 +85,7 @@ class RunState:
             self.meter.add(losses, t)
 
     def take_gradient_step(self):
-        """Change the weights by the gradient, and their average; leave both if the gradient is not finite."""
+        """Change the weights by the gradient, and their averages; leave both if the gradient is not finite."""
         self.norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.longest_gradient))
         skip = (~self.norm.isfinite()).float()  # alike on all processes
         if self.skips_on_device:
@@ -99,6 +104,8 @@ class RunState:
             self.ema.update(self.step)
         if self.history:
             self.history.end_step(self.accelerator, skip)
+        for power_average in self.power_averages.values():
+            power_average.update(self.step)
         self.skips[0] += skip
         self.skips[1] = (self.skips[1] + 1) * skip
 
@@ -146,12 +153,24 @@ class RunState:
             for i, named in self.optimizer.state_dict()["state"].items()
             for name, value in named.items()
         }
+        averages = self.power_averages | ({"ema": self.ema} if self.ema else {})
         files = {"model": self.unet.state_dict(), "optimizer": moments}
-        if self.ema:
-            files["ema"] = self.ema.state_dict()
+        files |= {name: average.state_dict() for name, average in averages.items()}
         if self.history:
             files["history"] = self.history.tensors()
         return {file: {name: whole(tensor) for name, tensor in named.items()} for file, named in files.items()}
+
+    def snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the files of a snapshot: each of the two averages as weights of the network that draws.
+
+        All processes have to call it, since tensors may be sharded.
+        """
+        with self.unet.without_augment_embedding():
+            names = [name for name, _ in self.unet.named_parameters()]  # those of the augmentation would come last
+        return {
+            file: {name: whole(tensor) for name, tensor in zip(names, power_average.average)}
+            for file, power_average in self.power_averages.items()
+        }
 
     def numbers(self) -> dict:
         """Return what else a checkpoint holds. All processes have to call it."""
@@ -171,6 +190,8 @@ class RunState:
             self.ema.load_state_dict(tensors["ema"])
         if self.history:
             self.history.load(tensors["history"])
+        for name, power_average in self.power_averages.items():
+            power_average.load_state_dict(tensors[name])
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():

@@ -5,11 +5,11 @@ import torch
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.run_files import BEST, LOSS, METRICS, SAMPLES
+from ddpm_hf.run_files import BEST, LOSS, METRICS, SAMPLES, SNAPSHOTS
 from ddpm_hf.terminal import as_argument
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.loss_history import images_until_full
-from ddpm_hf.training.run_folder import bytes_of_run
+from ddpm_hf.training.run_folder import bytes_of_run, bytes_of_snapshots
 from ddpm_hf.training.step_cost import StepCost
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
@@ -35,12 +35,16 @@ def describe(
         else base * bool(config.pretrained_model_name_or_path)
     )
     size = "" if config.model_size == "auto" else f", size {config.model_size}"
+    snapshots = ""
+    if config.posthoc_ema:
+        taken = megabytes(bytes_of_snapshots(config, unet.get_memory_footprint()))
+        snapshots = f" Snapshots of two averages: {config.posthoc_ema}, which take {taken} of disk."
     time = f" in about {config.max_train_minutes:g} minutes" if config.max_train_minutes else ""
     timesteps = _begin_of_timesteps(config, images_per_step)
     return (
         f"Preset {config.preset}{size}: a U-Net with {unet.num_parameters() / 1e6:.2f} M parameters, {data}"
         f"{apart}, {steps:,} steps{time} of {images_per_step} images ({length}), mixed precision "
-        f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{start}{timesteps}"
+        f"{config.mixed_precision}, {torch.get_num_threads()} CPU threads.{pixels}{snapshots}{start}{timesteps}"
     )
 
 
@@ -68,13 +72,14 @@ def describe_cost(
     (height, width), itemsize = config.size, np.dtype(PixelFormat.of_model(unet.config).stored).itemsize
     cache = f", and {megabytes(images * height * width * channels * itemsize)} for the decoded images" if images else ""
     how = "estimated from a part of its images" if cost.is_estimated else "measured"
+    kept = "models, checkpoints and snapshots" if config.posthoc_ema else "models and checkpoints"
     widths = " / ".join(map(str, unet.config.block_out_channels))
     rows = {
         "network": f"{unet.num_parameters():,} parameters, {widths} channels",
         "step": f"{cost.seconds:.3g} seconds ({how}), {images_per_step / cost.seconds:.0f} images/s",
         "memory": memory,
         "run": f"{config.total_steps:,} steps, {duration(seconds)}, and the time for drawing and measuring",
-        "disk": f"{megabytes(bytes_of_run(config, unet.get_memory_footprint()))} for models and checkpoints{cache}",
+        "disk": f"{megabytes(bytes_of_run(config, unet.get_memory_footprint()))} for {kept}{cache}",
     }
     return "\n".join(f"  {name:9}{text}" for name, text in rows.items())
 
@@ -111,6 +116,8 @@ def farewell(config: TrainingConfig, steps: int, step: int, training: float, oth
     folder = config.folder
     places = {folder: "the model", folder / SAMPLES: "pictures that it draws", folder / LOSS: "the loss"}
     places[folder / METRICS] = "all numbers"
+    if config.posthoc_ema:
+        places[folder / SNAPSHOTS] = "snapshots, from which `ddpm-hf ema` makes averages"
     if best := KeptBest(config).describe():
         places[folder / BEST] = best
     there = {str(place): what for place, what in places.items() if place.exists()}

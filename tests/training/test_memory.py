@@ -12,7 +12,7 @@ import ddpm_hf.train as loop
 from ddpm_hf.command_line import parse_command_line
 from ddpm_hf.precision import autocast
 from ddpm_hf.training import out_of_memory
-from ddpm_hf.training.ema import MovingAverage
+from ddpm_hf.training.ema import MovingAverage, PowerAverage
 from ddpm_hf.training.memory import peak_memory, surely_enough
 from ddpm_hf.training.model import make_model
 from ddpm_hf.training.objective import denoising_loss
@@ -27,9 +27,10 @@ def tracked_peak(config):
     unet, scheduler = make_model(config, 1)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer, average = make_optimizer(unet.train(), config, CPU), MovingAverage(unet, 1.0, 1.0, 0.9)
+    optimizer, averages = make_optimizer(unet.train(), config, CPU), [MovingAverage(unet, 1.0, 1.0, 0.9)]
+    averages += [PowerAverage(unet, std) for std in (0.05, 0.1) if config.posthoc_ema]
     tracker = MemTracker()
-    tracker.track_external(unet, optimizer, *average.average)
+    tracker.track_external(unet, optimizer, *(tensor for average in averages for tensor in average.average))
     with tracker:
         for step in (1, 2):  # the moments are there in the second one
             for _ in range(config.gradient_accumulation_steps):
@@ -41,7 +42,8 @@ def tracked_peak(config):
                 losses.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-            average.update(step)
+            for average in averages:
+                average.update(step)
     return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
 
 
@@ -49,7 +51,7 @@ def tracked_peak(config):
     "flags",
     [
         "",
-        "--gradient_checkpointing --optimizer muon",
+        "--gradient_checkpointing --optimizer muon --posthoc_ema",
         "--mixed_precision bf16 --gradient_accumulation_steps 2 --train_batch_size 2",
     ],
 )

@@ -324,7 +324,7 @@ def test_a_folder_in_the_place_of_a_checkpoint_is_left_alone(train, tmp_path, ca
     (mine / "notes.txt").write_text("mine")
     folder = train(max_train_steps=3, checkpointing_steps=2, lr_scheduler="constant")
     assert (mine / "notes.txt").read_text() == "mine"
-    assert f"{mine} is no checkpoint that a run has written; move it away. Training goes on." in capsys.readouterr().out
+    assert f"{mine} was not written by a run; move it away. Training goes on." in capsys.readouterr().out
     assert (folder / "checkpoints" / "step-000003" / "manifest.json").exists()
 
 

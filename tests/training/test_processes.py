@@ -28,10 +28,12 @@ def launch(processes, flags, script=ROOT / "train_ddpm.py", cwd=None):
 
 
 def assert_close_runs(a, b, last="step-000020"):
-    for name in ("model", "ema", "history"):
-        if name == "history" and not (a / "checkpoints" / last / f"{name}.safetensors").exists():
-            continue  # timesteps were not drawn by their losses
-        first, second = (load_file(folder / "checkpoints" / last / f"{name}.safetensors") for folder in (a, b))
+    names = [f"checkpoints/{last}/model.safetensors", f"checkpoints/{last}/ema.safetensors"]
+    names += [path.relative_to(a).as_posix() for path in a.glob(f"checkpoints/{last}/history.safetensors")]
+    names += [path.relative_to(a).as_posix() for path in a.glob(f"posthoc_ema/{last}/*.safetensors")]
+    for name in names:
+        first, second = (load_file(folder / name) for folder in (a, b))
+        assert first.keys() == second.keys()
         for key in first:
             torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5, msg=f"{name} {key}")
     for one, two in zip(metrics(a), metrics(b), strict=True):
@@ -43,9 +45,9 @@ def assert_close_runs(a, b, last="step-000020"):
 def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
     """Also when the number of processes changes on the way, 1 -> 2 -> 1. The processes share the held-out loss.
 
-    Both runs draw timesteps by their losses, from step 7 or so.
+    Both runs draw timesteps by their losses, from step 7 or so, and keep two more averages.
     """
-    by_loss = {"timestep_sampling": "loss_second_moment", "ddpm_num_steps": 4}
+    by_loss = {"timestep_sampling": "loss_second_moment", "ddpm_num_steps": 4, "posthoc_ema": 2}
     held_out = {"validation_fraction": 0.001, "validation_steps": 10, "keep_best": "loss", **by_loss}
     one = train("one", max_train_steps=20, gradient_accumulation_steps=2, **held_out)
     done = launch(2, small("two", max_train_steps=20, **held_out))
@@ -76,6 +78,7 @@ def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
     Muon needs whole matrices. A run goes on with it or without it.
     """
     fsdp, constant = ROOT / "tests" / "fsdp_on_cpus.py", {"lr_scheduler": "constant_with_warmup", "optimizer": "muon"}
+    constant["posthoc_ema"] = 2
     whole = train("whole", "--augment", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     train("sharded", "--augment", max_train_steps=5, gradient_accumulation_steps=2, **constant)
     done = launch(2, small("sharded", "--augment", max_train_steps=12, **constant), fsdp)

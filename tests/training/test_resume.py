@@ -30,18 +30,25 @@ def timeless(folder):
 
 
 def assert_equal_runs(a, b):
-    """Weights, average, optimizer, the place in the batch plan, and every line of numbers."""
+    """Weights, averages, optimizer, snapshots, the place in the batch plan, and every line of numbers."""
     assert equal(a, b)
     assert timeless(a) == timeless(b)
     last = checkpoints(a)[-1]
     assert checkpoints(b)[-1] == last
-    for name in ("model", "ema", "optimizer"):
-        first, second = (load_file(folder / "checkpoints" / last / f"{name}.safetensors") for folder in (a, b))
+    for name in {path.name for folder in (a, b) for path in (folder / "checkpoints" / last).glob("*.safetensors")}:
+        first, second = (load_file(folder / "checkpoints" / last / name) for folder in (a, b))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first), name
     first, second = (load_state(folder / "checkpoints" / last) for folder in (a, b))
     for key in ("step", "micro_batches", "losses"):
         assert first[key] == second[key]
+    assert snapshots(a) == snapshots(b)
+
+
+def snapshots(run):
+    """The bytes of each file of the snapshots of two averages."""
+    files = (path for path in (run / "posthoc_ema").rglob("*") if path.is_file())
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
@@ -80,8 +87,10 @@ def stop_after(monkeypatch):
 @pytest.mark.parametrize("number", signals_to_end()[1:])  # without Ctrl-C
 def test_a_stopped_run_goes_on(train, stop_after, capsys, number):
     """Stopped between two notes of the loss, whose sums are part of the checkpoint."""
-    options = {"max_train_steps": 7, "logging_steps": 3, "checkpointing_steps": 100}
+    options = {"max_train_steps": 7, "logging_steps": 3, "checkpointing_steps": 100, "posthoc_ema": 3}
     whole = train("whole", **options)
+    steps = sorted(path.name for path in (whole / "posthoc_ema").iterdir())
+    assert steps == ["step-000003", "step-000005", "step-000007"]
     restore = stop_after(4, number)
     stopped = train("stopped", **options)
     assert checkpoints(stopped) == ["step-000004"]
@@ -177,15 +186,23 @@ def test_a_broken_newest_checkpoint_is_named_and_passed_over(train, capsys):
 
 
 def test_a_checkpoint_asked_for_by_name(train, tmp_path):
-    whole = train("whole", checkpointing_steps=2)
-    named = train("named", checkpointing_steps=2)
-    train("named", resume_from_checkpoint="step-000002", checkpointing_steps=2)
+    """Snapshots of later steps are written again; the two averages that they are of change nothing else."""
+    options = {"checkpointing_steps": 2, "posthoc_ema": 4}
+    whole = train("whole", **options)
+    named = train("named", **options)
+    (named / "posthoc_ema" / "step-000002" / "ema-0.050.safetensors").unlink()  # what a crash while deleting leaves
+    (named / "posthoc_ema" / "step-000002" / "manifest.json").unlink()
+    (named / "posthoc_ema" / "step-000003" / "ema-0.050.safetensors").write_bytes(b"of another course")
+    train("named", resume_from_checkpoint="step-000002", **options)
     assert_equal_runs(whole, named)
+    assert equal(whole, train("without", checkpointing_steps=2))
+    with pytest.raises(SystemExit, match="run with other options: --posthoc_ema None -> 2"):
+        train("without", checkpointing_steps=2, posthoc_ema=2)
     with pytest.raises(SystemExit, match=r"--resume_from_checkpoint step-000009: there is no .*found step-000002"):
-        train("named", resume_from_checkpoint="step-000009")
+        train("named", resume_from_checkpoint="step-000009", **options)
     break_file(named / "checkpoints" / "step-000002" / "model.safetensors")
     with pytest.raises(SystemExit, match=r"step-000002 is broken: .*model.safetensors"):
-        train("named", resume_from_checkpoint="step-000002")
+        train("named", resume_from_checkpoint="step-000002", **options)
 
 
 def test_no_whole_checkpoint_is_an_error(train):
@@ -304,7 +321,7 @@ def test_killed_at_any_moment(train, small, tmp_path, moments):
     after a random time, again and again.
     """
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "save_model_steps": 1, "checkpoints_total_limit": 1}
-    options |= {"save_images_steps": 2, "ddpm_num_inference_steps": 1, "eval_batch_size": 1}
+    options |= {"save_images_steps": 2, "posthoc_ema": 2, "ddpm_num_inference_steps": 1, "eval_batch_size": 1}
     whole = train("whole", **options)
     match moments:
         case "again and again":
