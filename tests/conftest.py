@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forks import Forks
 
 import train_ddpm
 from ddpm_hf import DDPMUNetModel
@@ -16,9 +17,11 @@ from ddpm_hf.signals import signals_to_end
 # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
 
-# Each run collects garbage; what is imported is none, and looking through it takes most of a second.
-gc.collect()
-gc.freeze()
+
+def pytest_collection_finish():
+    """Leave what is imported and collected out of the collection of garbage, which each run asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,13 @@ def cache_dir(tmp_path_factory, worker_id):
     """Return a folder where all tests, of all workers, keep decoded images."""
     base = tmp_path_factory.getbasetemp()
     return (base if worker_id == "master" else base.parent) / "cache"
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Start processes that need not import the libraries."""
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 @pytest.fixture
