@@ -21,7 +21,6 @@ from ddpm_hf.evaluation.image_sets import PictureFolder
 from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.evaluation.reference import open_reference
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
