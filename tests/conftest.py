@@ -1,28 +1,36 @@
-"""What several test files need: a fixed seed, and runs of train_ddpm.py."""
+"""What several test files need: a fixed seed, and runs of train_ddpm.py.
+
+Libraries are imported inside of the functions, since the process that shares out the tests needs none of them.
+"""
 
 import gc
+import hashlib
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
+from forks import Forks
+from PIL import Image
 
 import train_ddpm
-from ddpm_hf import DDPMUNetModel
 from ddpm_hf.signals import signals_to_end
 
-# The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
-torch.set_num_threads(1)
 
-# Each run collects garbage; what is imported is none, and looking through it takes most of a second.
-gc.collect()
-gc.freeze()
+def pytest_collection_finish():
+    import torch
+
+    # The tests' networks are too small for threads to help, and on a busy machine threads wait for each other.
+    torch.set_num_threads(1)
+    # Each run collects garbage; what is imported and collected by now is none, and looking through it takes long.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -33,9 +41,18 @@ def cache_dir(tmp_path_factory, worker_id):
     return (base if worker_id == "master" else base.parent) / "cache"
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Start processes that need not import the libraries."""
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
 @pytest.fixture
 def small(tmp_path, cache_dir):
     """Flags of runs that take seconds: the embedded digits, decoded once for all tests, a tiny network with dropout."""
+    from ddpm_hf import DDPMUNetModel
+
     model = DDPMUNetModel(
         block_out_channels=(8, 8),
         down_block_types=["DownBlock2D"] * 2,
@@ -68,9 +85,20 @@ def small(tmp_path, cache_dir):
     return flags
 
 
+def sketch(*numbers, size=(800, 480), **more_numbers):
+    """Return a picture that stands for the curve of the loss: of another colour for other numbers."""
+    return Image.new("RGB", size, tuple(hashlib.sha256(repr((numbers, more_numbers)).encode()).digest()[:3]))
+
+
 @pytest.fixture
 def train(small, tmp_path, monkeypatch):
-    """Run train_ddpm.py in this process, with `small` flags. The fixture returns the folder of the run."""
+    """Run train_ddpm.py in this process, with `small` flags. The fixture returns the folder of the run.
+
+    Drawing the curve of the loss takes as long as the four steps, so only the tests of pictures do it.
+    """
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr("ddpm_hf.training.run_folder.loss_curve", sketch)
 
     def run(name="run", *switches, **options):
         monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *small(name, *switches, **options)])

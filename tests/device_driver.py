@@ -26,7 +26,9 @@ def main(folder: Path, model: str, cache: str):
 
         import ddpm_hf.train
         from ddpm_hf import cli, prepare, unet_ddpm
+        from ddpm_hf.training import validation
 
+        validation.PAIRS = 16  # each operation takes long here
         unet_ddpm.CHANNELS_LAST_DEVICES += (NAME,)
         places = (torch.device("cpu"), torch.device(f"{NAME}:0"))
 

@@ -1,4 +1,4 @@
-"""train_ddpm.py under FSDP on CPUs; accelerate itself offers FSDP on accelerators only. Run it with torchrun."""
+"""train_ddpm.py under FSDP on CPUs; accelerate itself offers FSDP on accelerators only. Start two processes of it."""
 
 import os
 import sys

@@ -1,7 +1,11 @@
 """What runs of train_ddpm.py leave behind: reading it, and making it."""
 
+import functools
 import json
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -26,6 +30,17 @@ def metrics(folder):
 
 def make_run(folder, **options):
     """A run's folder as train_ddpm.py leaves it, but for the training; with files that are nobody else's business."""
+    shutil.copytree(Path(_first_run().name, "run"), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    config = TrainingConfig(output_dir=str(folder), resolution=8, ddpm_num_inference_steps=5, **options)
+    (folder / "config.json").write_text(config.to_json())
+    return folder
+
+
+@functools.cache
+def _first_run():
+    """Make the files that are the same in all these folders, once for a process, in a temporary folder."""
+    temporary = tempfile.TemporaryDirectory()
+    folder = Path(temporary.name, "run")
     torch.manual_seed(0)
     unet = DDPMUNetModel(
         sample_size=8,
@@ -41,8 +56,6 @@ def make_run(folder, **options):
     pipeline = DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=10))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
-    config = TrainingConfig(output_dir=str(folder), resolution=8, ddpm_num_inference_steps=5, **options)
-    (folder / "config.json").write_text(config.to_json())
     lines = [{"step": step, "loss": 1 / step, "images_per_second": 8.0, "skipped_updates": 0} for step in (2, 4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"st')
     machine = {"hardware": "abacus", "processes": 1, "versions": {"torch": "2"}}
@@ -58,7 +71,7 @@ def make_run(folder, **options):
     for name in ("checkpoints/step-000004/state.json", "logs/events", "unet/notes.txt", ".env"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("private")
-    return folder
+    return temporary
 
 
 def crash_at_rename(number, monkeypatch):

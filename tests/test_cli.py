@@ -183,13 +183,12 @@ def test_one_process_draws_the_grid(run, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_one_grid(run, tmp_path):
-    flags = ["-m", "ddpm_hf.cli", "sample", str(run), "--batch_size", "2", "--output"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    options = {"cwd": tmp_path, "env": environment, "text": True, "check": True, "stdout": subprocess.PIPE}
-    assert subprocess.run([*launch, *flags, "two.png"], **options).stdout == "two.png holds 2 images.\n"
-    subprocess.run([sys.executable, *flags, "one.png"], **options)
+def test_two_processes_draw_one_grid(run, forks, tmp_path):
+    flags = ["-m", "ddpm_hf.cli", "sample", run, "--batch_size", "2", "--output"]
+    both = [process.wait() for process in forks.start_two(*flags, "two.png", cwd=tmp_path)]
+    assert [process.returncode for process in both] == [0, 0], both[0].stderr
+    assert "".join(process.stdout for process in both) == "two.png holds 2 images.\n"
+    assert forks.run(*flags, "one.png", cwd=tmp_path).returncode == 0
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png")]
     np.testing.assert_array_equal(*pictures)
 
@@ -272,9 +271,8 @@ def test_classes_are_imported_when_they_are_asked_for():
 
 
 @pytest.mark.slow
-def test_train_is_the_script_without_a_launcher(train, small, tmp_path):
+def test_train_is_the_script_without_a_launcher(train, small, forks, tmp_path):
     script = train("script", max_train_steps=2)
-    command = [sys.executable, "-m", "ddpm_hf.cli", "train", *small("command", max_train_steps=2)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = forks.run("-m", "ddpm_hf.cli", "train", *small("command", max_train_steps=2))
     assert done.returncode == 0, done.stderr
     assert equal(script, tmp_path / "command")

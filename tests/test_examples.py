@@ -20,6 +20,8 @@ DRIVER = """
 import json, sys
 from accelerate.state import AcceleratorState
 from ddpm_hf.cli import main
+from ddpm_hf.training import validation
+validation.PAIRS = 20
 for argv in json.load(sys.stdin):
     main(argv)
     AcceleratorState._reset_state(reset_partial_state=True)

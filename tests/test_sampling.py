@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,6 @@ from ddpm_hf.cli import main
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.sampling import Drawing, draw_images, generators_of, open_model
 from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +146,10 @@ def test_bad_input_ends_in_one_line(run, flags, message):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_folder(run, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ddpm_hf.cli", "sample"]
+def test_two_processes_share_a_folder(run, forks, tmp_path):
     flags = ["--num_images", "5", "--batch_size", "2", "--num_inference_steps", "3", "--output", tmp_path / "both"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, run, *map(str, flags)], cwd=ROOT, env=environment, check=True)
+    codes, said = forks.run_two("-m", "ddpm_hf.cli", "sample", run, *flags)
+    assert codes == [0, 0], said
     sample(run, "--num_images", 5, "--batch_size", 2, "--output", tmp_path / "alone")
     for i in range(5):
         a, b = (pixels(tmp_path / name / f"{i:06d}.png").astype(int) for name in ("both", "alone"))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -22,7 +21,6 @@ from ddpm_hf.evaluation.image_sets import PictureFolder
 from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.evaluation.reference import open_reference
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -365,17 +363,13 @@ def test_bad_input_is_refused_in_one_line(model, flags, message):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_numbers(model):
+def test_two_processes_give_the_same_numbers(model, forks):
     one = evaluate(model, "--output", "one.json", metrics=("bpd", "fid", "kid", "prdc"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = "--train_data_dir pictures --features my_features:means --num_images 12 --num_inference_steps 2"
-    command = [*launcher, "-m", "ddpm_hf.cli", "evaluate", str(model), *flags.split(), "--output", "two.json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--cache_dir", "other"], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("All numbers") == 1
+    flags += " --output two.json --cache_dir other"
+    codes, said = forks.run_two("-m", "ddpm_hf.cli", "evaluate", model, *flags.split(), cwd=Path.cwd())
+    assert codes == [0, 0], said
+    assert said.count("All numbers") == 1
     two = json.loads(Path("two.json").read_text())
     for metric, numbers in one.items():
         assert two[metric].keys() == numbers.keys()

@@ -412,20 +412,18 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_make_a_cache_at_once(tmp_path):
+def test_several_processes_make_a_cache_at_once(forks, tmp_path):
     save_pictures(tmp_path / "in", 50)
     config = from_folder(tmp_path)
     code = (
-        "import sys; from test_sources import *; config = configure(Path(sys.argv[1]), *sys.argv[2:]);"
+        f"import sys; sys.path.append({str(Path(__file__).parent)!r});"
+        "from test_sources import *; config = configure(Path(sys.argv[1]), *sys.argv[2:]);"
         "print(open_cache(config).fingerprint)"
     )
     flags = ["--train_data_dir", config.train_data_dir, "--resolution", "8"]
-    command = [sys.executable, "-c", code, tmp_path, *flags]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    prints = {process.communicate(timeout=120)[0] for process in both}
-    assert [process.returncode for process in both] == [0, 0]
-    assert prints == {open_cache(config).fingerprint + "\n"}
+    both = [forks.start("-c", code, tmp_path, *flags) for _ in range(2)]
+    assert [process.wait().returncode for process in both] == [0, 0], both[0].stderr + both[1].stderr
+    assert {process.stdout for process in both} == {open_cache(config).fingerprint + "\n"}
 
 
 def test_a_faster_run_and_a_killed_one(tmp_path, monkeypatch):

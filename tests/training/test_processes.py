@@ -1,9 +1,11 @@
-"""Training in two processes, on CPUs, over gloo."""
+"""Training in two processes, on CPUs, over gloo.
+
+One pair is started by accelerate. The others are forks, as a cluster starts them.
+"""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,16 +17,26 @@ from runs import metrics, weights
 from safetensors.torch import load_file
 
 from ddpm_hf.checkpoint import find_checkpoint
+from ddpm_hf.training import validation
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(processes, flags, script=ROOT / "train_ddpm.py", cwd=None):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+SCRIPT = ROOT / "train_ddpm.py"
+# As the script, with fewer pairs of the held-out loss.
+FEW_PAIRS = """
+from ddpm_hf.training import validation
+import train_ddpm
+validation.PAIRS = 24
+train_ddpm.start_training()
+"""
+
+
+def launch_two(flags):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0"]  # any that is free
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(script), *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
+    command, environment = [*launcher, str(SCRIPT), *flags], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def assert_close_runs(a, b, last="step-000020"):
@@ -42,19 +54,20 @@ def assert_close_runs(a, b, last="step-000020"):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
+def test_two_processes_equal_twice_the_accumulation(train, small, forks, tmp_path, monkeypatch):
     """Also when the number of processes changes on the way, 1 -> 2 -> 1. The processes share the held-out loss.
 
     Both runs draw timesteps by their losses, from step 7 or so, and keep two more averages.
     """
     by_loss = {"timestep_sampling": "loss_second_moment", "ddpm_num_steps": 4, "posthoc_ema": 2}
     held_out = {"validation_fraction": 0.001, "validation_steps": 10, "keep_best": "loss", **by_loss}
+    monkeypatch.setattr(validation, "PAIRS", 24)
     one = train("one", max_train_steps=20, gradient_accumulation_steps=2, **held_out)
-    done = launch(2, small("two", max_train_steps=20, **held_out))
-    assert done.returncode == 0, done.stderr
-    assert "20 steps of 8 images" in done.stdout
+    codes, said = forks.run_two("-c", FEW_PAIRS, *small("two", max_train_steps=20, **held_out))
+    assert codes == [0, 0], said
+    assert "20 steps of 8 images" in said
     assert_close_runs(one, tmp_path / "two")
-    assert done.stdout.count("held-out loss") == 2  # from one process
+    assert said.count("held-out loss") == 2  # from one process
     for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
         assert {key for key in a if key.startswith("val_")} == {key for key in b if key.startswith("val_")}
         assert a.get("val_loss") == pytest.approx(b.get("val_loss"), abs=1e-5)
@@ -65,14 +78,14 @@ def test_two_processes_equal_twice_the_accumulation(train, small, tmp_path):
     constant = {"lr_scheduler": "constant_with_warmup", **by_loss}  # it does not depend on max_train_steps
     whole = train("whole", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     train("mixed", max_train_steps=5, gradient_accumulation_steps=2, **constant)
-    done = launch(2, small("mixed", max_train_steps=12, **constant))
+    done = launch_two(small("mixed", max_train_steps=12, **constant))
     assert "Going on from" in done.stdout, done.stderr
     train("mixed", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     assert_close_runs(whole, tmp_path / "mixed")
 
 
 @pytest.mark.slow
-def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
+def test_a_sharded_run_equals_a_whole_one(train, small, forks, tmp_path):
     """Under FSDP each process holds a part of every tensor, also of the layer that only the training has.
 
     Muon needs whole matrices. A run goes on with it or without it.
@@ -81,10 +94,9 @@ def test_a_sharded_run_equals_a_whole_one(train, small, tmp_path):
     constant["posthoc_ema"] = 2
     whole = train("whole", "--augment", max_train_steps=20, gradient_accumulation_steps=2, **constant)
     train("sharded", "--augment", max_train_steps=5, gradient_accumulation_steps=2, **constant)
-    done = launch(2, small("sharded", "--augment", max_train_steps=12, **constant), fsdp)
-    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
-    done = launch(2, small("sharded", "--augment", max_train_steps=20, save_images_steps=15, **constant), fsdp)
-    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    for more in ({"max_train_steps": 12}, {"max_train_steps": 20, "save_images_steps": 15}):
+        codes, said = forks.run_two(fsdp, *small("sharded", "--augment", **more, **constant))
+        assert codes == [0, 0] and "Going on from" in said, said
     assert_close_runs(whole, tmp_path / "sharded")
     assert weights(whole).keys() == weights(tmp_path / "sharded").keys()
     for name, weight in weights(whole).items():
@@ -104,56 +116,44 @@ def features(images):
 
 
 @pytest.mark.slow
-def test_a_measurement_that_fails_on_one_process_stops_none(small, tmp_path):
+def test_a_measurement_that_fails_on_one_process_stops_none(small, forks, tmp_path):
     """The extractor works on the batch that is tried before the first step; then the main one cannot draw."""
     (tmp_path / "half_broken.py").write_text(EXTRACTOR)
     options = {"eval_metrics": "fid,bpd", "eval_features": "half_broken:features", "eval_num_images": 4}
     options |= {"eval_steps": 1, "lr_scheduler": "constant"}
-    done = launch(2, small("run", max_train_steps=2, **options), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Could not measure the model: process 1: --features half_broken:features fails") == 2
-    assert "Trained 2 steps" in done.stdout
+    codes, said = forks.run_two(SCRIPT, *small("run", max_train_steps=2, **options), cwd=tmp_path)
+    assert codes == [0, 0], said
+    assert said.count("Could not measure the model: process 1: --features half_broken:features fails") == 2
+    assert "Trained 2 steps" in said
     (tmp_path / "run" / "evaluation-samples").write_text("no folder")
-    done = launch(2, small("run", max_train_steps=3, **options), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Could not measure the model:") == 4  # at steps 2, once more, and 3, by both
-    assert "Trained 1 steps" in done.stdout
+    codes, said = forks.run_two(SCRIPT, *small("run", max_train_steps=3, **options), cwd=tmp_path)
+    assert codes == [0, 0], said
+    assert said.count("Could not measure the model:") == 4  # at steps 2, once more, and 3, by both
+    assert "Trained 1 steps" in said
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_after_the_same_step(small, tmp_path):
-    """Started as a cluster does, without a launcher; and the run goes on."""
+def test_a_signal_to_one_process_stops_all_after_the_same_step(small, forks, tmp_path):
+    """And the run goes on."""
     flags = small("run", max_train_steps=100_000, lr_scheduler="constant", save_images_steps=100_000)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
-        command = [sys.executable, str(ROOT / "train_ddpm.py"), *flags]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    processes = forks.start_two(SCRIPT, *flags)
     file = tmp_path / "run" / "metrics.jsonl"
     while not (file.exists() and len(file.read_text().splitlines()) > 3):
-        time.sleep(0.5)
-        assert processes[0].poll() is None, processes[0].stdout.read()
-    processes[1].send_signal(signal.SIGUSR1)
-    printed = [process.communicate(timeout=60)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert "Stopped at step" in printed[0]
+        time.sleep(0.1)
+        assert processes[0].poll() is None, processes[0].stderr
+    os.kill(processes[1].pid, signal.SIGUSR1)
+    assert [process.wait().returncode for process in processes] == [0, 0], processes[0].stderr
+    assert "Stopped at step" in processes[0].stdout
     step = metrics(tmp_path / "run")[-1]["step"]
     assert find_checkpoint(tmp_path / "run" / "checkpoints", "latest")[0].name == f"step-{step:06d}"
 
     flags[flags.index("--max_train_steps") + 1] = str(step + 3)
-    assert "Going on from" in launch(2, flags).stdout
+    assert "Going on from" in forks.run_two(SCRIPT, *flags)[1]
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, step + 4))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
-def test_an_error_on_one_process_ends_all(small):
-    done = launch(2, small("bad", output_dir="/proc/run"))
-    assert done.returncode != 0
-    assert "--output_dir /proc/run cannot be written" in done.stderr
+def test_an_error_on_one_process_ends_all(small, forks):
+    codes, said = forks.run_two(SCRIPT, *small("bad", output_dir="/proc/run"))
+    assert 0 not in codes
+    assert "--output_dir /proc/run cannot be written" in said

@@ -15,11 +15,14 @@ from PIL import Image
 from runs import equal, metrics
 
 from ddpm_hf import DDPMPipelineCustom
+from ddpm_hf.pictures import loss_curve
+from ddpm_hf.training import run_folder
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_run_leaves_a_pipeline_samples_and_numbers(train, capsys):
+def test_a_run_leaves_a_pipeline_samples_and_numbers(train, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "loss_curve", loss_curve)
     folder = train()
     images = DDPMPipelineCustom.from_pretrained(folder)(batch_size=16, num_inference_steps=3).images
     assert [(i.mode, i.size) for i in images] == [("L", (28, 28))] * 16
@@ -119,7 +122,7 @@ def test_accelerate_launch_and_ctrl_c(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics_file = tmp_path / "run" / "metrics.jsonl"
     while not (metrics_file.exists() and metrics_file.read_text()):
-        time.sleep(0.5)
+        time.sleep(0.1)
         assert process.poll() is None, process.stdout.read()
     child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
     os.kill(child, signal.SIGINT)
@@ -130,16 +133,16 @@ def test_accelerate_launch_and_ctrl_c(tmp_path):
 
 
 @pytest.mark.slow
-def test_annotated_experiment_on_a_folder_like_celeba(tmp_path):
+def test_annotated_experiment_on_a_folder_like_celeba(forks, tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "celeba").mkdir()
     for i in range(7):
         Image.fromarray(random.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(tmp_path / "celeba" / f"{i}.jpg")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "train_ddpm.py"]
-    flags = ["--preset", "annotated", "--max_train_steps", "2", "--train_data_dir", str(tmp_path / "celeba")]
-    small = ["--output_dir", tmp_path / "run", "--ddpm_num_inference_steps", 2, "--eval_batch_size", 2]
-    small += ["--train_batch_size", 4]  # the network has 168 M parameters
-    subprocess.run([*launcher, *flags, *map(str, small)], cwd=ROOT, check=True)
+    flags = ["--preset", "annotated", "--max_train_steps", 2, "--train_data_dir", tmp_path / "celeba"]
+    flags += ["--output_dir", tmp_path / "run", "--ddpm_num_inference_steps", 2, "--eval_batch_size", 2]
+    flags += ["--train_batch_size", 4]  # the network has 168 M parameters
+    done = forks.run("train_ddpm.py", *flags, timeout=600)
+    assert done.returncode == 0, done.stderr
     pipeline = DDPMPipelineCustom.from_pretrained(tmp_path / "run")
     with pytest.warns(UserWarning, match="fixed_large"):
         images = pipeline(2, num_inference_steps=2).images

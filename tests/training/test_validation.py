@@ -19,6 +19,7 @@ from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.push import _files
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.images.held_out import held_out_numbers
+from ddpm_hf.pictures import loss_curve
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.training import run_folder, validation
 from ddpm_hf.training.best import KeptBest
@@ -122,7 +123,7 @@ def test_pairs_spread_over_images_and_timesteps(monkeypatch):
 
 def test_a_run_has_the_bits_of_one_on_the_training_part_alone(train, pictures, tmp_path, capsys, monkeypatch):
     """And its files say what was held out, and the loss on it."""
-    curves, draw = [], run_folder.loss_curve
+    curves, draw = [], loss_curve
     monkeypatch.setattr(run_folder, "loss_curve", lambda *args, **how: curves.append(how) or draw(*args, **how))
     options = {**FEW, "validation_steps": 2, "logging_steps": 3, "train_data_dir": pictures}
     folder = train("held", "--keep_best", **options)
