@@ -20,7 +20,7 @@ from ddpm_hf import cli
 
 OUT_OF_MEMORY = "the memory does not suffice; a smaller --batch_size needs less."
 TOKEN = "hf_OfAliceWhoMayWrite"
-SUBCOMMANDS = ("train", "sample", "evaluate", "ema", "convert", "push", "demo")
+SUBCOMMANDS = ("train", "sample", "evaluate", "ema", "convert", "export", "push", "demo")
 
 
 @pytest.fixture(scope="module")

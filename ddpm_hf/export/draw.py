@@ -43,7 +43,7 @@ def draw(network, about: dict, x_t: np.ndarray, labels: np.ndarray | None, z: np
 def main(count: int = 16, seed: int = 0):
     """Draw a row of pictures into samples.pgm, or of colour pictures into samples.ppm."""
     folder, rng = Path(__file__).parent, np.random.default_rng(seed)
-    about = json.loads((folder / "sampler.json").read_text())
+    about = json.loads((folder / "sampler.json").read_text(encoding="utf-8"))
     shape, steps = (count, *about["sample_shape"]), len(about["steps"]["timesteps"])
     labels = rng.integers(about["classes"], size=count) if about["classes"] else None
     z = rng.standard_normal((steps, *shape), np.float32) if about["noisy"] else None

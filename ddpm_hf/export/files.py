@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -163,9 +163,10 @@ def _write_graph(unet: DDPMUNetModel, file: Path, about: dict, how: Export):
         module = (Loop(step) if how.loop else network).eval()
         torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=free), file)
         return
-    module, output = (step, "x_next") if how.loop else (network, "out_sample")
-    inputs, free = example(unet, [*names, "index"] if how.loop else names, how.num_inference_steps)
-    model = to_onnx(module.eval(), inputs, free, output)
+    if how.loop:
+        model = to_onnx(step.eval(), *example(unet, [*names, "index"], how.num_inference_steps), "x_next")
+    else:
+        model = to_onnx(network.eval(), *example(unet, names), "out_sample")
     if how.dtype == "int8":
         model = with_int8_weights(model)
     if how.loop:
@@ -204,16 +205,16 @@ class _Program:
 
 def _difference(pipeline: DDPMPipelineCustom, file: Path, about: dict, how: Export) -> float:
     """Draw a few images from the same noise with the pipeline and with what was written; return how far they differ."""
-    steps = how.num_inference_steps if how.loop or pipeline.config.distilled else min(how.num_inference_steps, COMPARED)
+    has_own_steps = how.loop or pipeline.config.distilled
+    steps = how.num_inference_steps if has_own_steps else min(how.num_inference_steps, COMPARED)
     network = open_onnx(file) if how.format == "onnx" else _Program(file)
     numbers = np.arange(COMPARED) % about["classes"] if about["classes"] else None
-    labels = (
-        [about["class_names"][i] if about["class_names"] else i for i in numbers.tolist()] if about["classes"] else None
-    )
+    options: dict[str, Any] = {"output_type": "pt", "return_dict": False, "guidance_scale": how.guidance_scale}
+    if numbers is not None:
+        options["class_labels"] = [about["class_names"][i] if about["class_names"] else i for i in numbers.tolist()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that so few steps draw bad pictures
-        options = {"class_labels": labels, "guidance_scale": how.guidance_scale}
-        expected = pipeline(COMPARED, torch.Generator().manual_seed(0), steps, output_type="pt", **options).images
+        (expected,) = pipeline(COMPARED, torch.Generator().manual_seed(0), steps, **options)
         about = {**about, "steps": table_of(pipeline.scheduler, steps)}
     x_t, z = noise_of(torch.Generator().manual_seed(0), COMPARED, about)
     images = draw.draw(network, about, x_t, numbers, z)

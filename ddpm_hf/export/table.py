@@ -9,6 +9,8 @@ where `output` is what the network predicts at x_t and t, and z is noise. A lear
 `exp((low + (v + 1) / 2 (high - low)) / 2)`, where v are further channels of the network's output.
 """
 
+import copy
+
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 
@@ -77,8 +79,8 @@ def _of_ddpm(scheduler: DDPMLinearScheduler) -> dict[str, torch.Tensor]:
 
 def _of_ddim(scheduler: DDIMScheduler) -> dict[str, torch.Tensor]:
     # A step without clipping is linear, so it is known from what it makes of (1, 0) and of (0, 1).
-    linear = DDIMScheduler.from_config({**scheduler.config, "clip_sample": False})
-    linear.set_timesteps(len(scheduler.timesteps))
+    linear = copy.deepcopy(scheduler)
+    linear.register_to_config(clip_sample=False)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     of_sample = [linear.step(zero, t, one) for t in linear.timesteps]
     of_output = [linear.step(one, t, zero) for t in linear.timesteps]
