@@ -60,8 +60,9 @@ def _unfit(folder: Path) -> str | None:
 
 def _fetch():
     """Download the package and keep `FILES` of it."""
-    registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
-    url = f"{(registry or 'https://registry.npmjs.org').rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+    named = [value for name, value in os.environ.items() if name.lower() == "npm_config_registry"]  # npm takes any case
+    registry = (named or ["https://registry.npmjs.org"])[0].rstrip("/")
+    url = f"{registry}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
     print(f"Fetching {url} (33 MB), once.")
     try:
         answer = get_session().get(url, timeout=SECONDS, follow_redirects=True).raise_for_status()
