@@ -158,7 +158,7 @@ async function open() {
   prepare(about);
   connect();
   const bytes = Object.values(about.bytes).reduce((sum, each) => sum + each);
-  say(`Loading the model and its runtime, ${Math.ceil(bytes / 1e6)} MB ...`);
+  say(`Loading the model, ${Math.ceil(bytes / 1e6)} MB ...`);
   await engine.open(about, (progress) => (part("progress").value = progress));
   part("draw").disabled = false;
   await drawResults();

@@ -24,7 +24,6 @@ export class Settings {
     const random = about.class_frequencies || !about.class_names ? "random" : "any";
     field("class").append(new Option(random, RANDOM), new Option("each in turn", EACH_IN_TURN));
     this.names.forEach((name, number) => field("class").append(new Option(name, number)));
-    if (about.class_frequencies) field("class-help").textContent = "Random: as often as in training.";
     for (const steps of Object.keys(about.tables)) {
       field("steps").append(new Option(steps, steps, false, steps === `${about.steps_at_first}`));
     }
@@ -43,6 +42,8 @@ export class Settings {
 
   // Show the settings of one tool.
   choose(tool) {
+    const random = this.isOpen(tool) ? "Random: what suits the picture." : "Random: as often as in training.";
+    field("class-help").textContent = this.about.class_frequencies ? random : "What the pictures show.";
     for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== tool;
   }
 
@@ -66,15 +67,18 @@ export class Settings {
     return (job.labels ?? Array(job.count).fill(-1)).map((label) => this.names[label] ?? "");
   }
 
-  // Return the number of the class of a picture. The number after the last class stands for none: then the known
-  // pixels of an inpainting decide what it shows. A student always draws a class.
+  // Return whether random pictures have no class. Then the known pixels of an inpainting decide what it shows.
+  isOpen(tool) {
+    const { class_frequencies: frequencies, class_names: names, student } = this.about;
+    return names && !student && (tool === "inpaint" || !frequencies); // a student learned to draw classes
+  }
+
+  // Return the number of the class of a picture. The number after the last class stands for none.
   label(tool, seed, picture) {
-    const { class_frequencies: frequencies, class_names: names, classes, student } = this.about;
-    const asked = field("class").value;
+    const [asked, { class_frequencies: frequencies, classes }] = [field("class").value, this.about];
     if (asked === EACH_IN_TURN) return picture % classes;
     if (asked !== RANDOM) return Number(asked);
-    const isOpen = names && !student && (tool === "inpaint" || !frequencies);
-    return isOpen ? classes : labelOf(seed, picture, frequencies ?? Array(classes).fill(1));
+    return this.isOpen(tool) ? classes : labelOf(seed, picture, frequencies ?? Array(classes).fill(1));
   }
 
   seed(id) {
