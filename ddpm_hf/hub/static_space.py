@@ -47,7 +47,11 @@ weights of 16 bits, and `{sampler}` has the numbers of each step. The page is a 
 {mark}, which writes these files again each time.
 To try it elsewhere, run `python -m http.server` in this folder, and open http://localhost:8000.
 """
-WRITTEN = (*("*.html", "*.css", "*.js", MODEL, SAMPLER, CARD), f"{RUNTIME}/*")  # files that are replaced and pushed
+WRITTEN = (  # files of the Space that are replaced and pushed
+    *(CARD, MODEL, SAMPLER),
+    *(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*")),
+    *(f"{RUNTIME}/{name}" for name in ("LICENSE", *DIGESTS)),
+)
 
 
 def write_static_space(folder: str | Path, runtime: Path | None = None) -> Path:
@@ -84,7 +88,7 @@ def write_static_space(folder: str | Path, runtime: Path | None = None) -> Path:
         replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), version=VERSION, **words))
         remove_older(space, WRITTEN)
         shutil.copyfile(Path(exported, MODEL), space / MODEL)
-    shutil.copytree(PAGE, space, dirs_exist_ok=True)  # with the licence of onnxruntime-web
+    shutil.copytree(PAGE, space, copy_function=shutil.copyfile, dirs_exist_ok=True)  # with the licence of the runtime
     for file in DIGESTS:
         shutil.copyfile(runtime / file, space / RUNTIME / file)
     about["bytes"] = {file: (space / file).stat().st_size for file in (MODEL, f"{RUNTIME}/{WASM}")}

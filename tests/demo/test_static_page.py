@@ -32,14 +32,14 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def pipeline():
-    """Make a model of colour pictures that are wider than high, with classes and DDIM."""
+    """Make a model of colour pictures that are wider than high, with classes and a learned variance."""
     torch.manual_seed(0)
     unet = DDPMUNetModel(
-        sample_size=(H, W), in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
+        sample_size=(H, W), in_channels=3, out_channels=6, block_out_channels=(8, 8), layers_per_block=1,
         norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, zero_init=False,
         num_class_embeds=4, class_names=NAMES, class_frequencies=FREQUENCIES,
     )  # fmt: skip
-    return DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=T))
+    return DDPMPipelineCustom(unet.eval(), DDPMLinearScheduler(num_train_timesteps=T, variance_type="learned_range"))
 
 
 @pytest.fixture(scope="module")

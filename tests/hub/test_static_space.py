@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from diffusers import DDIMScheduler
+from hub_users import TOKEN
 from huggingface_hub import ModelCard
 from runs import make_run
-from test_push import TOKEN, commits_of, files_of, hub  # noqa: F401
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
 from ddpm_hf.export import table
@@ -103,16 +103,16 @@ def test_a_student_has_its_own_steps(run, exports):
     assert exports[0].num_inference_steps == 2
 
 
-def test_one_commit(hub, run, exports, capsys):  # noqa: F811
+def test_one_commit(hub, run, exports, capsys):
     space = push(run, "--hub_token", TOKEN)
     assert capsys.readouterr().out.splitlines()[-1] == f"Pushed to {hub.url}/spaces/alice/digits."
-    assert files_of(hub, "spaces/alice/digits") == files_in(space)
-    (space / "notes.txt").write_text("mine")
-    (space / "old.js").write_text("of an older page")
+    _, (_, pushed) = hub.repositories["spaces/alice/digits"].commits
+    assert {name: file.content for name, file in pushed.items()} == files_in(space)
+    (space / "mine.js").write_text("mine")
+    (space / "page.js").write_text("of an older page")
     push(run, "--hub_token", TOKEN)
-    assert commits_of(hub, "spaces/alice/digits") == 1
-    assert (space / "notes.txt").exists()
-    assert not (space / "old.js").exists()
+    assert len(hub.repositories["spaces/alice/digits"].commits) == 2  # the first is empty
+    assert (space / "mine.js").read_text() == "mine"
     assert list(hub.repositories) == ["spaces/alice/digits"]
     cli.main(["push", str(run), "--hub_token", TOKEN])
     assert "(https://huggingface.co/spaces/alice/digits)" in (run / "README.md").read_text()
