@@ -571,27 +571,50 @@ def _add_push(subcommands):
     parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository private")
     parser.add_argument("--hub_token", help="a token that can write; default: that of HF_TOKEN or `hf auth login`")
     parser.add_argument("--space", action="store_true", help="write the demo into RUN/space, and upload that instead")
+    parser.add_argument(
+        "--static_space",
+        action="store_true",
+        help="write a demo that draws in the browser of the visitor into RUN/static_space, and upload that instead",
+    )
     parser.add_argument("--no_upload", action="store_true", help="only write the folder of the Space")
+    parser.add_argument(
+        "--onnxruntime_web",
+        type=Path,
+        metavar="FOLDER",
+        help="of a static Space: dist of this npm package; default: fetched from the npm registry, once",
+    )
     parser.set_defaults(run=_push)
 
 
-def _push(folder, hub_model_id, hub_private_repo, hub_token, space, no_upload):
+def _push(folder, hub_model_id, hub_private_repo, hub_token, space, static_space, no_upload, onnxruntime_web):
     from ddpm_hf.hub.checks import check_name
-    from ddpm_hf.hub.links import MODEL, SPACE
+    from ddpm_hf.hub.links import MODEL, SPACE, STATIC_SPACE
     from ddpm_hf.hub.push import default_repo_id, push_run
     from ddpm_hf.hub.space import push_space, write_space
 
-    if no_upload and not space:
-        raise ValueError("--no_upload is for --space; pass --space too, or leave it out.")
-    repo_id = hub_model_id or default_repo_id(folder, SPACE if space else MODEL)
+    if space and static_space:
+        raise ValueError("--space and --static_space are two demos; push one after the other.")
+    if no_upload and not (space or static_space):
+        raise ValueError("--no_upload is for --space or --static_space; pass one of them too, or leave it out.")
+    if onnxruntime_web and not static_space:
+        raise ValueError("--onnxruntime_web is for --static_space; pass --static_space too, or leave it out.")
+    kind = SPACE if space else STATIC_SPACE if static_space else MODEL
+    repo_id = hub_model_id or default_repo_id(folder, kind)
     if not no_upload:
         check_name(repo_id, hub_token)  # before anything is written
+    push = push_space if space else push_run
     if space:
         written = write_space(folder)
         app = as_argument(written / "app.py")
         print(f"{written} holds a Space that needs nothing else; try it with: python {app}")
+    if static_space:
+        try:
+            from ddpm_hf.hub.static_space import push_static_space, write_static_space
+        except ModuleNotFoundError as error:
+            raise ValueError(f'--static_space needs {error.name}: pip install "ddpm-hf[export]"') from error
+        push, written = push_static_space, write_static_space(folder, onnxruntime_web)
+        print(f"{written} holds a static Space; try it with: python -m http.server -d {as_argument(written)}")
     if not no_upload:
-        push = push_space if space else push_run
         print(f"Pushed to {push(folder, repo_id, hub_token, hub_private_repo)}.")
 
 

@@ -31,6 +31,7 @@ NOT_RUN = {
     "accelerate launch --use_fsdp *": "needs GPUs; on CPUs: tests/training/test_sharding.py",
     "cd ddpm_hf": "for a shell",
     "ddpm-hf demo *": "serves until Ctrl-C: tests/demo/test_page.py",
+    "ddpm-hf push * --static_space *": "needs the npm registry: tests/demo/test_static_page.py",
     "export MASTER_ADDR=*": "needs Slurm",
     "git clone *": "needs the internet",
     "hf auth login": "asks for a token",

@@ -20,6 +20,8 @@ assert DDPMInpaintingPipeline.__module__ == "ddpm_hf.pipelines.ddpm_inpainting"
 from ddpm_hf.pipelines import ddpm_img2img, ddpm_interpolation, ddpm_progressive
 from ddpm_hf.hub.card import TEMPLATE
 assert TEMPLATE.exists()
+page = TEMPLATE.with_name("static_page")
+assert (page / "index.html").exists() and (page / "runtime" / "LICENSE").exists()
 unet = ddpm_hf.DDPMUNetModel(
     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),

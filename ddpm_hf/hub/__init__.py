@@ -2,5 +2,5 @@
 
 In: the folder of a run, or any folder with a pipeline.
 Out: its model card, and one commit to a model repository or to a Space.
-`checks` finds out what can go wrong. `card` writes the model card. `push` and `space` upload, and `retry` repeats.
+`checks` finds out what can go wrong. `card` writes the model card. `push` and the Spaces upload, and `retry` repeats.
 """

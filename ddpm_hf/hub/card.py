@@ -22,7 +22,7 @@ from ddpm_hf.hub.card_metadata import make_metadata, to_yaml
 from ddpm_hf.hub.card_text import bare, literal, markdown, plain
 from ddpm_hf.hub.card_training import average_sentence, base_model, base_sentence, command_of, describe_training
 from ddpm_hf.hub.dataset_cards import describe_dataset, describe_preprocessing
-from ddpm_hf.hub.links import MODEL, SPACE, project_links, repositories_of
+from ddpm_hf.hub.links import MODEL, SPACE, STATIC_SPACE, project_links, repositories_of
 from ddpm_hf.pipeline_ddpm_custom import RECOMMENDED_STEPS
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import ANIMATION, DENOISING, INDEX, LOSS, SAMPLES, list_samples
@@ -100,7 +100,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
         preprocessing=describe_preprocessing(config),
         samples=samples,
         samples_caption=samples and _samples_caption(config, samples, form),
-        buttons=_buttons(pushed.get(SPACE)),
+        buttons=_buttons(pushed.get(SPACE) or pushed.get(STATIC_SPACE)),
         denoising=_existing(folder, DENOISING),
         animation=_existing(folder, ANIMATION),
         loss_curve=_existing(folder, LOSS),

@@ -1,6 +1,7 @@
 """Find out whether a push can succeed, before anything is trained or sent."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -128,7 +129,7 @@ def check_weights(folder: Path):
         check_finite(read_state_dict(path), str(path))
 
 
-def check_files(folder: Path, patterns: tuple[str, ...], token: str | None = None):
+def check_files(folder: Path, patterns: Sequence[str], token: str | None = None):
     """Check the files of a folder that are to be published.
 
     Raises:

@@ -11,14 +11,14 @@ from ddpm_hf.places import is_hub_id
 from ddpm_hf.run_files import PUSHED_TO
 from ddpm_hf.tokens import holds_token
 
-MODEL, SPACE = "model", "space"
+MODEL, SPACE, STATIC_SPACE = KINDS = "model", "space", "static_space"  # a Space's name is also that of its folder
 _NOTEBOOK = "examples/ddpm_colab.ipynb"
 
 
 def repositories_of(folder: str | Path) -> dict[str, str]:
-    """Return the repositories that the folder was pushed to: `model`, and `space` for its demo."""
+    """Return the repositories that the folder was pushed to: `model`, and `space` or `static_space` for its demo."""
     noted = read_side_file(Path(folder, PUSHED_TO), {})
-    return {kind: noted[kind] for kind in (MODEL, SPACE) if is_of(noted.get(kind), str) and may_be_shown(noted[kind])}
+    return {kind: noted[kind] for kind in KINDS if is_of(noted.get(kind), str) and may_be_shown(noted[kind])}
 
 
 def may_be_shown(repo_id: str) -> bool:

@@ -11,7 +11,7 @@ from ddpm_hf.hub.card import pictures_in, render_card
 from ddpm_hf.hub.card_inputs import read_options
 from ddpm_hf.hub.card_merging import CARD, merge_cards, read_card
 from ddpm_hf.hub.checks import check_files, check_push, check_secrets, check_weights, find_token
-from ddpm_hf.hub.links import MODEL, SPACE, note_repository, repositories_of
+from ddpm_hf.hub.links import MODEL, note_repository, repositories_of
 from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
 from ddpm_hf.run_files import INDEX
 
@@ -82,7 +82,7 @@ def default_repo_id(folder: str | Path, kind: str = MODEL) -> str:
     """
     folder = Path(folder).resolve()
     noted, of_run = repositories_of(folder), read_options(folder).get("hub_model_id")
-    return (kind == SPACE and noted.get(SPACE)) or of_run or noted.get(MODEL) or folder.name
+    return (kind != MODEL and noted.get(kind)) or of_run or noted.get(MODEL) or folder.name
 
 
 def _files(folder: Path, card: str) -> list[CommitOperationAdd]:

@@ -9,20 +9,18 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCardData
+from huggingface_hub import ModelCard, SpaceCardData
 
 from ddpm_hf import pipelines
 from ddpm_hf.files import replace_text
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.card_merging import CARD
 from ddpm_hf.hub.card_text import bare, markdown
-from ddpm_hf.hub.checks import check_files, check_push, check_weights, find_token
-from ddpm_hf.hub.links import SPACE as SPACE_LINK
-from ddpm_hf.hub.links import note_repository
+from ddpm_hf.hub.checks import check_files, check_weights
+from ddpm_hf.hub.links import SPACE
 from ddpm_hf.hub.push import PUSHED, default_repo_id
-from ddpm_hf.hub.retry import REQUEST_ERRORS, persist, refusal
+from ddpm_hf.hub.space_files import check_replaceable, push_files, remove_older
 
-SPACE = "space"  # in the folder of a run
 MARK = "Written by `ddpm-hf push --space`"  # only a Space with this in its README.md is replaced
 PACKAGE = Path(__file__).parent.parent
 WINGS = ("images", "training", "evaluation", "hub", "demo")
@@ -69,7 +67,7 @@ def write_space(folder: str | Path) -> Path:
     """
     folder = Path(folder).resolve()
     space, name = folder / SPACE, folder.name
-    _check_replaceable(space)
+    check_replaceable(space, MARK)
     write_card(folder)  # raises an error if the pipeline is incomplete
     check_files(folder, OF_MODEL)
     requirements = _requirements()
@@ -85,9 +83,7 @@ def write_space(folder: str | Path) -> Path:
     )
     space.mkdir(exist_ok=True)
     replace_text(space / CARD, README.format(metadata=metadata.to_yaml(), name=markdown(name), mark=MARK))
-    for file in _written(space):
-        if file != space / CARD:  # its mark tells that even a half-written Space may be replaced
-            file.unlink()
+    remove_older(space, WRITTEN)
     _copy(folder, OF_MODEL, space / "model")
     _copy(PACKAGE, SOURCE, space / PACKAGE.name)
     _copy(PIPELINES, ["*.py"], space / PACKAGE.name / "pipelines")
@@ -107,55 +103,11 @@ def push_space(folder: str | Path, repo_id: str, token: str | None = None, priva
         `str`: The address of the Space.
 
     Raises:
-        ValueError: See [`check_push`].
+        ValueError: See [`~ddpm_hf.hub.space_files.push_files`].
         OSError: If the Hub still refuses after all tries.
     """
-    space, token = Path(folder, SPACE), find_token(token)
-    check_weights(space / "model")
-    check_files(space, WRITTEN, token)
-    repo_id = check_push(repo_id, token, repo_type="space")
-    api = HfApi(token=token)
-    names = [path.relative_to(space).as_posix() for path in _written(space)]
-    try:
-        persist(
-            lambda: api.create_repo(
-                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
-            )
-        )
-        persist(
-            lambda: api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, str(space / name)) for name in names],
-                repo_type="space",
-                commit_message="Upload the demo",
-            )
-        )
-    except REQUEST_ERRORS as error:
-        raise OSError(f"cannot push {space} to {repo_id}: {refusal(error)}") from error
-    if not private:
-        note_repository(folder, SPACE_LINK, repo_id)
-    return f"{api.endpoint}/spaces/{repo_id}"
-
-
-def _check_replaceable(space: Path):
-    """Raise a ValueError if there is a folder that this module did not write."""
-    if not space.exists() and not space.is_symlink():
-        return
-    if not space.is_dir() or any(path.is_symlink() for path in (space, *space.rglob("*"))):
-        raise ValueError(
-            f"{space} is no folder, or there are links in it; move it away, so that the Space can be written there."
-        )
-    card = space / CARD
-    if any(space.iterdir()) and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
-        raise ValueError(
-            f"{space} was not written by ddpm-hf push --space (its {CARD} does not say so); move it away, so that the "
-            "Space can be written there."
-        )
-
-
-def _written(space: Path) -> list[Path]:
-    """List the files of a Space that this module has written."""
-    return sorted({path for pattern in WRITTEN for path in space.glob(pattern) if path.is_file()})
+    check_weights(Path(folder, SPACE, "model"))
+    return push_files(folder, SPACE, "gradio", WRITTEN, repo_id, token, private)
 
 
 def _requirements() -> dict[str, str]:
