@@ -399,8 +399,12 @@ def _ema(run_folder: Path, std: list[float], output_dir: Path | None, choose: st
     )
     if (given or cache_dir) and not choose:
         raise ValueError(f"--{next(iter([*given, 'cache_dir']))} is for a measurement; pass --choose, too.")
-    if twice := next((each for each in std if std.count(each) > 1), None):
-        raise ValueError(f"--std {twice:g} is there twice; pass each length once.")
+    others = {"bpd": ("features", "num_inference_steps"), "fid": ("bpd_timesteps",)}
+    if choose and (unused := next((name for name in others[choose] if name in given), None)):
+        raise ValueError(f"--{unused} changes nothing with --choose {choose}; leave it out.")
+    names = [f"{each:g}" for each in std]  # also of the folders
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--std {twice} is there twice; pass each length once.")
     if not run_folder.is_dir():
         raise ValueError(f"{run_folder}: there is no such folder; the snapshots of a run are on the disk alone.")
     wanted = Measurement(metrics=(choose,), **given) if choose else None
@@ -540,10 +544,9 @@ def _export(source, output_dir, checkpoint, revision, scheduler, **how):
 
     check_model(source, revision)
     _check_folder(output_dir, "OUTPUT_DIR")
-    try:
-        from ddpm_hf.export.files import FILES, Export, check_target, write_export
-    except ModuleNotFoundError as error:
-        raise ValueError(f'exporting needs {error.name}: pip install "ddpm-hf[export]"') from error
+    if how["format"] == "onnx":
+        _check_onnx("--format onnx")
+    from ddpm_hf.export.files import FILES, Export, check_target, write_export
     from ddpm_hf.sampling import open_model
 
     check_target(output_dir)
@@ -553,6 +556,14 @@ def _export(source, output_dir, checkpoint, revision, scheduler, **how):
     file = output_dir / FILES[export.format]
     compared = "" if difference is None else f" Its pictures differ by {difference:.1g} of the range from the model's."
     print(f"{file} holds {file.stat().st_size / 1e6:.2g} MB.{compared}")
+
+
+def _check_onnx(flag: str):
+    """Raise a ValueError if what writes ONNX is not installed."""
+    try:
+        import ddpm_hf.export.graph  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{flag} needs {error.name}: pip install "ddpm-hf[export]"') from error
 
 
 # ---- ddpm-hf push --------------------------------------------------------------------------------------------------
@@ -608,10 +619,9 @@ def _push(folder, hub_model_id, hub_private_repo, hub_token, space, static_space
         app = as_argument(written / "app.py")
         print(f"{written} holds a Space that needs nothing else; try it with: python {app}")
     if static_space:
-        try:
-            from ddpm_hf.hub.static_space import push_static_space, write_static_space
-        except ModuleNotFoundError as error:
-            raise ValueError(f'--static_space needs {error.name}: pip install "ddpm-hf[export]"') from error
+        _check_onnx("--static_space")
+        from ddpm_hf.hub.static_space import push_static_space, write_static_space
+
         push, written = push_static_space, write_static_space(folder, onnxruntime_web)
         print(f"{written} holds a static Space; try it with: python -m http.server -d {as_argument(written)}")
     if not no_upload:

@@ -201,6 +201,11 @@ class TrainingConfig:
             raise ValueError(f"--run_name {self.run_name} is the name at the trackers; pass --logger, too.")
         if self.run_name is not None and not re.fullmatch(r"\w[\w. -]*", self.run_name):
             raise ValueError(f"--run_name {self.run_name}: expected letters, digits, and _ . - or spaces among them.")
+        if self.loss_weighting == "vlb" and self.prediction_type == "sample":
+            raise ValueError(
+                "--loss_weighting vlb gives no gradient at t = 0 to a network that predicts x_0 from scratch; pass "
+                "--prediction_type epsilon or v_prediction."
+            )
         if self.loss_weighting == "vlb" and self.timestep_sampling == "lognormal":
             raise ValueError(
                 "--timestep_sampling lognormal would weigh the terms of the bound, and --loss_weighting vlb is their "

@@ -44,7 +44,7 @@ def make_averages(
     options, pipeline = saved_options(run), load_pipeline(run)
     if choose and "bpd" in choose.metrics and pipeline.config.get("distilled"):
         raise ValueError("--choose bpd needs a model of all timesteps, and a student knows few; choose by fid.")
-    folders = {fit: output_dir if len(fits) == 1 else output_dir / f"std-{fit.std:g}" for fit in fits}
+    folders = {fit: output_dir if len(fits) == 1 else output_dir / f"{output_dir.name}-std-{fit.std:g}" for fit in fits}
     numbers: dict[Fit | None, dict] = {}  # None: of the run's own average
     if choose:  # first, so that what cannot be measured is found before anything is saved
         with TemporaryDirectory() as elsewhere:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from ddpm_hf.checkpoint import POWER_AVERAGES
 from ddpm_hf.files import read_json
 from ddpm_hf.manifest import MANIFEST, check_files
-from ddpm_hf.power_averages import LONGEST, Fit, fit_profile
+from ddpm_hf.power_averages import LONGEST, SHORTEST, Fit, fit_profile
 from ddpm_hf.run_files import INDEX, SNAPSHOTS, is_run, list_checkpoints, step_of
 from ddpm_hf.weights import StateDict
 
@@ -64,9 +64,9 @@ class Snapshots:
         Raises:
             ValueError: If they give none: the length cannot be, or the error of the fit is too large.
         """
-        if not 0 < std < LONGEST:
+        if not SHORTEST <= std < LONGEST:
             raise ValueError(
-                f"--std {std:g}: expected a length above 0 and below {LONGEST:.4f}, where all steps count alike."
+                f"--std {std:g}: expected at least {SHORTEST} and below {LONGEST:.4f}, where all steps count alike."
             )
         kept = [(of_average, step_of(folder)) for folder in self.folders for of_average in POWER_AVERAGES]
         fit = fit_profile(std, kept, self.step)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 STDS = (0.05, 0.1)  # the lengths of the two averages that a run keeps
+SHORTEST = 0.001  # gamma is about the inverse
 LONGEST = 1 / math.sqrt(12)  # all weights count alike: gamma = 0
 
 
@@ -21,7 +22,7 @@ def gamma_of(std: float) -> float:
     """Return the power of the profile with a relative standard deviation.
 
     Args:
-        std (`float`): Between 0 and `LONGEST`.
+        std (`float`): Between `SHORTEST` and `LONGEST`.
     """
     # std ** 2 = (gamma + 1) / ((gamma + 2) ** 2 (gamma + 3)) is a cubic; its largest root is the only one above -1.
     return float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max())

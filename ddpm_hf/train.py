@@ -93,7 +93,7 @@ def train_step(run: Run, state: RunState):
         with one_line_errors():
             x_0, known_labels = run.batches.draw(g, generator)  # x_0 ~ q(x_0)
         x_0, augment_labels = run.batches.augmented(g, x_0)
-        t = run.objective.draw_timesteps(len(x_0), generator, state.history)  # t ~ Uniform({0, ..., T - 1})
+        t = run.objective.draw_timesteps(len(x_0), generator, state.history)  # mostly t ~ Uniform({0, ..., T - 1})
         eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)  # eps ~ N(0, I)
         labels = run.batches.drop_labels(known_labels, generator)
         if run.teacher:

@@ -44,7 +44,7 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
     # Those that the run kept are the snapshots; another one counts as the profile says.
     kept = {std: load_file(run / f"posthoc_ema/step-000004/ema-{std:.3f}.safetensors") for std in (0.05, 0.1)}
     for std, expected in kept.items():
-        found = weights(out / f"std-{std}")
+        found = weights(out / f"{out.name}-std-{std}")
         assert found.keys() == expected.keys()
         for key, value in found.items():
             torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
@@ -52,11 +52,11 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
     # The one with the lowest number is in the folder itself, and the table says so.
     values = {}
     for std in (0.05, 0.1, 0.2):
-        entry = json.loads((out / f"std-{std}" / "evaluation.json").read_text())["bpd"]
+        entry = json.loads((out / f"{out.name}-std-{std}" / "evaluation.json").read_text())["bpd"]
         assert (entry["part"], entry["images"]) == ("held out", 8)
         values[std] = entry["value"]
     best = min(values, key=values.get)
-    assert equal(out, out / f"std-{best}")
+    assert equal(out, out / f"{out.name}-std-{best}")
     assert re.search(rf"^{best} .* {values[best]:.4f} \+- [\d.]+   the best length$", said, flags=re.MULTILINE)
     assert re.search(r"^the run's own  .* \d\.\d{4} \+- [\d.]+$", said, flags=re.MULTILINE)
     card = (out / "README.md").read_text()
@@ -114,9 +114,11 @@ def test_what_cannot_be_made_is_said_in_one_line(tmp_path, monkeypatch):
         f"--std 0.01: the snapshots at 2 steps of {run} give this length with an error of 61% of its profile; expected"
     )
     assert far in error_of(run, "--std", 0.1, 0.01)
-    for std in (0, -0.1, 0.2887, "nan"):
-        assert "expected a length above 0 and below 0.2887" in error_of(run, "--std", std)
-    assert "--std 0.1 is there twice" in error_of(run, "--std", 0.1, 0.1)
+    for std in (0, -0.1, 1e-170, 0.2887, "nan"):
+        assert "expected at least 0.001 and below 0.2887" in error_of(run, "--std", std)
+    assert "--std 0.1 is there twice" in error_of(run, "--std", 0.1, 0.1000001)
+    unused = "--bpd_timesteps changes nothing with --choose fid; leave it out."
+    assert unused in error_of(run, "--std", 0.1, "--choose", "fid", "--bpd_timesteps", 3)
     assert "--num_images is for a measurement; pass --choose, too." in error_of(run, "--std", 0.1, "--num_images", 5)
     assert "--cache_dir is for a measurement" in error_of(run, "--std", 0.1, "--cache_dir", "x")
     assert "--seed -1: expected at least 0." in error_of(run, "--std", 0.1, "--choose", "bpd", "--seed", -1)

@@ -12,12 +12,14 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
-from ddpm_hf.export import draw, files
+from ddpm_hf.export import draw, graph
 from ddpm_hf.export.files import Export, noise_of, write_export
+from ddpm_hf.export.graph import with_half_weights, with_int8_weights
 from ddpm_hf.export.modules import is_noisy
 from ddpm_hf.export.table import clip_of, table_of
 
@@ -108,13 +110,14 @@ def test_the_command_and_its_reader(pipeline, tmp_path, capsys):
     tree = list(ast.walk(ast.parse((folder / "draw.py").read_text())))
     modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in tree if isinstance(node, ast.ImportFrom)}
-    assert modules - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+    assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
 
     subprocess.run([sys.executable, "draw.py", "3", "7"], cwd=folder, check=True, capture_output=True)
     rng = np.random.default_rng(7)
-    labels, z = rng.integers(2, size=3), rng.standard_normal((3, 3, 1, 8, 12), np.float32)
+    labels = rng.choice(2, 3, p=LABELS["class_frequencies"])
+    x_T, *z = rng.standard_normal((4, 3, 1, 8, 12), np.float32)
     network = onnxruntime.InferenceSession(folder / "model.onnx")
-    images = draw.draw(network, about, rng.standard_normal((3, 1, 8, 12), np.float32), labels, z)
+    images = draw.draw(network, about, x_T, labels, z)
     expected = np.hstack((images[:, 0] * 255).round().astype(np.uint8))
     np.testing.assert_array_equal(np.asarray(Image.open(folder / "samples.pgm")), expected)
     assert_draws_alike(pipeline, folder, about)
@@ -190,6 +193,7 @@ def test_safetensors_only_is_the_network(dtype, pipeline, tmp_path):
         ({"scheduler": DDIMScheduler(thresholding=True)}, {}, "`thresholding` cannot be exported"),
         ({"scheduler": DDPMLinearScheduler(variance_type="learned")}, {}, "'learned'` cannot be exported with DDPM"),
         ({"unet": tiny()}, {"guidance_scale": 2.0}, "--guidance_scale 2 needs a model of named classes"),
+        ({"unet": tiny(sample_size=None)}, {}, "The U-Net's configuration has no `sample_size`"),
     ],
 )
 def test_models_that_cannot_be_exported(change, how, message, pipeline, tmp_path):
@@ -208,7 +212,7 @@ def test_a_wrong_graph_is_not_written(pipeline, tmp_path, monkeypatch):
             ValueError, match=r"ONNX cannot express this network \(.*bessel.*\); try --format torch.export"
         ):
             write_export(pipeline, tmp_path / "out", how)
-    monkeypatch.setattr(files, "to_onnx", lambda *_: _identity())
+    monkeypatch.setattr(graph, "to_onnx", lambda *_: _identity())
     with pytest.raises(
         ValueError, match=r"differ by 0\.\d+ of the range; expected at most 0.0001. Nothing was written"
     ):
@@ -217,15 +221,13 @@ def test_a_wrong_graph_is_not_written(pipeline, tmp_path, monkeypatch):
 
 
 def _identity():
-    from onnx import TensorProto, helper
-
     info = {
         name: helper.make_tensor_value_info(name, TensorProto.INT64, [None]) for name in ("timestep", "class_labels")
     }
     x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("sample", "out_sample"))
     nodes = [helper.make_node("Identity", ["sample"], ["out_sample"])]
-    graph = helper.make_graph(nodes, "identity", [x, *info.values()], [out])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    whole = helper.make_graph(nodes, "identity", [x, *info.values()], [out])
+    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @pytest.mark.parametrize(
@@ -254,3 +256,22 @@ def test_files_of_others_stay(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"holds files, and no older export \(sampler.json\); name an empty folder"):
         write_export(pipeline, tmp_path, Export(num_inference_steps=2))
     assert (tmp_path / "diary.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("with_fewer_bits", [with_half_weights, with_int8_weights])
+def test_only_matrices_get_fewer_bits(with_fewer_bits):
+    """Not what a product or an index reads: the frequencies of the time embedding, and the table of a loop."""
+    shapes = {"conv": (64, 64, 3, 3), "frequencies": (64,), "table": (8, 64)}
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["a", "frequencies"], ["b"]),
+        helper.make_node("Gather", ["table", "i"], ["c"]),
+        helper.make_node("Add", ["b", "c"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64, 8, 64]) for name in "xy")
+    i = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    parts = helper.make_graph(nodes, "parts", [x, i], [y], weights)
+    model = helper.make_model(parts, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    kept = {each.name for each in with_fewer_bits(model).graph.initializer if each.data_type == TensorProto.FLOAT}
+    assert kept - {name for name in kept if "scale" in name} == {"frequencies", "table"}

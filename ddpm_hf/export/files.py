@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import torch
 from safetensors.torch import save_file
 
 from ddpm_hf import __version__
 from ddpm_hf.export import draw
-from ddpm_hf.export.graph import open_onnx, to_onnx, with_half_weights, with_int8_weights, with_loop
 from ddpm_hf.export.modules import Loop, Network, Step, example, is_noisy
 from ddpm_hf.export.table import clip_of, table_of
 from ddpm_hf.files import write_json
@@ -102,6 +100,8 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         raise ValueError(f"--guidance_scale {how.guidance_scale:g} needs a model of named classes.")
     table = table_of(scheduler, how.num_inference_steps)
     size = unet.config.sample_size
+    if size is None:
+        raise ValueError("The U-Net's configuration has no `sample_size`; expected height and width of the pictures.")
     height, width = (size, size) if isinstance(size, int) else size
     about = {
         MADE_BY: __version__,
@@ -163,6 +163,8 @@ def _write_graph(unet: DDPMUNetModel, file: Path, about: dict, how: Export):
         module = (Loop(step) if how.loop else network).eval()
         torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=free), file)
         return
+    from ddpm_hf.export.graph import save_onnx, to_onnx, with_half_weights, with_int8_weights, with_loop
+
     if how.loop:
         model = to_onnx(step.eval(), *example(unet, [*names, "index"], how.num_inference_steps), "x_next")
     else:
@@ -173,7 +175,7 @@ def _write_graph(unet: DDPMUNetModel, file: Path, about: dict, how: Export):
         model = with_loop(model, how.num_inference_steps)
     if how.dtype == "fp16":
         model = with_half_weights(model)
-    onnx.save(model, str(file))
+    save_onnx(model, file)
 
 
 def noise_of(generator: torch.Generator, count: int, about: dict) -> tuple[np.ndarray, np.ndarray | None]:
@@ -203,11 +205,20 @@ class _Program:
         return [self.module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()]
 
 
+def _open(file: Path, format: Format):
+    """Open what was written, as the reader does."""
+    if format == "torch.export":
+        return _Program(file)
+    from ddpm_hf.export.graph import open_onnx
+
+    return open_onnx(file)
+
+
 def _difference(pipeline: DDPMPipelineCustom, file: Path, about: dict, how: Export) -> float:
     """Draw a few images from the same noise with the pipeline and with what was written; return how far they differ."""
     has_own_steps = how.loop or pipeline.config.distilled
     steps = how.num_inference_steps if has_own_steps else min(how.num_inference_steps, COMPARED)
-    network = open_onnx(file) if how.format == "onnx" else _Program(file)
+    network = _open(file, how.format)
     numbers = np.arange(COMPARED) % about["classes"] if about["classes"] else None
     options: dict[str, Any] = {"output_type": "pt", "return_dict": False, "guidance_scale": how.guidance_scale}
     if numbers is not None:

@@ -3,16 +3,20 @@
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401 -- PyTorch's exporter needs it, and would miss it only later
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
+MATRICES = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operators whose weights can have fewer bits
 SMALL = 64  # weights of fewer numbers keep 32 bits
 
 
@@ -27,8 +31,7 @@ def to_onnx(module: nn.Module, inputs: dict, free: dict, output: str) -> onnx.Mo
     Raises:
         ValueError: If ONNX lacks an operator of the module.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("torch.onnx"):  # it warns that torchvision is not installed
         warnings.simplefilter("ignore")  # of PyTorch's own parts
         try:
             program = torch.onnx.export(
@@ -86,10 +89,13 @@ def with_loop(step: onnx.ModelProto, steps: int) -> onnx.ModelProto:
 
 
 def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with its weights stored in 16 bits. They become 32 bits when the model is opened."""
-    casts = []
+    """Return the graph with the weights of matrices and convolutions in 16 bits, which are 32 again when it is opened.
+
+    Other numbers keep their bits: the frequencies of the time embedding, and the table of a loop.
+    """
+    casts, weights = [], {name for node in _nodes(model.graph) if node.op_type in MATRICES for name in node.input}
     for weight in model.graph.initializer:
-        if weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= SMALL:
+        if weight.name in weights and weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= SMALL:
             name, array = weight.name, numpy_helper.to_array(weight)
             weight.CopyFrom(numpy_helper.from_array(array.astype(np.float16), f"{name}.half"))
             casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
@@ -101,11 +107,38 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with matrices and convolutions in 8 bits, which scales activations as it goes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _quiet(None),
+    ):  # it advises to prepare the graph, which changes nothing
         file = Path(folder, "model.onnx")
-        logging.getLogger().setLevel(logging.ERROR)  # it advises to prepare the graph, which changes nothing here
-        quantize_dynamic(model, file, weight_type=QuantType.QUInt8)
+        quantize_dynamic(model, file, op_types_to_quantize=["Conv", "MatMul"], weight_type=QuantType.QUInt8)
         return onnx.load(file)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Go through the nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
+
+
+@contextmanager
+def _quiet(name: str | None) -> Iterator[None]:
+    """Let a logger report errors only, while the context is open."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def save_onnx(model: onnx.ModelProto, file: Path):
+    """Save a model as one file."""
+    onnx.save(model, str(file))
 
 
 def open_onnx(file: Path) -> onnxruntime.InferenceSession:

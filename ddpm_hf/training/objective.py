@@ -188,7 +188,7 @@ def timestep_weights(scheduler: DDPMLinearScheduler, config: TrainingConfig) -> 
 
 
 def check_levels(config: TrainingConfig, form: PixelFormat):
-    """Raise a ValueError if the pixels of the pictures have no likelihood that a loss needs."""
+    """Raise a ValueError if the loss is a likelihood that pixels of this form do not have."""
     if config.loss_weighting == "vlb" and not form.has_256_levels:
         raise ValueError(
             f"--loss_weighting vlb is the likelihood of pictures of 256 levels, and these have {form.describe()}; "
