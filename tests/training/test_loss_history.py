@@ -173,6 +173,7 @@ def test_a_run_resumes_exactly_and_draws_by_the_steps_before(train, monkeypatch,
     ("flags", "message"),
     [
         (("--loss_weighting", "vlb"), "--timestep_sampling lognormal would weigh the terms of the bound"),
+        (("--loss_weighting", "vlb", "--prediction_type", "sample"), "--loss_weighting vlb gives no gradient at t = 0"),
         (
             ("--variance_type", "learned_range", "--loss_weighting", "min_snr"),
             "--loss_weighting min_snr would weigh the bound",
