@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 MAY_WAIT = {
     *(f"training/state.py:{name}" for name in ("grad_norm", "skipped", "skipped_in_a_row", "numbers")),
     *("training/meter.py:read", "training/log_book.py:wait_for", "training/validation.py:_losses"),
-    *("training/checkpoint_writer.py:write", "checkpoint.py:save_pipeline"),
+    *("training/checkpoint_writer.py:_begin", "checkpoint.py:save_pipeline"),
     *("denoising.py:pictures", "pipeline_ddpm_custom.py:__call__"),
 }
 HARNESS = """

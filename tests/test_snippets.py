@@ -53,6 +53,7 @@ NOT_CODE = {
     "ddpm-mnist-mini/": "a listing",
     "train_ddpm.py         reads": "a listing",
     "train_ddpm.py: error:": "a message",
+    "x_0     = clip(": "equations",
 }
 
 # What makes a command quick: further flags, which override those of the command. The first pattern that fits counts.
