@@ -552,7 +552,10 @@ def _export(source, output_dir, checkpoint, revision, scheduler, **how):
     check_target(output_dir)
     pipeline = open_model(source, checkpoint, scheduler, revision, how["num_inference_steps"]).to("cpu")
     how["num_inference_steps"] = how["num_inference_steps"] or pipeline.default_num_inference_steps
-    difference = write_export(pipeline, output_dir, export := Export(**how))
+    pipeline.set_progress_bar_config(desc="Comparing", leave=False)
+    export = Export(**how)
+    print(f"Exporting {checkpoint or source}; large networks take minutes.", flush=True)
+    difference = write_export(pipeline, output_dir, export)
     file = output_dir / FILES[export.format]
     compared = "" if difference is None else f" Its pictures differ by {difference:.1g} of the range from the model's."
     print(f"{file} holds {file.stat().st_size / 1e6:.2g} MB.{compared}")
