@@ -69,6 +69,7 @@ class Ours(System):
         if not pictures.exists():
             self.part.save(pictures)
         options = {"--train_data_dir": pictures, "--output_dir": run, "--seed": self.seed}
+        options |= {"--resolution": self.part.pixels.shape[1]}
         options |= {"--save_images_steps": 10**6, **self.flags, **flags}
         words = [word for flag, value in options.items() for word in ((flag,) if value is None else (flag, str(value)))]
         command = [sys.executable, "-m", "ddpm_hf.cli", "train", *words]
