@@ -14,7 +14,7 @@ from ddpm_hf.command_line import Parser, add_flag, parse_command_line
 from ddpm_hf.config import options_for_evaluate, parse_size
 from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import BPD_DECODERS, METRICS, Measurement
-from ddpm_hf.files import read_json
+from ddpm_hf.files import holds_files, read_json
 from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.terminal import as_argument, one_line_errors, print_all_characters
@@ -410,7 +410,7 @@ def _ema(run_folder: Path, std: list[float], output_dir: Path | None, choose: st
     wanted = Measurement(metrics=(choose,), **given) if choose else None
     output_dir = output_dir or Path(f"{run_folder.resolve().name}-ema")
     _check_apart(run_folder, output_dir, "--output_dir")
-    if _holds_files(output_dir):
+    if holds_files(output_dir):
         raise ValueError(f"--output_dir {output_dir} holds files; name an empty folder.")
     from ddpm_hf.ema_command import make_averages
     from ddpm_hf.processes import this_process
@@ -488,14 +488,10 @@ def _check_apart(source: Path, target: Path, name: str):
         raise ValueError(f"{target} is, or holds, the source; name another folder.")
 
 
-def _holds_files(folder: Path) -> bool:
-    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
-
-
 def _check_target(source: Path, target: Path, overwrite: bool):
     """Raise a ValueError unless a pipeline can be saved in a folder, and replaces no other files than a pipeline."""
     _check_apart(source, target, "OUTPUT_DIR")
-    if not _holds_files(target):
+    if not holds_files(target):
         return
     if not overwrite:
         raise ValueError(

@@ -36,6 +36,11 @@ def write_json_lines(path: Path, lines: list[dict]):
     replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def holds_files(folder: Path) -> bool:
+    """Tell whether a folder exists and holds anything but hidden files."""
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 def sync(path: Path):
     """Wait until the content of a file, or the list of files of a folder, is on the disk."""
     try:

@@ -252,10 +252,27 @@ def test_flags_that_do_not_fit(flags, message, pipeline, tmp_path):
 
 
 def test_files_of_others_stay(pipeline, tmp_path):
+    """Files of other names do in an export, too. A changed one stands in the way, and a missing one does not."""
+    how = Export("safetensors-only", 2)
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds files, and no older export \(sampler.json\); name an empty folder"):
-        write_export(pipeline, tmp_path, Export(num_inference_steps=2))
-    assert (tmp_path / "diary.txt").read_text() == "mine"
+        write_export(pipeline, tmp_path, how)
+    folder = tmp_path / "out"
+    write_export(pipeline, folder, how)
+    (folder / "model.safetensors").unlink()  # a kill can leave that
+    (folder / "diary.txt").write_text("mine")
+    write_export(pipeline, folder, how)
+    for name in ("config.json", "draw.py"):
+        theirs = {"config.json": "{}", "draw.py": "print('mine')"}[name]
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).write_text(theirs)
+        with pytest.raises(ValueError, match=f"{name} is not what an export wrote; move it, or name a new folder"):
+            write_export(pipeline, folder, how)
+        assert (folder / name).read_text() == theirs
+        (folder / name).write_bytes(before) if before else (folder / name).unlink()
+    write_export(pipeline, folder, how)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "sampler.json", "diary.txt"}
+    assert (tmp_path / "diary.txt").read_text() == (folder / "diary.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("with_fewer_bits", [with_half_weights, with_int8_weights])

@@ -1,5 +1,6 @@
 """Write the folder of an exported model, and compare it with the pipeline."""
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -15,7 +16,8 @@ from ddpm_hf import __version__
 from ddpm_hf.export import draw
 from ddpm_hf.export.modules import Loop, Network, Step, example, is_noisy
 from ddpm_hf.export.table import clip_of, table_of
-from ddpm_hf.files import write_json
+from ddpm_hf.files import holds_files, read_json, write_json
+from ddpm_hf.manifest import check_files, describe_files
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
@@ -28,8 +30,7 @@ DTYPES: dict[Format, tuple[Dtype, ...]] = {
 }
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch.export": "model.pt2", "safetensors-only": "model.safetensors"}
 SAMPLER, CONFIG, READER = "sampler.json", "config.json", "draw.py"
-WRITTEN = (SAMPLER, CONFIG, READER, *FILES.values())  # an older export's files are replaced
-MADE_BY = "ddpm_hf_version"  # a key of sampler.json, by which an older export is known
+WRITTEN = (CONFIG, READER, *FILES.values())  # beside sampler.json, which lists those that are there
 MOST_UNROLLED = 100  # steps of a loop of torch.export, which has each of them
 TOLERANCE = 1e-4  # of fp32
 COMPARED = 3  # images; and denoising steps, unless the loop has its own
@@ -54,6 +55,8 @@ class Export:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
+        if self.format not in DTYPES:
+            raise ValueError(f"--format {self.format}: expected one of {', '.join(DTYPES)}.")
         if self.dtype not in DTYPES[self.format]:
             known = " or ".join(DTYPES[self.format])
             raise ValueError(f"--dtype {self.dtype}: --format {self.format} has {known}.")
@@ -68,12 +71,21 @@ class Export:
 
 
 def check_target(folder: Path):
-    """Raise a ValueError if a folder holds other files than an older export."""
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+    """Raise a ValueError if a folder holds files and no older export, or one whose files were changed since."""
+    if not holds_files(folder):
         return
-    sampler = folder / SAMPLER
-    if not sampler.is_file() or MADE_BY not in sampler.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{folder} holds files, and no older export ({SAMPLER}); name an empty folder.")
+    try:
+        written = read_json(folder / SAMPLER, {"files": dict})["files"]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} holds files, and no older export ({SAMPLER}); name an empty folder.") from error
+    for name in WRITTEN:
+        if (folder / name).exists():
+            try:
+                check_files(folder, written, [name])
+            except ValueError as error:
+                raise ValueError(
+                    f"{folder / name} is not what an export wrote; move it, or name a new folder."
+                ) from error
 
 
 def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> float | None:
@@ -81,7 +93,7 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
 
     Args:
         pipeline ([`DDPMPipelineCustom`]): The model, on the CPU.
-        folder (`Path`): It replaces an older export there.
+        folder (`Path`): It replaces an older export there, if nobody has changed its files.
         how ([`Export`]): The format.
 
     Returns:
@@ -104,7 +116,7 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         raise ValueError("The U-Net's configuration has no `sample_size`; expected height and width of the pictures.")
     height, width = (size, size) if isinstance(size, int) else size
     about = {
-        MADE_BY: __version__,
+        "ddpm_hf_version": __version__,
         "loop": how.loop,
         "sample_shape": [unet.config.in_channels, height, width],
         "classes": len(names) if names else count or 0,
@@ -118,9 +130,9 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         "pixel_format": unet.config.pixel_format,
         "steps": table,
     }
-    with tempfile.TemporaryDirectory() as place:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryDirectory(dir=existing, prefix=".unfinished-") as place:  # on the same disk as the folder
         made = Path(place)
-        write_json(made / SAMPLER, about)
         if how.format == "safetensors-only":
             difference = None
             _write_weights(unet, made, how.dtype)
@@ -134,11 +146,14 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
             )
         if how.format == "onnx":
             shutil.copyfile(draw.__file__, made / READER)
+        about["files"] = describe_files(made)
+        write_json(made / SAMPLER, about)
+        # At every moment, the files that are there are those that sampler.json lists.
         folder.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN:  # the first names an export, even a half-written one
+        for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
-            if (made / name).exists():
-                shutil.move(made / name, folder / name)
+        for name in (SAMPLER, *about["files"]):
+            os.replace(made / name, folder / name)
     return difference
 
 

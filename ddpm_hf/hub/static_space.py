@@ -125,7 +125,7 @@ def _check_pictures(pipeline: DDPMPipelineCustom):
 
 def _export(pipeline: DDPMPipelineCustom, folder: Path) -> dict[str, Any]:
     """Write the network into a folder, and return what the page has to know about the model."""
-    student, config = bool(pipeline.config.get("distilled")), pipeline.unet.config
+    student = bool(pipeline.config.get("distilled"))
     if student:
         counts, at_first = [pipeline.default_num_inference_steps], pipeline.default_num_inference_steps
     else:
@@ -133,11 +133,10 @@ def _export(pipeline: DDPMPipelineCustom, folder: Path) -> dict[str, Any]:
         counts, at_first = sorted({min(steps, T) for steps in STEPS}), min(STEPS_AT_FIRST, T)
         pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config, at_first)
     write_export(pipeline, folder, Export(num_inference_steps=at_first, dtype="fp16"))
-    about = read_json(folder / SAMPLER, {"sample_shape": list, "classes": int})
-    del about["steps"]
-    return about | {
+    exported = read_json(folder / SAMPLER, {"sample_shape": list, "classes": int})
+    # The page has several tables, and without a list of files it is no export that a later one replaces.
+    return {key: value for key, value in exported.items() if key not in ("steps", "files")} | {
         "student": student,
-        "class_frequencies": config.get("class_frequencies"),
         "tables": {str(steps): _table_of(pipeline, steps) for steps in counts},
         "steps_at_first": at_first,
     }
