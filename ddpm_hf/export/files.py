@@ -130,8 +130,7 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         "pixel_format": unet.config.pixel_format,
         "steps": table,
     }
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with tempfile.TemporaryDirectory(dir=existing, prefix=".unfinished-") as place:  # on the same disk as the folder
+    with tempfile.TemporaryDirectory() as place:
         made = Path(place)
         if how.format == "safetensors-only":
             difference = None
@@ -153,7 +152,9 @@ def write_export(pipeline: DDPMPipelineCustom, folder: Path, how: Export) -> flo
         for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
         for name in (SAMPLER, *about["files"]):
-            os.replace(made / name, folder / name)
+            unfinished = folder / f".unfinished-{name}"  # on the same disk, so that it is renamed at once
+            shutil.copyfile(made / name, unfinished)
+            os.replace(unfinished, folder / name)
     return difference
 
 
