@@ -1,4 +1,4 @@
-"""Draw pictures with the exported model beside this file: python draw.py [COUNT] [SEED].
+"""Draw pictures with the exported model beside this file: `python draw.py COUNT SEED` (both may be left out).
 
 It needs onnxruntime and NumPy alone. The equations are those of DDPM (arXiv 2006.11239) and DDIM (arXiv 2010.02502).
 """
