@@ -7,30 +7,29 @@ The judge is that of benchmarks/quality.py, and all rows begin at the same noise
 """
 
 import argparse
-import itertools
-import time
 from pathlib import Path
 
-import diffusers
 import torch
 from judge import Judge
 from picture_sets import PARTS, load_set
-from systems import drawing_with
+from systems import Draw, drawing_with
 from tqdm.auto import tqdm
 
-from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom
-from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
+from ddpm_hf import DDPMPipelineCustom
+from ddpm_hf.sampling import make_scheduler
+from ddpm_hf.schedulers import SCHEDULERS
 
 SPACINGS = [{"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")]
 NOISE_LEVELS = [*SPACINGS, {"use_karras_sigmas": True}, {"use_lu_lambdas": True}]
 VARIANTS = {
-    "ddpm": [{**spacing, "variance_type": kind} for spacing in SPACINGS for kind in ("fixed_small", "fixed_large")],
-    "ddim": [{**spacing, "clip_sample": clip} for spacing in SPACINGS for clip in (True, False)],
-    "dpmsolver++": [
-        *({**levels, "solver_order": order} for levels in NOISE_LEVELS for order in (2, 3)),
-        {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++"},
-        {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    "ddpm": [
+        {**spacing, **settings}
+        for spacing in SPACINGS
+        for settings in ({}, {"clip_sample": False}, {"variance_type": "fixed_large"})
     ],
+    "ddim": [{**spacing, "clip_sample": clip} for spacing in SPACINGS for clip in (True, False)],
+    "dpmsolver++": [{**levels, "solver_order": order} for levels in NOISE_LEVELS for order in (2, 3)],
+    "sde-dpmsolver++": NOISE_LEVELS,
     "unipc": [{**levels, "solver_order": order} for levels in NOISE_LEVELS[:4] for order in (2, 3)],
     "euler": NOISE_LEVELS[:4],
     "euler_a": SPACINGS,
@@ -57,28 +56,31 @@ def main():
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
     config, draw = pipeline.scheduler.config, drawing_with(pipeline)
 
-    print("| scheduler | settings | steps | seconds an image | distance | recognised |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    real = judge.of_real(part)
-    print(f"| (real pictures) | | | | {real['frechet']:.3g} | {real['recognised']:.1%} |", flush=True)
+    columns = " | ".join(f"{steps} steps" for steps in arguments.steps)
+    print(f"Real pictures have a distance of {judge.of_real(part)['frechet']:.3g}.\n")
+    print(f"| scheduler | settings | {columns} |")
+    print("| --- " * (2 + len(arguments.steps)) + "|", flush=True)
     for name in arguments.schedulers:
-        tried = VARIANTS[name] if arguments.variants else [SETTINGS[name]]
-        for settings, steps in itertools.product(tried, arguments.steps):
-            kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
-            pipeline.scheduler = kind.from_config({**config, **settings})
+        for settings in VARIANTS[name] if arguments.variants else [{}]:
+            distances = []
+            for steps in arguments.steps:
+                offered = make_scheduler(name, config, steps)
+                pipeline.scheduler = offered.from_config({**offered.config, **settings})
+                distances.append(_distance(judge, draw, steps, arguments.num_images, arguments.batch_size))
             about = ", ".join(f"{key} {value}" for key, value in settings.items())
-            began, batches = time.perf_counter(), []
-            try:
-                for start in tqdm(range(0, arguments.num_images, arguments.batch_size), leave=False):
-                    count = min(arguments.batch_size, arguments.num_images - start)
-                    batches.append(draw(count, steps, torch.Generator().manual_seed(start)))
-            except (ValueError, IndexError) as error:  # some schedulers need more steps
-                print(f"| `{name}` | {about} | {steps} | {error} | | |", flush=True)
-                continue
-            seconds = (time.perf_counter() - began) / arguments.num_images
-            numbers = judge.measure(torch.cat(batches))
-            row = f"{seconds:.4f} | {numbers['frechet']:.3g} | {numbers['recognised']:.1%}"
-            print(f"| `{name}` | {about} | {steps} | {row} |", flush=True)
+            print(f"| `{name}` | {about} | {' | '.join(distances)} |", flush=True)
+
+
+def _distance(judge: Judge, draw: Draw, steps: int, num_images: int, batch_size: int) -> str:
+    """Return the distance of pictures that are drawn in some steps, or why there is none."""
+    batches = []
+    try:
+        for start in tqdm(range(0, num_images, batch_size), leave=False):
+            generator = torch.Generator().manual_seed(start)
+            batches.append(draw(min(batch_size, num_images - start), steps, generator))
+    except (ValueError, IndexError) as error:  # some schedulers need more steps
+        return str(error)
+    return f"{judge.measure(torch.cat(batches))['frechet']:.3g}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process
 from ddpm_hf.run_files import CHECKPOINTS, STATE
-from ddpm_hf.schedulers import FEW_STEPS, SCHEDULERS, SETTINGS
+from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.training.model import how_to_draw, make_model
 from ddpm_hf.weights import check_finite, digest_of_weights
@@ -142,7 +142,8 @@ def open_model(
         [`DDPMPipelineCustom`]: On the device of this process.
 
     Raises:
-        ValueError: If there is no such checkpoint, the source is not a DDPM, or is a student of other steps.
+        ValueError: If there is no such checkpoint, the source is not a DDPM, has fewer timesteps, or is a student of
+            other steps.
         OSError: If the source cannot be read.
     """
     pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
@@ -153,6 +154,8 @@ def open_model(
             raise ValueError(
                 f"--num_inference_steps {steps}: {source} is a student of {student['steps']} steps; leave it out."
             )
+    elif steps and steps > (T := pipeline.scheduler.config.num_train_timesteps):
+        raise ValueError(f"--num_inference_steps {steps}: {source} has {T} timesteps; pass {T} or fewer.")
     elif scheduler:
         steps = steps or pipeline.default_num_inference_steps
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config, steps)
@@ -167,11 +170,9 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = Non
         config (`Mapping`): The configuration of the other scheduler.
         steps (`int`, *optional*): Denoising steps, if they are known. For few, it gets the settings that suit it.
     """
-    settings = SETTINGS[name] if steps and steps <= FEW_STEPS else {}
-    kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, SCHEDULERS[name])
-    if name == "dpmsolver++":
-        settings = {**settings, "variance_type": None}  # it would take a learned one to follow three channels
-    return kind.from_config({**config, **settings})
+    offer = SCHEDULERS[name]
+    kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, offer.kind)
+    return kind.from_config({**config, **offer.settings(steps)})
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

@@ -1,39 +1,55 @@
 """The schedulers that `--scheduler` and the demo offer in place of the saved one."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-# The classes of diffusers; DDPMLinearScheduler is this package's.
-SCHEDULERS = {
-    "ddpm": "DDPMLinearScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-}
-# Settings with which each draws best in few steps, over those of the model; docs/schedulers.md has the measurements.
 FEW_STEPS = 50
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ddpm": {},
-    "ddim": {"timestep_spacing": "trailing"},
-    "dpmsolver++": {"timestep_spacing": "trailing", "solver_order": 3},
-    "unipc": {"timestep_spacing": "trailing"},
-    "euler": {"timestep_spacing": "trailing"},
-    "euler_a": {"timestep_spacing": "trailing"},
-    "heun": {"timestep_spacing": "trailing"},
-    "pndm": {"timestep_spacing": "trailing"},
-}
-# For the demo: the name in the literature, and denoising steps that suffice (docs/schedulers.md has measurements). The
-# steps of DDPM depend on the model.
-NAMES_AND_STEPS: dict[str, tuple[str, int | None]] = {
-    "ddpm": ("DDPM", None),
-    "ddim": ("DDIM", 50),
-    "dpmsolver++": ("DPM-Solver++", 20),
-    "unipc": ("UniPC", 20),
-    "euler": ("Euler", 20),
-    "euler_a": ("Euler ancestral", 20),
-    "heun": ("Heun", 20),
-    "pndm": ("PNDM", 20),
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A scheduler, and how it draws well.
+
+    Args:
+        kind (`str`): Its class in diffusers; DDPMLinearScheduler is this package's.
+        name (`str`): Its name in the literature, for the demo.
+        steps (`int`, *optional*): Denoising steps that suffice. Those of DDPM depend on the model.
+        always (`Mapping`): Settings that make it this scheduler.
+        in_few_steps (`Mapping`): Settings over those of the model, for [`FEW_STEPS`] and fewer; docs/schedulers.md has
+            the measurements.
+    """
+
+    kind: str
+    name: str
+    steps: int | None = 20
+    always: Mapping[str, Any] = field(default_factory=dict)
+    in_few_steps: Mapping[str, Any] = field(default_factory=lambda: {"timestep_spacing": "trailing"})
+
+    def settings(self, steps: int | None) -> dict[str, Any]:
+        """Return the settings over those of the model, for a number of denoising steps, if that is known."""
+        return {**self.always, **(self.in_few_steps if steps and steps <= FEW_STEPS else {})}
+
+
+# A DPM-Solver would take a learned variance to follow three channels.
+_DPM_SOLVER = {"algorithm_type": "dpmsolver++", "variance_type": None}
+SCHEDULERS = {
+    "ddpm": Offer("DDPMLinearScheduler", "DDPM", None),
+    "ddim": Offer("DDIMScheduler", "DDIM", 50),
+    "dpmsolver++": Offer(
+        "DPMSolverMultistepScheduler",
+        "DPM-Solver++",
+        always=_DPM_SOLVER,
+        in_few_steps={"timestep_spacing": "trailing", "solver_order": 3},
+    ),
+    "sde-dpmsolver++": Offer(
+        "DPMSolverMultistepScheduler",
+        "DPM-Solver++, stochastic",
+        always={**_DPM_SOLVER, "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "unipc": Offer("UniPCMultistepScheduler", "UniPC"),
+    "euler": Offer("EulerDiscreteScheduler", "Euler"),
+    "euler_a": Offer("EulerAncestralDiscreteScheduler", "Euler ancestral"),
+    "heun": Offer("HeunDiscreteScheduler", "Heun"),
+    "pndm": Offer("PNDMScheduler", "PNDM"),
 }

@@ -15,7 +15,7 @@ from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, samp
 from ddpm_hf.cli import main
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.sampling import Drawing, draw_images, generators_of, open_model
-from ddpm_hf.schedulers import SCHEDULERS, SETTINGS
+from ddpm_hf.schedulers import SCHEDULERS
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,8 @@ def test_mixed_precision(run, tmp_path):
         (["--num_images", "0"], "--num_images 0: expected at least 1"),
         (["--checkpoint", "step-7"], "--checkpoint step-7: there is no .*; found step-000002, step-000004"),
         (["--output", "out.txt"], "--output out.txt: expected the name of a picture"),
-        (["--num_inference_steps", "2000"], "2000"),
+        (["--num_inference_steps", "2000"], "--num_inference_steps 2000: .* has 1000 timesteps; pass 1000 or fewer"),
+        (["--num_inference_steps", "2000", "--scheduler", "ddim"], "pass 1000 or fewer"),
     ],
 )
 def test_bad_input_ends_in_one_line(run, flags, message):
@@ -220,5 +221,5 @@ def test_a_full_disk_ends_in_one_line(run, tmp_path, monkeypatch):
 
 def test_schedulers_are_taken_with_the_settings_that_suit_them(run):
     few, many = (open_model(str(run), None, "ddim", None, steps).scheduler for steps in (50, 51))
-    assert all(few.config[key] == value for key, value in SETTINGS["ddim"].items())
-    assert any(many.config[key] != value for key, value in SETTINGS["ddim"].items())
+    assert all(few.config[key] == value for key, value in SCHEDULERS["ddim"].in_few_steps.items())
+    assert any(many.config[key] != value for key, value in SCHEDULERS["ddim"].in_few_steps.items())

@@ -18,7 +18,7 @@ from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.sampling import Classes, generators_of, make_scheduler
-from ddpm_hf.schedulers import NAMES_AND_STEPS
+from ddpm_hf.schedulers import SCHEDULERS
 
 Track = Callable[[Iterable], Iterable]
 NO_CLASS = Classes()
@@ -52,8 +52,8 @@ class DemoModel:
         self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
         self.takes_no_class = bool(names) or not count
         self.is_student = bool(pipeline.config.get("distilled"))
-        offered = {"ddim": ("DDIM", None)} if self.is_student else NAMES_AND_STEPS
-        self.schedulers = {key: name for key, (name, _) in offered.items()}
+        offered = ("ddim",) if self.is_student else SCHEDULERS
+        self.schedulers = {key: SCHEDULERS[key].name for key in offered}
         self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "unipc")
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
@@ -73,7 +73,7 @@ class DemoModel:
 
     def recommended_steps(self, scheduler: str) -> int:
         """Return the denoising steps that suffice with a scheduler, a key of `SCHEDULERS`."""
-        steps = None if self.is_student else NAMES_AND_STEPS[scheduler][1]
+        steps = None if self.is_student else SCHEDULERS[scheduler].steps
         return min(steps or self.steps, self.num_train_timesteps)
 
     def sample(
