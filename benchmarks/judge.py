@@ -13,6 +13,7 @@ from ddpm_hf.evaluation.distances import frechet_distance, kernel_distance, prec
 
 FEATURES = 128
 PASSES = 40_000  # pictures that the classifier is trained on, with repetitions
+RARE = 0.1  # of the median deviation; features that vary less are left out
 CERTAIN = 0.9  # the probability from which on a picture counts as recognised
 
 
@@ -20,7 +21,7 @@ class Judge:
     """Distances of drawn pictures to real ones.
 
     Features are scaled by their standard deviations over the reference, so that their number and not their size sets
-    the scale of the distances.
+    the scale of the distances. Those that hardly vary are left out.
 
     Args:
         part ([`Part`]): Pictures to train the classifier on.
@@ -44,7 +45,8 @@ class Judge:
         self.network.eval()
         raw = self._raw(to_x(reference.pixels))
         self.scale = raw.std(0)
-        self.scale[self.scale == 0] = np.inf  # a feature that is always zero says nothing
+        # A feature that is zero in nearly all pictures would turn the few others into most of a distance.
+        self.scale[self.scale < RARE * np.median(self.scale)] = np.inf
         self.real = raw / self.scale
         predicted = self.head(torch.from_numpy(raw)).argmax(1).numpy()
         self.accuracy = float((predicted == reference.labels).mean())

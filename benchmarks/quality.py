@@ -14,9 +14,9 @@ digits, also on those of the judge.
 The speed of each system is measured once and kept in speeds.json: do it on an idle machine, with `--speeds_only`. The
 runs take the steps that fit into the minutes at that speed, whatever else the machine does then.
 
-Each row is a line of results.jsonl in --work_dir, with a picture of samples beside it. Rows that are there are not
-measured again. Prints a table in Markdown, with half the difference of the seeds, and draws the curve of the distance
-over the minutes.
+Each row is a line of results.jsonl in --work_dir, with the samples beside it, `(N, C, H, W)`, and a picture of some.
+Rows that are there are not measured again. Prints a table in Markdown, with half the difference of the seeds, and draws
+the curve of the distance over the minutes.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from judge import Judge
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -139,6 +140,7 @@ class Ruler:
             self.note({**row, "seconds": round(seconds, 1)}, judge.measure(x), len(x))
             grid = [_picture(each) for each in x[:40]]
             image_grid(grid, columns=20).save(self.folder / f"{len(self.rows):03d}.png")
+            np.save(self.folder / f"{len(self.rows):03d}.npy", (x.clamp(-1, 1) * 127.5 + 127.5).round().byte().numpy())
 
     def has(self, about: dict) -> bool:
         return any(about.items() <= row.items() for row in self.rows)
