@@ -14,7 +14,17 @@ from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.posthoc_ema import Snapshots
 from ddpm_hf.power_averages import Fit
-from ddpm_hf.run_files import ABOUT_AVERAGE, EVALUATION, FACTS, METRICS, METRICS_FORM, NEAREST, OPTIONS, PROGRESSIVE
+from ddpm_hf.run_files import (
+    ABOUT_AVERAGE,
+    EVALUATION,
+    FACTS,
+    METRICS,
+    METRICS_FORM,
+    NEAREST,
+    OPTIONS,
+    PROGRESSIVE,
+    UNFINISHED_AVERAGES,
+)
 from ddpm_hf.training.resuming import saved_options
 
 MUCH = 0.05  # an error of the profile that is worth a note
@@ -31,7 +41,7 @@ def make_averages(
     Args:
         run (`Path`): The folder of a run with snapshots.
         stds (`list[float]`): The lengths: relative standard deviations of the profiles.
-        output_dir (`Path`): An empty folder, or one to make.
+        output_dir (`Path`): An empty folder, one to make, or one that an interrupted call left.
         choose ([`Measurement`], *optional*): What to choose the best one by, one metric where less is better.
         cache_dir (`str`, *optional*): Where the decoded images of the measurement are kept.
 
@@ -49,6 +59,8 @@ def make_averages(
     if choose:  # first, so that what cannot be measured is found before anything is saved
         with TemporaryDirectory() as elsewhere:
             numbers[None] = _measure(run, Path(elsewhere, EVALUATION), choose, cache_dir, options)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / UNFINISHED_AVERAGES).touch()
     for fit, folder in folders.items():
         pipeline.unet.load_state_dict(snapshots.average(fit))
         _save(pipeline, folder, snapshots, fit, options)
@@ -64,6 +76,7 @@ def make_averages(
                 if (folders[best] / name).exists():
                     shutil.copy(folders[best] / name, output_dir / name)
             write_card(output_dir)
+    (output_dir / UNFINISHED_AVERAGES).unlink()
     print(_table(snapshots, folders, numbers, best, choose.metrics[0] if choose else ""))
     if len(fits) == 1 or choose:
         print(f"{output_dir} holds {'that average' if len(fits) == 1 else 'the best one'}.")

@@ -8,7 +8,7 @@ import torch
 from runs import equal, weights
 from safetensors.torch import load_file
 
-from ddpm_hf import DDPMPipelineCustom, cli
+from ddpm_hf import DDPMPipelineCustom, cli, ema_command
 from ddpm_hf.checkpoint import write_checkpoint
 from ddpm_hf.config import TrainingConfig
 
@@ -31,6 +31,10 @@ def error_of(*arguments):
     with pytest.raises(SystemExit) as stop:
         ema(*arguments)
     return stop.value.code
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, monkeypatch):
@@ -84,7 +88,11 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
             run, "--std", 0.15, "--choose", "fid", "--num_images", 8, "--cache_dir", cache_dir, "--features", "no:where"
         )
     flags = ("--num_images", 8, "--num_inference_steps", 2, "--cache_dir", cache_dir, "--features", "features:means")
-    ema(run, "--std", 0.15, "--choose", "fid", *flags)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(ema_command, "save_pipeline", interrupt)
+        ema(run, "--std", 0.15, "--choose", "fid", *flags)
+    assert (tmp_path / "run-ema/average.json").exists()
+    ema(run, "--std", 0.15, "--choose", "fid", *flags)  # the same command, once more
     said = capsys.readouterr().out
     assert "Snapshot step-000001 is broken and left out: " in said
     assert "Averages at step 4, from snapshots at 3 steps." in said
