@@ -40,7 +40,6 @@ from ddpm_hf.files import read_json, read_json_lines, write_json, write_json_lin
 from ddpm_hf.hardware import processor_name
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import image_grid
-from ddpm_hf.sampling import make_scheduler
 from ddpm_hf.schedulers import SCHEDULERS
 
 NUMBERS = ("frechet", "kernel", "precision", "recall", "recognised")
@@ -54,14 +53,17 @@ def main():
     parser.add_argument("--sets", nargs="+", choices=PARTS, default=["digits"])
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=[])
     parser.add_argument("--models", nargs="*", default=[], help="folders or Hub ids of trained models")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="for --models")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="in place of the saved one of this package's models")
     parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training, and of the samples")
     parser.add_argument("--steps", nargs="+", type=int, default=[100], help="denoising steps")
     parser.add_argument("--num_images", type=int, default=10_000)
     parser.add_argument("--speeds_only", action="store_true", help="measure only the steps that a minute has")
     parser.add_argument("--work_dir", type=Path, default=Path("quality"))
-    ruler = Ruler(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.scheduler and (others := [name for name in arguments.systems if not name.startswith("ours")]):
+        parser.error(f"--scheduler {arguments.scheduler}: {', '.join(others)} cannot draw with it; leave it out.")
+    ruler = Ruler(arguments)
     for name in ruler.arguments.sets:
         ruler.measure_set(name)
     if not ruler.arguments.speeds_only:
@@ -90,19 +92,21 @@ class Ruler:
             self.note(about_real, judge.of_real(part), len(part.pixels))
             print(f"The judge of {name} names {judge.accuracy:.1%} of the classes.", flush=True)
         for system, minutes, seed in itertools.product(wanted.systems, wanted.minutes, wanted.seeds):
-            about = {"set": name, "system": system, "minutes": minutes, "seed": seed}
+            about = {"set": name, "system": self.drawn_by(system), "minutes": minutes, "seed": seed}
             if all(self.has({**about, "steps": steps, "num_images": wanted.num_images}) for steps in wanted.steps):
                 continue
             steps = math.ceil(minutes * speeds[system])
             print(f"{system}: {steps:,} steps in {minutes:g} minutes.", flush=True)
-            draw = SYSTEMS[system](part, self.place(name, system, minutes, seed), seed).train(steps)
-            self.measure(draw, {**about, "trained_steps": steps}, judge)
+            way = SYSTEMS[system](part, self.place(name, system, minutes, seed), seed)
+            way.scheduler = wanted.scheduler
+            self.measure(way.train(steps), {**about, "trained_steps": steps}, judge)
         for model, seed in itertools.product(wanted.models, wanted.seeds):
-            pipeline = load_pipeline(model)
-            if wanted.scheduler:
-                pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler.config, max(wanted.steps))
-            system = f"{model}, {type(pipeline.scheduler).__name__}"
-            self.measure(drawing_with(pipeline), {"set": name, "system": system, "minutes": 0.0, "seed": seed}, judge)
+            draw = drawing_with(load_pipeline(model), wanted.scheduler)
+            self.measure(draw, {"set": name, "system": self.drawn_by(model), "minutes": 0.0, "seed": seed}, judge)
+
+    def drawn_by(self, system: str) -> str:
+        """Return the name of a system in the rows, which tells the scheduler if it is not the saved one."""
+        return f"{system}, {self.arguments.scheduler}" if self.arguments.scheduler else system
 
     def speeds(self, name: str, part: Part) -> dict[str, float]:
         """Return how many steps each system takes in a minute: the most of `ROUNDS` rounds on an idle machine."""

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
+from ddpm_hf.sampling import make_scheduler
 
 Draw = Callable[[int, int, torch.Generator], torch.Tensor]  # count, denoising steps, generator -> (N, C, H, W)
 # The digits' preset before its settings were chosen with this ruler.
@@ -35,7 +36,12 @@ class System:
         part ([`Part`]): The pictures.
         folder (`Path`): Place for files.
         seed (`int`): Of everything random.
+
+    Attributes:
+        scheduler (`str`, *optional*): For models of this package: a key of `SCHEDULERS`, to draw with.
     """
+
+    scheduler: str | None = None
 
     def __init__(self, part: Part, folder: Path, seed: int):
         self.part, self.folder, self.seed = part, folder, seed
@@ -50,7 +56,7 @@ class System:
 
 
 class Ours(System):
-    """`ddpm-hf train` with some flags."""
+    """`ddpm-hf train` with some flags. A run that is there already is not trained again."""
 
     def __init__(self, part: Part, folder: Path, seed: int, flags: dict[str, str | None]):
         super().__init__(part, folder, seed)
@@ -62,7 +68,7 @@ class Ours(System):
 
     def train(self, steps: int) -> Draw:
         print(self._train("run", {"--max_train_steps": str(steps)}))
-        return drawing_with(DDPMPipelineCustom.from_pretrained(self.folder / "run"))
+        return drawing_with(DDPMPipelineCustom.from_pretrained(self.folder / "run"), self.scheduler)
 
     def _train(self, name: str, flags: dict[str, str | None]) -> str:
         pictures, run = self.folder / "pictures", self.folder / name
@@ -76,10 +82,17 @@ class Ours(System):
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def drawing_with(pipeline: DDPMPipelineCustom) -> Draw:
-    """Return a function that draws with a pipeline."""
+def drawing_with(pipeline: DDPMPipelineCustom, scheduler: str | None = None) -> Draw:
+    """Return a function that draws with a pipeline, and with a scheduler that is a key of `SCHEDULERS`."""
     pipeline.set_progress_bar_config(disable=True)
-    return lambda count, steps, generator: pipeline(count, generator, steps, output_type="pt").images * 2 - 1
+    config = pipeline.scheduler.config
+
+    def draw(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+        if scheduler:
+            pipeline.scheduler = make_scheduler(scheduler, config, steps)
+        return pipeline(count, generator, steps, output_type="pt").images * 2 - 1
+
+    return draw
 
 
 class Peer(System):
