@@ -54,7 +54,7 @@ class DemoModel:
         self.is_student = bool(pipeline.config.get("distilled"))
         offered = ("ddim",) if self.is_student else SCHEDULERS
         self.schedulers = {key: SCHEDULERS[key].name for key in offered}
-        self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "unipc")
+        self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "sde-dpmsolver++")
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
         self.takes_pictures = not self.form.settings()

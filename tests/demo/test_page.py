@@ -185,12 +185,12 @@ def test_first_pictures(model, run, monkeypatch, capsys):
     assert equal(first.samples, model.sample(12, 0, "ddpm", 10))
     now = iter(range(1000))
     monkeypatch.setattr(first_module.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(model, "recommended_steps", {"ddpm": 30, "unipc": 10}.get)
+    monkeypatch.setattr(model, "recommended_steps", {"ddpm": 30, "sde-dpmsolver++": 10}.get)
     monkeypatch.setattr(model, "num_train_timesteps", 30)
     monkeypatch.setattr(model, "scheduler_config", {**model.scheduler_config, "num_train_timesteps": 30})
     first = first_pictures(model, run)
-    assert first.scheduler == "unipc"
-    assert equal(first.samples, model.sample(12, 0, "unipc", 10))
+    assert first.scheduler == "sde-dpmsolver++"
+    assert equal(first.samples, model.sample(12, 0, "sde-dpmsolver++", 10))
     assert next(now) < 30  # the 30 steps ended early
     monkeypatch.setattr(first_module, "PATIENCE", 2)
     first = first_pictures(model, run)
