@@ -13,7 +13,8 @@ from judge import Judge
 from picture_sets import PARTS, load_set
 from tqdm.auto import tqdm
 
-from ddpm_hf import DDPMPipelineCustom
+from ddpm_hf.sampling import open_model
+from ddpm_hf.schedulers import SCHEDULERS
 
 
 def main():
@@ -23,6 +24,7 @@ def main():
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2, 3])
     parser.add_argument("--num_images", type=int, default=2000, help="pictures to draw for each row, of all classes")
     parser.add_argument("--num_inference_steps", type=int, help="default: those of the model")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="in place of the saved one")
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where the judge is kept")
     arguments = parser.parse_args()
@@ -30,7 +32,7 @@ def main():
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     _, for_judge, reference = load_set(arguments.set, arguments.work_dir)
     judge = Judge(for_judge, reference, arguments.work_dir / f"judge-{arguments.set}.pt")
-    pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
+    pipeline = open_model(arguments.model, None, arguments.scheduler, None, arguments.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     names = pipeline.unet.config.class_names
     wanted = torch.arange(arguments.num_images) % len(names)
