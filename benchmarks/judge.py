@@ -46,7 +46,7 @@ class Judge:
         raw = self._raw(to_x(reference.pixels))
         self.scale = raw.std(0)
         # A feature that is zero in nearly all pictures would turn the few others into most of a distance.
-        self.scale[self.scale < RARE * np.median(self.scale)] = np.inf
+        self.scale[self.scale <= RARE * np.median(self.scale)] = np.inf
         self.real = raw / self.scale
         predicted = self.head(torch.from_numpy(raw)).argmax(1).numpy()
         self.accuracy = float((predicted == reference.labels).mean())

@@ -15,7 +15,7 @@ from ddpm_hf.config import options_for_evaluate, parse_size
 from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import BPD_DECODERS, METRICS, Measurement
 from ddpm_hf.files import holds_files, read_json
-from ddpm_hf.run_files import INDEX, UNFINISHED_AVERAGES, is_run
+from ddpm_hf.run_files import INDEX, is_run
 from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.terminal import as_argument, one_line_errors, print_all_characters
 
@@ -410,8 +410,6 @@ def _ema(run_folder: Path, std: list[float], output_dir: Path | None, choose: st
     wanted = Measurement(metrics=(choose,), **given) if choose else None
     output_dir = output_dir or Path(f"{run_folder.resolve().name}-ema")
     _check_apart(run_folder, output_dir, "--output_dir")
-    if holds_files(output_dir) and not (output_dir / UNFINISHED_AVERAGES).exists():
-        raise ValueError(f"--output_dir {output_dir} holds files; name an empty folder.")
     from ddpm_hf.ema_command import make_averages
     from ddpm_hf.processes import this_process
 

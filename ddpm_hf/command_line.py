@@ -93,6 +93,8 @@ def parse_command_line(
         if steps and of_samples not in (None, steps):
             raise ValueError(f"--ddpm_num_inference_steps {of_samples}: a student of {steps} steps draws with {steps}.")
         config = TrainingConfig(**options)
+        if of_samples and of_samples > (T := config.ddpm_num_steps):
+            raise ValueError(f"--ddpm_num_inference_steps {of_samples}: expected at most --ddpm_num_steps, {T}.")
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
     config.hub_token = token

@@ -8,7 +8,7 @@ from typing import Any
 from ddpm_hf.checkpoint import save_pipeline
 from ddpm_hf.evaluation.command import evaluate
 from ddpm_hf.evaluation.measurement import Measurement
-from ddpm_hf.files import read_json, read_json_lines, write_json, write_json_lines
+from ddpm_hf.files import holds_files, read_json, read_json_lines, write_json, write_json_lines
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
@@ -46,9 +46,10 @@ def make_averages(
         cache_dir (`str`, *optional*): Where the decoded images of the measurement are kept.
 
     Raises:
-        ValueError: If the folder is no run with snapshots, or they do not give a length.
+        ValueError: If the folder is no run with snapshots, they do not give a length, or the output folder holds files.
         OSError: If files cannot be read or written.
     """
+    _check_target(output_dir, run, stds)
     snapshots = Snapshots.of_run(run)
     fits = [snapshots.fit(std) for std in stds]
     options, pipeline = saved_options(run), load_pipeline(run)
@@ -60,7 +61,7 @@ def make_averages(
         with TemporaryDirectory() as elsewhere:
             numbers[None] = _measure(run, Path(elsewhere, EVALUATION), choose, cache_dir, options)
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / UNFINISHED_AVERAGES).touch()
+    write_json(output_dir / UNFINISHED_AVERAGES, _what_is_made(run, stds))
     for fit, folder in folders.items():
         pipeline.unet.load_state_dict(snapshots.average(fit))
         _save(pipeline, folder, snapshots, fit, options)
@@ -82,12 +83,28 @@ def make_averages(
         print(f"{output_dir} holds {'that average' if len(fits) == 1 else 'the best one'}.")
 
 
+def _what_is_made(run: Path, stds: list[float]) -> dict[str, Any]:
+    """Return what a folder of averages holds, for the file that says that it is not finished."""
+    return {"run": str(run.resolve()), "std": stds}
+
+
+def _check_target(folder: Path, run: Path, stds: list[float]):
+    """Raise a ValueError if a folder holds files, unless the same command was interrupted there."""
+    if not holds_files(folder):
+        return
+    marker = folder / UNFINISHED_AVERAGES
+    if not marker.exists() or read_json(marker, {}, "Name an empty folder.") != _what_is_made(run, stds):
+        raise ValueError(f"--output_dir {folder} holds files; name an empty folder.")
+
+
 def _save(pipeline: DDPMPipelineCustom, folder: Path, snapshots: Snapshots, fit: Fit, options: dict[str, Any]):
     """Save an average with its card, and with what the run tells about the training and the pictures.
 
     So the folder can be measured and pushed as that of the run can. It is pushed to another repository by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (EVALUATION, NEAREST, PROGRESSIVE):  # of an interrupted command, perhaps of another step
+        (folder / name).unlink(missing_ok=True)
     about = {"run": snapshots.run.resolve().name, "step": snapshots.step, "std": fit.std, "error": fit.error}
     write_json(folder / ABOUT_AVERAGE, about | {"snapshots": len(snapshots.folders)})
     write_json(folder / OPTIONS, {**options, "output_dir": str(folder), "push_to_hub": False, "hub_model_id": None})

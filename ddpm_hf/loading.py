@@ -52,6 +52,7 @@ def load_pipeline(source: str | Path, sample_size: int | tuple[int, int] = 32, *
         OSError: If the source cannot be read.
     """
     if Path(source).is_file():
+        check_model(str(source), hub_options.get("revision"))
         unet = from_annotated(read_state_dict(source), sample_size)
         check_finite(unet, str(source))
         return DDPMPipelineCustom(unet, DDPMLinearScheduler(**OF_ANNOTATED))
@@ -143,8 +144,7 @@ def _open(
     """
     folder = Path(source)
     if folder.is_dir():
-        if hub_options.get("revision"):
-            raise ValueError(f"--revision {hub_options['revision']} is for a Hub id, and {source} is a folder.")
+        check_model(str(source), hub_options.get("revision"))
         _check_index(folder, hint)
     else:
         if not hub_options.get("local_files_only"):

@@ -19,10 +19,13 @@ def check_model(source: str, revision: str | None = None, token: str | None = No
     """Find out whether there may be a model: a file, a folder, or a Hub id of the form owner/name.
 
     Raises:
-        ValueError: If the text is none of these, or if it is a Hub id and neither the Hub nor a copy in the cache can
-            be reached.
+        ValueError: If the text is none of these or only a Hub id has a revision, or if it is a Hub id and neither the
+            Hub nor a copy in the cache can be reached.
     """
     if Path(source).exists():
+        if revision:
+            kind = "folder" if Path(source).is_dir() else "file"
+            raise ValueError(f"--revision {revision} is for a Hub id, and {source} is a {kind}.")
         return
     if not (is_hub_id(source) and "/" in source):
         raise ValueError(f"{source}: there is no such folder, and it is no Hub id, which has the form owner/name.")

@@ -28,7 +28,7 @@ NEAREST = "nearest.png"
 PROGRESSIVE = "progressive.jsonl"
 SNAPSHOTS = "posthoc_ema"  # of two averages of the weights, with --posthoc_ema
 BEST = "best"  # the folder of the best pipeline
-UNFINISHED_AVERAGES = "ema.unfinished"  # in a folder of averages until all of them are there
+UNFINISHED_AVERAGES = "ema.unfinished"  # in a folder of averages until all are there: the run, and their lengths
 ABOUT_AVERAGE = "average.json"  # in the folder of an average that was made from snapshots: its length and origin
 ABOUT_BEST = "best.json"  # in it: the step and the number that it is the best by
 

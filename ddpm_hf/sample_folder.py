@@ -3,6 +3,7 @@
 import os
 import re
 import time
+import zipfile
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from ddpm_hf.pipeline_ddpm_custom import CPU_PIXELS, DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process, together
-from ddpm_hf.sampling import Drawing, draw_images, fingerprint
+from ddpm_hf.sampling import Drawing, describe_scheduler, draw_images, fingerprint
 
 _DRAWN, _UNFINISHED = (
     re.compile(r"\d{6,}\.(png|tif|npy)"),
@@ -76,10 +77,10 @@ def fill_folder(
     state = this_process()
     settings = {
         "source": source,
-        "model": fingerprint(pipeline),
+        "model": fingerprint(pipeline.unet, pipeline.scheduler),
         "seed": how.seed,
         "num_inference_steps": how.num_inference_steps or pipeline.default_num_inference_steps,
-        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler": describe_scheduler(pipeline.scheduler),
         "mixed_precision": how.mixed_precision,
         "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
     }
@@ -175,7 +176,12 @@ def pack(folder: Path, num_images: int, path: Path):
     """
     bar = tqdm(range(num_images), desc="Packing", unit="img", leave=False)
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    np.savez(unfinished, np.stack([read_sample(picture_path(folder, i)) for i in bar]))
+    shape = (num_images, *read_sample(picture_path(folder, 0)).shape)
+    # One after the other, since all of them may not fit into memory.
+    with zipfile.ZipFile(unfinished, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
+        np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for i in bar:
+            array.write(read_sample(picture_path(folder, i)).tobytes())
     os.replace(unfinished, path)
 
 

@@ -1,6 +1,7 @@
 """Samples of a trained model, each a function of a seed and its number, and one grid of them."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from ddpm_hf.processes import gathered, this_process
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
-from ddpm_hf.training.model import how_to_draw, make_model
+from ddpm_hf.training.model import betas_for_others, how_to_draw, make_model
+from ddpm_hf.unet_ddpm import DDPMUNetModel
 from ddpm_hf.weights import check_finite, digest_of_weights
 
 
@@ -147,6 +149,16 @@ def open_model(
         OSError: If the source cannot be read.
     """
     pipeline = _open_checkpoint(Path(source), checkpoint) if checkpoint else load_pipeline(source, revision=revision)
+    draw_with(pipeline, source, scheduler, steps)
+    return pipeline.to(this_process().device)
+
+
+def draw_with(pipeline: DDPMPipelineCustom, source: str, scheduler: str | None, steps: int | None):
+    """Let a pipeline draw with another scheduler, if one is named. The arguments are those of [`open_model`].
+
+    Raises:
+        ValueError: If the scheduler or the steps do not fit the model.
+    """
     if student := pipeline.config.get("distilled"):
         if scheduler not in (None, "ddim"):
             raise ValueError(f"--scheduler {scheduler}: {source} is a student, and draws with DDIM; leave it out.")
@@ -157,9 +169,10 @@ def open_model(
     elif steps and steps > (T := pipeline.scheduler.config.num_train_timesteps):
         raise ValueError(f"--num_inference_steps {steps}: {source} has {T} timesteps; pass {T} or fewer.")
     elif scheduler:
-        steps = steps or pipeline.default_num_inference_steps
+        steps, fewest = steps or pipeline.default_num_inference_steps, SCHEDULERS[scheduler].fewest
+        if steps < fewest:
+            raise ValueError(f"--num_inference_steps {steps}: {scheduler} takes {fewest} or more.")
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config, steps)
-    return pipeline.to(this_process().device)
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> SchedulerMixin:
@@ -171,8 +184,17 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = Non
         steps (`int`, *optional*): Denoising steps, if they are known. For few, it gets the settings that suit it.
     """
     offer = SCHEDULERS[name]
-    kind = DDPMLinearScheduler if name == "ddpm" else getattr(diffusers, offer.kind)
-    return kind.from_config({**config, **offer.settings(steps)})
+    if name == "ddpm":
+        return DDPMLinearScheduler.from_config({**config, **offer.settings(steps)})
+    betas = betas_for_others(DDPMLinearScheduler.from_config(config))
+    return getattr(diffusers, offer.kind).from_config({**config, **betas, **offer.settings(steps)})
+
+
+def describe_scheduler(scheduler: SchedulerMixin) -> str:
+    """Return the class of a scheduler, and what else tells two of them apart."""
+    kind = type(scheduler).__name__
+    variant = scheduler.config.algorithm_type if kind == "DPMSolverMultistepScheduler" else "dpmsolver++"
+    return kind if variant == "dpmsolver++" else f"{kind}, {variant}"
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:
@@ -202,15 +224,23 @@ def save_grid(pipeline: DDPMPipelineCustom, path: Path, how: Drawing):
     """
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--output {path}: expected the name of a picture, such as samples.png.")
+    form = PixelFormat.of_model(pipeline.unet.config)
+    mode = form.mode if form.is_picture else "RGB"
+    try:
+        Image.new(mode, (1, 1)).save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"--output {path}: such a file holds no {mode} picture; name one that ends in .png."
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     assert how.batch_size is not None  # nothing is measured for one grid
     pictures = pictures_in_order(pipeline, draw_images(pipeline, range(how.batch_size), how))
-    save_marked(PixelFormat.of_model(pipeline.unet.config).captioned(image_grid(pictures)), path)
+    save_marked(form.captioned(image_grid(pictures)), path)
 
 
-def fingerprint(pipeline: DDPMPipelineCustom) -> str:
+def fingerprint(unet: DDPMUNetModel, scheduler: SchedulerMixin) -> str:
     """Return 16 digits that change with the weights of the U-Net or the values in the scheduler's configuration."""
-    digest = hashlib.sha256(digest_of_weights(pipeline.unet))
-    config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
+    digest = hashlib.sha256(digest_of_weights(unet))
+    config = {key: value for key, value in scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

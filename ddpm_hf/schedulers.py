@@ -16,6 +16,7 @@ class Offer:
         name (`str`): Its name in the literature, for the demo.
         steps (`int`, *optional*): Denoising steps that suffice. Those of DDPM depend on the model.
         always (`Mapping`): Settings that make it this scheduler.
+        fewest (`int`): Fewest steps that it can take.
         in_few_steps (`Mapping`): Settings over those of the model, for [`FEW_STEPS`] and fewer; docs/schedulers.md has
             the measurements.
     """
@@ -23,6 +24,7 @@ class Offer:
     kind: str
     name: str
     steps: int | None = 20
+    fewest: int = 1
     always: Mapping[str, Any] = field(default_factory=dict)
     in_few_steps: Mapping[str, Any] = field(default_factory=lambda: {"timestep_spacing": "trailing"})
 
@@ -34,7 +36,7 @@ class Offer:
 # A DPM-Solver would take a learned variance to follow three channels.
 _DPM_SOLVER = {"algorithm_type": "dpmsolver++", "variance_type": None}
 SCHEDULERS = {
-    "ddpm": Offer("DDPMLinearScheduler", "DDPM", None),
+    "ddpm": Offer("DDPMLinearScheduler", "DDPM", None, in_few_steps={}),  # as the model draws without --scheduler
     "ddim": Offer("DDIMScheduler", "DDIM", 50),
     "dpmsolver++": Offer(
         "DPMSolverMultistepScheduler",
@@ -51,5 +53,5 @@ SCHEDULERS = {
     "euler": Offer("EulerDiscreteScheduler", "Euler"),
     "euler_a": Offer("EulerAncestralDiscreteScheduler", "Euler ancestral"),
     "heun": Offer("HeunDiscreteScheduler", "Heun"),
-    "pndm": Offer("PNDMScheduler", "PNDM"),
+    "pndm": Offer("PNDMScheduler", "PNDM", fewest=4),
 }

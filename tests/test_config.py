@@ -117,6 +117,10 @@ def test_the_token_is_in_nothing_made_of_the_options():
         ("--learning_rate -1", "--learning_rate -1.0: expected at least 0"),
         ("--adam_beta1 1", "--adam_beta1 1.0: expected 0 to 0.999999"),
         ("--train_batch_size 0", "--train_batch_size 0: expected at least 1"),
+        (
+            "--ddpm_num_steps 200 --ddpm_num_inference_steps 500",
+            "--ddpm_num_inference_steps 500: expected at most --ddpm_num_steps, 200",
+        ),
         ("--resolution 30", "--resolution 30: the U-Net halves its input 2 times, so the resolution has to be"),
         ("--resolution 30x41", "height and width have to be multiples of 4, such as 28x40 or 32x44"),
         ("--resolution 64x", "--resolution 64x: expected a number of pixels, such as 64, or HEIGHTxWIDTH"),

@@ -92,6 +92,7 @@ def test_averages_and_the_best_of_them(run, cache_dir, tmp_path, capsys, train, 
         patch.setattr(ema_command, "save_pipeline", interrupt)
         ema(run, "--std", 0.15, "--choose", "fid", *flags)
     assert (tmp_path / "run-ema/average.json").exists()
+    assert "--output_dir run-ema holds files; name an empty folder." in error_of(run, "--std", 0.1)  # another length
     ema(run, "--std", 0.15, "--choose", "fid", *flags)  # the same command, once more
     said = capsys.readouterr().out
     assert "Snapshot step-000001 is broken and left out: " in said

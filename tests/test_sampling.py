@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from runs import weights
 
-from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, sample_folder
+from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, sample_folder, sampling
 from ddpm_hf.cli import main
 from ddpm_hf.images.batches import seed_of
-from ddpm_hf.sampling import Drawing, draw_images, generators_of, open_model
+from ddpm_hf.pixel_format import PixelFormat
+from ddpm_hf.sampling import Drawing, draw_images, generators_of, make_scheduler, open_model, save_grid
 from ddpm_hf.schedulers import SCHEDULERS
 
 
@@ -97,6 +98,36 @@ def test_every_scheduler_by_name(run, tmp_path, name):
     assert pixels(tmp_path / "grid.png").shape == (252, 513)
 
 
+def test_the_scheduler_of_the_model_draws_the_same_by_name(run, tmp_path):
+    for flags in ((), ("--scheduler", "ddpm")):
+        sample(run, "--batch_size", 2, *flags, "--output", tmp_path / f"{len(flags)}.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "0.png"), pixels(tmp_path / "2.png"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+def test_every_scheduler_has_the_betas_of_the_model(schedule):
+    own = DDPMLinearScheduler(num_train_timesteps=20, beta_schedule=schedule)
+    for name in SCHEDULERS:
+        torch.testing.assert_close(make_scheduler(name, own.config, 5).alphas_cumprod, own.alphas_cumprod)
+
+
+def test_a_format_that_cannot_hold_the_pictures_is_refused_before_drawing(tmp_path, monkeypatch):
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8,),
+        down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+        norm_num_groups=4,
+        **PixelFormat("RGBA", 4).settings(),
+    )
+    pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler())
+    monkeypatch.setattr(sampling, "draw_images", None)
+    with pytest.raises(ValueError, match="such a file holds no RGBA picture"):
+        save_grid(pipeline, tmp_path / "grid.jpg", Drawing())
+
+
 def test_images_depend_on_seed_and_index_alone(tmp_path):
     unet = DDPMUNetModel(
         sample_size=8,
@@ -138,6 +169,8 @@ def test_mixed_precision(run, tmp_path):
         (["--output", "out.txt"], "--output out.txt: expected the name of a picture"),
         (["--num_inference_steps", "2000"], "--num_inference_steps 2000: .* has 1000 timesteps; pass 1000 or fewer"),
         (["--num_inference_steps", "2000", "--scheduler", "ddim"], "pass 1000 or fewer"),
+        (["--num_inference_steps", "3", "--scheduler", "pndm"], "--num_inference_steps 3: pndm takes 4 or more"),
+        (["--checkpoint", "latest", "--revision", "v1"], "--revision v1 is for a Hub id, and .* is a folder"),
     ],
 )
 def test_bad_input_ends_in_one_line(run, flags, message):

@@ -16,7 +16,7 @@ from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import EVALUATION, NEAREST, PROGRESSIVE, is_run
 from ddpm_hf.sample_folder import clear_samples
-from ddpm_hf.sampling import fingerprint, open_model
+from ddpm_hf.sampling import draw_with, fingerprint, open_model
 
 # What the numbers mean, and where better ones lie.
 MEANINGS = {
@@ -64,7 +64,9 @@ def evaluate(
     state = this_process()
     output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
     earlier = _earlier_results(output)
-    pipeline = open_model(source, checkpoint, scheduler, revision, wanted.num_inference_steps)
+    pipeline = open_model(source, checkpoint, None, revision)
+    own = pipeline.scheduler
+    draw_with(pipeline, source, scheduler, wanted.num_inference_steps)
     wanted = _possible(wanted, pipeline)
     with state.main_process_first():
         images, trained_on, record = open_part(pipeline, Path(source), reference, held_out)
@@ -74,9 +76,10 @@ def evaluate(
         raise ValueError(f"{output} cannot be written; name another file with --output.")
     # A command that was interrupted finds its samples again. A command with other settings has another folder.
     steps, kind = wanted.num_inference_steps or pipeline.default_num_inference_steps, type(pipeline.scheduler).__name__
-    drawn = f"{fingerprint(pipeline)}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
+    model = fingerprint(pipeline.unet, pipeline.scheduler)
+    drawn = f"{model}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
-    results = measure(pipeline, images, wanted, samples, record, compare_real=True)
+    results = measure(pipeline, images, wanted, samples, record, compare_real=True, scheduler=own)
     if state.is_main_process:
         progressive = results.get("bpd", {}).pop("progressive", [])
         if progressive:

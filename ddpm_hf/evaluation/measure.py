@@ -12,6 +12,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 
 from ddpm_hf import __version__
 from ddpm_hf.evaluation.distances import check_enough, frechet_distance, kernel_distance, precision_recall
@@ -23,8 +24,9 @@ from ddpm_hf.images.batches import seed_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.sample_folder import fill_folder
-from ddpm_hf.sampling import Classes, Drawing, fingerprint
+from ddpm_hf.sampling import Classes, Drawing, describe_scheduler, fingerprint
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
+from ddpm_hf.unet_ddpm import DDPMUNetModel
 
 ENOUGH_SAMPLES = 10_000  # a smaller number alone makes FID larger
 
@@ -47,6 +49,7 @@ def measure(
     samples: Path,
     record: dict,
     compare_real: bool = False,
+    scheduler: SchedulerMixin | None = None,
 ) -> dict[str, dict]:
     """Measure a model. All processes have to call this together.
 
@@ -57,6 +60,7 @@ def measure(
         samples (`Path`): Folder of the samples. Samples that it holds are not drawn again.
         record (`dict`): More settings that the numbers depend on.
         compare_real (`bool`): Whether to compare real images with other real ones, too, as far as there are enough.
+        scheduler (`SchedulerMixin`, *optional*): The model's own, if the pipeline draws with another one.
 
     Returns:
         `dict`: For each metric its numbers and their settings. It is empty on all processes but the main one.
@@ -65,13 +69,13 @@ def measure(
         ValueError: If the model, the images and the settings do not fit together.
         OSError: If samples or features cannot be written.
     """
-    state = this_process()
+    state, own = this_process(), scheduler or pipeline.scheduler
     pipeline.unet.eval()
     record = {
         **record,
         "reference_images": len(images),
         "reference_fingerprint": images.fingerprint[:16],
-        "model_fingerprint": fingerprint(pipeline),
+        "model_fingerprint": fingerprint(pipeline.unet, own),
         "seed": wanted.seed,
         "versions": {"ddpm_hf": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
@@ -79,7 +83,7 @@ def measure(
     if wanted.of_samples:  # before bpd, since more can go wrong with samples
         steps = wanted.num_inference_steps or pipeline.default_num_inference_steps
         real, fake, about_features = _features(pipeline, images, wanted, samples, record["model_fingerprint"])
-        about = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": steps, **about_features}
+        about = {"scheduler": describe_scheduler(pipeline.scheduler), "num_inference_steps": steps, **about_features}
         about["num_images"] = wanted.num_images
         about["torchmetrics"] = importlib.metadata.version("torchmetrics")
         notes = []
@@ -96,7 +100,7 @@ def measure(
             compared = {metric: {**numbers, **of_real[metric]} for metric, numbers in compared.items()}
         results = {metric: {**numbers, **record, **about} for metric, numbers in compared.items()}
     if "bpd" in wanted.metrics:
-        results["bpd"] = {**_bits_per_dimension(pipeline, images, wanted), **record}
+        results["bpd"] = {**_bits_per_dimension(pipeline.unet, own, images, wanted), **record}
     return results if state.is_main_process else {}
 
 
@@ -116,16 +120,17 @@ def check_measurable(wanted: Measurement, images: ReferenceSet):
         check_enough(wanted.of_samples, wanted.num_images, len(images), features.shape[1])
 
 
-def _bits_per_dimension(pipeline: DDPMPipelineCustom, images: ReferenceSet, wanted: Measurement) -> dict:
+def _bits_per_dimension(unet: DDPMUNetModel, own: SchedulerMixin, images: ReferenceSet, wanted: Measurement) -> dict:
     state = this_process()
     # The bound is that of the model's own reverse process over all T timesteps, whatever scheduler draws the samples.
-    scheduler = DDPMLinearScheduler.from_config(pipeline.scheduler.config)
+    # That of a DPM-Solver has the variance None.
+    scheduler = DDPMLinearScheduler.from_config({key: value for key, value in own.config.items() if value is not None})
     timesteps = min(wanted.bpd_timesteps, len(scheduler))
     random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))
     chosen = np.sort(random.permutation(len(images))[: wanted.num_images]).tolist()
     mine = chosen[state.process_index :: state.num_processes]
     options = (timesteps, wanted.batch_size, wanted.seed, state.is_main_process, wanted.bpd_decoder)
-    parts = gathered(lambda: variational_bound(pipeline.unet, scheduler, images, mine, *options))
+    parts = gathered(lambda: variational_bound(unet, scheduler, images, mine, *options))
     prior, bits, squared_errors = (
         _in_turns([getattr(part, name) for part in parts], len(chosen)) for name in ("prior", "bits", "squared_errors")
     )

@@ -1,6 +1,7 @@
 """The network and the scheduler that the options of a run describe."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
@@ -46,7 +47,13 @@ def how_to_draw(
         # A copy, since drawing sets its timesteps, and the bound of a learned variance needs all.
         return deepcopy(scheduler), config.ddpm_num_inference_steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-    if config.ddpm_beta_schedule in ("laplace", "sigmoid"):  # which DDIMScheduler knows by their numbers only
-        of_student |= {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
     about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
-    return DDIMScheduler.from_config({**scheduler.config, **of_student}), config.distill_steps, about
+    settings = {**scheduler.config, **betas_for_others(scheduler), **of_student}
+    return DDIMScheduler.from_config(settings), config.distill_steps, about
+
+
+def betas_for_others(scheduler: DDPMLinearScheduler) -> dict[str, Any]:
+    """Return the settings with which other schedulers have these betas, if they know the schedule by numbers only."""
+    if scheduler.config.beta_schedule not in ("laplace", "sigmoid"):
+        return {}
+    return {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
