@@ -16,7 +16,7 @@ from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import BPD_DECODERS, METRICS, Measurement
 from ddpm_hf.files import holds_files, read_json
 from ddpm_hf.run_files import INDEX, is_run
-from ddpm_hf.schedulers import SCHEDULERS
+from ddpm_hf.schedulers import FEW_STEPS, SCHEDULERS
 from ddpm_hf.terminal import as_argument, one_line_errors, print_all_characters
 
 PARTS_OF_DDPM = ("_class_name", "unet", "scheduler")  # keys in the index of its pipeline
@@ -223,6 +223,7 @@ def _sample(
     from ddpm_hf.processes import this_process
     from ddpm_hf.sample_folder import fill_folder, pack
     from ddpm_hf.sampling import Classes, Drawing, open_model, save_grid
+    from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
     how["mixed_precision"] = _precision(how["mixed_precision"])
     is_grid = num_images is None
@@ -254,6 +255,9 @@ def _sample(
         if npz:
             pack(output, num_images, npz)
             notes.append(f"{npz} holds them as one array.")
+        steps = how["num_inference_steps"] or pipeline.default_num_inference_steps
+        if isinstance(pipeline.scheduler, DDPMLinearScheduler) and steps <= FEW_STEPS:
+            notes.append(f"{steps} steps are few for DDPM; --scheduler sde-dpmsolver++ draws better with as many.")
         print(f"{output} holds {num_images} images.", *notes)
 
 
