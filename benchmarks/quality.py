@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--sets", nargs="+", choices=PARTS, default=["digits"])
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=[])
     parser.add_argument("--models", nargs="*", default=[], help="folders or Hub ids of trained models")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="in place of the saved one of this package's models")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="to draw with; default: that of the system or model")
     parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training, and of the samples")
     parser.add_argument("--steps", nargs="+", type=int, default=[100], help="denoising steps")
@@ -61,8 +61,8 @@ def main():
     parser.add_argument("--speeds_only", action="store_true", help="measure only the steps that a minute has")
     parser.add_argument("--work_dir", type=Path, default=Path("quality"))
     arguments = parser.parse_args()
-    if arguments.scheduler and (others := [name for name in arguments.systems if not name.startswith("ours")]):
-        parser.error(f"--scheduler {arguments.scheduler}: {', '.join(others)} cannot draw with it; leave it out.")
+    if arguments.scheduler and any("pytorch" in name for name in arguments.systems):
+        parser.error(f"--scheduler {arguments.scheduler}: denoising-diffusion-pytorch has its own; leave it out.")
     ruler = Ruler(arguments)
     for name in ruler.arguments.sets:
         ruler.measure_set(name)

@@ -38,7 +38,7 @@ class System:
         seed (`int`): Of everything random.
 
     Attributes:
-        scheduler (`str`, *optional*): For models of this package: a key of `SCHEDULERS`, to draw with.
+        scheduler (`str`, *optional*): For the schedulers of diffusers: a key of `SCHEDULERS`, to draw with.
     """
 
     scheduler: str | None = None
@@ -154,7 +154,7 @@ class Diffusers(Peer):
     sampler = DDPMScheduler
 
     def make(self, channels: int, size: int):
-        self.scheduler = DDPMScheduler(num_train_timesteps=1000)
+        self.process = DDPMScheduler(num_train_timesteps=1000)
         blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
         keys = {"block_out_channels": (16, 32, 48), "layers_per_block": 1, "norm_num_groups": 8, **blocks}
         self.network = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **keys)
@@ -165,7 +165,7 @@ class Diffusers(Peer):
 
     def loss(self, x_0: torch.Tensor) -> torch.Tensor:
         eps, t = torch.randn_like(x_0), torch.randint(1000, (len(x_0),))
-        return (self.network(self.scheduler.add_noise(x_0, eps, t), t).sample - eps).square().mean()
+        return (self.network(self.process.add_noise(x_0, eps, t), t).sample - eps).square().mean()
 
     def average(self, step: int):
         self.averaged.step(self.network.parameters())
@@ -175,7 +175,9 @@ class Diffusers(Peer):
 
     def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         self.averaged.copy_to(self.network.parameters())
-        pipeline = DDPMPipeline(self.network.eval(), self.sampler.from_config(self.scheduler.config))
+        own = self.sampler.from_config(self.process.config)
+        scheduler = make_scheduler(self.scheduler, own.config, steps) if self.scheduler else own
+        pipeline = DDPMPipeline(self.network.eval(), scheduler)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(count, generator, num_inference_steps=steps, output_type="np").images
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1

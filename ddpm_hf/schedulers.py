@@ -53,5 +53,5 @@ SCHEDULERS = {
     "euler": Offer("EulerDiscreteScheduler", "Euler"),
     "euler_a": Offer("EulerAncestralDiscreteScheduler", "Euler ancestral"),
     "heun": Offer("HeunDiscreteScheduler", "Heun"),
-    "pndm": Offer("PNDMScheduler", "PNDM", fewest=4),
+    "pndm": Offer("PNDMScheduler", "PNDM", 50, fewest=4),
 }
