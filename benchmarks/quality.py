@@ -182,6 +182,9 @@ class Ruler:
             for system, points in curves.items():
                 axes.plot(*zip(*sorted(points)), marker="o", label=system)
             axes.set(xlabel="minutes of training", ylabel="Frechet distance", yscale="log", xscale="log", title=name)
+            minutes = sorted({each for points in curves.values() for each, _ in points})
+            axes.set_xticks(minutes, [f"{each:g}" for each in minutes])
+            axes.set_xticks([], minor=True)
             axes.legend()
             canvas.print_png(str(self.folder / f"curve-{name}.png"))
 
