@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli
-from ddpm_hf.export import draw, graph
+from ddpm_hf.export import draw, files, graph
 from ddpm_hf.export.files import Export, noise_of, write_export
 from ddpm_hf.export.graph import with_half_weights, with_int8_weights
 from ddpm_hf.export.modules import is_noisy
@@ -236,15 +236,16 @@ def _identity():
         ("--dtype int8 --format torch.export", "--dtype int8: --format torch.export has fp32."),
         ("--loop --format safetensors-only", "--loop: --format safetensors-only holds weights, and no graph"),
         (
-            "--loop --format torch.export --num_inference_steps 101",
-            "writes each of the 101 steps; pass --num_inference_",
+            "--loop --format torch.export --num_inference_steps 41",
+            "writes each of the 41 steps; pass --num_inference_steps 40 or fewer",
         ),
         ("--num_inference_steps 0", "--num_inference_steps 0: expected at least 1"),
         ("--guidance_scale nan", "--guidance_scale nan: expected at least 0"),
     ],
 )
-def test_flags_that_do_not_fit(flags, message, pipeline, tmp_path):
+def test_flags_that_do_not_fit(flags, message, pipeline, tmp_path, monkeypatch):
     """They are refused before anything is traced or written."""
+    monkeypatch.setattr(files, "MOST_UNROLLED", 40)
     pipeline.save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match=message):
         cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *flags.split()])
