@@ -40,6 +40,7 @@ NOT_RUN = {
     "python -m pytest *": "runs the tests",
     "python benchmarks/memory.py *": "takes minutes",
     "python benchmarks/quality.py *": "takes hours: tests/test_judge.py",
+    "python benchmarks/schedulers.py *": "takes an hour",
     "python benchmarks/speed.py *": "takes minutes",
     "python3 -m venv .venv": "installs packages: .ci/run",
     "srun *": "needs Slurm",
