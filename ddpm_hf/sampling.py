@@ -186,8 +186,8 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = Non
     offer = SCHEDULERS[name]
     if name == "ddpm":
         return DDPMLinearScheduler.from_config({**config, **offer.settings(steps)})
-    betas = betas_for_others(DDPMLinearScheduler.from_config(config))
-    return getattr(diffusers, offer.kind).from_config({**config, **betas, **offer.settings(steps)})
+    settings = {**config, **betas_for_others(config), **offer.settings(steps)}
+    return getattr(diffusers, offer.kind).from_config(settings)
 
 
 def describe_scheduler(scheduler: SchedulerMixin) -> str:

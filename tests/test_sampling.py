@@ -36,6 +36,20 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
+def tiny_pipeline(channels, **options):
+    unet = DDPMUNetModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8,),
+        down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+        norm_num_groups=4,
+        **options,
+    )
+    return DDPMPipelineCustom(unet, DDPMLinearScheduler())
+
+
 def sample(*flags):
     main(["sample", *map(str, flags), "--num_inference_steps", "3"])
 
@@ -114,34 +128,14 @@ def test_every_scheduler_has_the_betas_of_the_model(schedule):
 
 
 def test_a_format_that_cannot_hold_the_pictures_is_refused_before_drawing(tmp_path, monkeypatch):
-    unet = DDPMUNetModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8,),
-        down_block_types=["DownBlock2D"],
-        up_block_types=["UpBlock2D"],
-        norm_num_groups=4,
-        **PixelFormat("RGBA", 4).settings(),
-    )
-    pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler())
+    pipeline = tiny_pipeline(4, **PixelFormat("RGBA", 4).settings())
     monkeypatch.setattr(sampling, "draw_images", None)
     with pytest.raises(ValueError, match="such a file holds no RGBA picture"):
         save_grid(pipeline, tmp_path / "grid.jpg", Drawing())
 
 
 def test_images_depend_on_seed_and_index_alone(tmp_path):
-    unet = DDPMUNetModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        down_block_types=["DownBlock2D"],
-        up_block_types=["UpBlock2D"],
-        norm_num_groups=4,
-        zero_init=False,
-    )
-    pipeline = DDPMPipelineCustom(unet, DDPMLinearScheduler())
+    pipeline = tiny_pipeline(1, zero_init=False)
     pipeline.set_progress_bar_config(disable=True)
     drawn = dict(draw_images(pipeline, [7, 2, 5], Drawing(0, 4, 2)))
     assert list(drawn) == [7, 2, 5]

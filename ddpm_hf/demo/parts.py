@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm_hf.demo.model import NO_CLASS, DemoModel
 from ddpm_hf.sampling import Classes
+from ddpm_hf.schedulers import SCHEDULERS
 
 ANY_CLASS, EACH_CLASS = "any", "each in turn"
 MOST_PIXELS = 25_000_000  # most pixels of a picture; its first bytes tell how many there are
@@ -49,13 +50,14 @@ def chosen_classes(model: DemoModel, choice: str | int, guidance_scale: float) -
 
 
 def steps_setting(model: DemoModel, steps: int) -> gr.Slider:
-    """Return the number of denoising steps. PNDM takes no fewer than 4."""
+    """Return the number of denoising steps, at least as many as every scheduler takes."""
     T = model.num_train_timesteps
     if model.is_student:
         info = "Of denoising, which the model learned for."
         return gr.Slider(0, steps, steps, step=1, label="Steps", info=info, interactive=False)
     help_line = "Of denoising. More take longer."
-    return gr.Slider(min(4, T), T, min(steps, T), step=1, label="Steps", info=help_line)
+    fewest = max(offer.fewest for offer in SCHEDULERS.values())
+    return gr.Slider(min(fewest, T), T, min(steps, T), step=1, label="Steps", info=help_line)
 
 
 def seed_setting() -> gr.Number:

@@ -123,7 +123,7 @@ def check_measurable(wanted: Measurement, images: ReferenceSet):
 def _bits_per_dimension(unet: DDPMUNetModel, own: SchedulerMixin, images: ReferenceSet, wanted: Measurement) -> dict:
     state = this_process()
     # The bound is that of the model's own reverse process over all T timesteps, whatever scheduler draws the samples.
-    # That of a DPM-Solver has the variance None.
+    # The configuration of a DPM-Solver has the variance None.
     scheduler = DDPMLinearScheduler.from_config({key: value for key, value in own.config.items() if value is not None})
     timesteps = min(wanted.bpd_timesteps, len(scheduler))
     random = np.random.default_rng(seed_of(wanted.seed, "images for bpd", 0))

@@ -1,5 +1,6 @@
 """The network and the scheduler that the options of a run describe."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -48,12 +49,12 @@ def how_to_draw(
         return deepcopy(scheduler), config.ddpm_num_inference_steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
-    settings = {**scheduler.config, **betas_for_others(scheduler), **of_student}
+    settings = {**scheduler.config, **betas_for_others(scheduler.config), **of_student}
     return DDIMScheduler.from_config(settings), config.distill_steps, about
 
 
-def betas_for_others(scheduler: DDPMLinearScheduler) -> dict[str, Any]:
+def betas_for_others(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with which other schedulers have these betas, if they know the schedule by numbers only."""
-    if scheduler.config.beta_schedule not in ("laplace", "sigmoid"):
+    if config["beta_schedule"] not in ("laplace", "sigmoid"):
         return {}
-    return {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
+    return {"beta_schedule": "linear", "trained_betas": DDPMLinearScheduler.from_config(config).betas.tolist()}
