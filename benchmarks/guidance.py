@@ -26,12 +26,12 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, help="default: those of the model")
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="in place of the saved one")
     parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where the judge is kept")
+    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where drawn sets are kept")
     arguments = parser.parse_args()
 
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     _, for_judge, reference = load_set(arguments.set, arguments.work_dir)
-    judge = Judge(for_judge, reference, arguments.work_dir / f"judge-{arguments.set}.pt")
+    judge = Judge(for_judge, reference, arguments.set)
     pipeline = open_model(arguments.model, None, arguments.scheduler, None, arguments.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     names = pipeline.unet.config.class_names

@@ -1,4 +1,7 @@
-"""A judge of drawn pictures: the features of a classifier that was trained on pictures which no model sees."""
+"""A judge of drawn pictures: the features of a classifier that was trained on pictures which no model sees.
+
+A judge that is trained anew gives other distances. So those of the documentation lie in the folder `judges`.
+"""
 
 from pathlib import Path
 
@@ -6,11 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from picture_sets import Part
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
 from ddpm_hf.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 
+JUDGES = Path(__file__).parent / "judges"
 FEATURES = 128
 PASSES = 40_000  # pictures that the classifier is trained on, with repetitions
 RARE = 0.1  # of the median deviation; features that vary less are left out
@@ -26,10 +31,11 @@ class Judge:
     Args:
         part ([`Part`]): Pictures to train the classifier on.
         reference ([`Part`]): Pictures to compare with.
-        kept (`Path`): File of the trained classifier; it is trained if there is none.
+        name (`str`): Of the set. A classifier is trained if the folder has none of this name.
+        folder (`Path`): Of the trained classifiers, whose weights are rounded to float16.
     """
 
-    def __init__(self, part: Part, reference: Part, kept: Path):
+    def __init__(self, part: Part, reference: Part, name: str, folder: Path = JUDGES):
         channels, classes = part.pixels.shape[3], int(part.labels.max()) + 1
         torch.manual_seed(0)
         widths = ((channels, 32), (32, 32), None, (32, 64), (64, 64), None, (64, 128))
@@ -37,11 +43,12 @@ class Judge:
         end = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 128, FEATURES), nn.ReLU()]
         self.body, self.head = nn.Sequential(*layers, *end), nn.Linear(FEATURES, classes)
         self.network = nn.Sequential(self.body, self.head)
-        if kept.exists():
-            self.network.load_state_dict(torch.load(kept, weights_only=True))
-        else:
+        kept = folder / f"{name}.safetensors"
+        if not kept.exists():
             self._train(part)
-            torch.save(self.network.state_dict(), kept)
+            state = self.network.state_dict()
+            save_file({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, kept)
+        self.network.load_state_dict(load_file(kept))
         self.network.eval()
         raw = self._raw(to_x(reference.pixels))
         self.scale = raw.std(0)
@@ -99,7 +106,7 @@ class Judge:
 
 def to_x(pixels: np.ndarray) -> torch.Tensor:
     """Return pictures `(N, H, W, C)` as the numbers in [-1, 1] that networks see, `(N, C, H, W)`."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:

@@ -86,7 +86,7 @@ class Ruler:
         speeds, wanted = self.speeds(name, part), self.arguments
         if wanted.speeds_only:
             return
-        judge = Judge(for_judge, reference, self.folder / f"judge-{name}.pt")
+        judge = Judge(for_judge, reference, name)
         about_real = {"set": name, "system": "real pictures", "minutes": 0.0, "steps": 0, "seed": 0}
         if not self.has(about_real):
             self.note(about_real, judge.of_real(part), len(part.pixels))

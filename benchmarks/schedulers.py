@@ -47,12 +47,12 @@ def main():
     parser.add_argument("--variants", action="store_true", help="try other settings, too")
     parser.add_argument("--num_images", type=int, default=2000, help="pictures to draw for each row")
     parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where the judge is kept")
+    parser.add_argument("--work_dir", type=Path, default=Path("quality"), help="where drawn sets are kept")
     arguments = parser.parse_args()
 
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     part, for_judge, reference = load_set(arguments.set, arguments.work_dir)
-    judge = Judge(for_judge, reference, arguments.work_dir / f"judge-{arguments.set}.pt")
+    judge = Judge(for_judge, reference, arguments.set)
     pipeline = DDPMPipelineCustom.from_pretrained(arguments.model)
     config, draw = pipeline.scheduler.config, drawing_with(pipeline)
 

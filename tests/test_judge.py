@@ -28,7 +28,7 @@ def test_real_digits_are_nearer_than_blurred_and_noisy_ones(benchmark, monkeypat
     train, for_judge, reference = picture_sets.load_set("digits", tmp_path)
     assert [len(part.pixels) for part in (train, for_judge, reference)] == list(picture_sets.PARTS["digits"])
     reference = picture_sets.Part(reference.pixels[:500], reference.labels[:500])
-    judged = judge.Judge(for_judge, reference, tmp_path / "judge.pt")
+    judged = judge.Judge(for_judge, reference, "digits", tmp_path)
     assert judged.accuracy > 0.8
     x = judge.to_x(train.pixels[:500])
     real = judged.measure(x)
@@ -38,9 +38,18 @@ def test_real_digits_are_nearer_than_blurred_and_noisy_ones(benchmark, monkeypat
     for worse in (noisy, blurred, few):
         assert worse["frechet"] > 2 * real["frechet"] and worse["kernel"] > 2 * abs(real["kernel"])
     assert few["recall"] < 0.1 < real["recall"]
-    again = judge.Judge(for_judge, reference, tmp_path / "judge.pt")
+    again = judge.Judge(for_judge, reference, "digits", tmp_path)
     assert again.measure(x) == real
     np.testing.assert_array_equal(judged.classes(x), again.classes(x))
+
+
+def test_the_judge_of_the_documentation_is_kept(benchmark, tmp_path):
+    import judge
+    import picture_sets
+
+    assert {file.stem for file in judge.JUDGES.iterdir()} == set(picture_sets.PARTS)
+    _, for_judge, reference = picture_sets.load_set("digits", tmp_path)
+    assert judge.Judge(for_judge, reference, "digits").accuracy > 0.97
 
 
 def test_a_face_and_its_class_do_not_depend_on_the_size(benchmark):
