@@ -130,7 +130,8 @@ class TrainingConfig:
     logging_dir: str = _output("logs", "Folder for TensorBoard, within the output folder.")
     logging_steps: int = _output(10, "Optimizer steps between two lines of metrics.jsonl.", minimum=1)
     eval_batch_size: int = _output(16, "Samples in a grid, and in a batch of a measurement.", minimum=1)
-    ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid, to measure, and by default of the saved pipeline.", minimum=1)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++"] = _output("ddpm", "Scheduler of the samples, in a grid, to measure, and of the saved pipeline. The training is the same with each.")
+    ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid, to measure, and by default of the saved pipeline; with a DPM-Solver 20, with ddim 50, unless it is said.", minimum=1)
     guidance_scale: float | None = _output(None, "Guidance of a class-conditional model's samples, such as 2; by default 1, none.", minimum=0)
     eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _output("bpd", "What to measure: bpd, fid, kid and prdc, with commas between them.")
@@ -183,6 +184,11 @@ class TrainingConfig:
         for name in ("label_column", "guidance_scale"):
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
+        if self.scheduler.endswith("dpmsolver++") and self.variance_type == "learned_range":
+            raise ValueError(
+                f"--scheduler {self.scheduler} takes no variance, and --variance_type learned_range learns one; save the "
+                "model with ddpm, and pass --scheduler to `ddpm-hf sample`."
+            )
         epochs = (self.save_images_epochs, self.save_model_epochs)
         if self.model_size != "auto" and self.preset != "auto":
             raise ValueError(

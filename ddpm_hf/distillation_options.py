@@ -33,6 +33,8 @@ def check_distillation(options: Any):
             f"--distill_steps {steps} times --distill_teacher_steps {options.distill_teacher_steps}: the teacher has "
             f"{options.ddpm_num_steps} steps; pass at most {most}."
         )
+    if options.scheduler != "ddpm":
+        raise ValueError(f"--scheduler {options.scheduler}: a student draws with DDIM; leave it out.")
     if options.guidance_scale is not None:
         raise ValueError(
             f"--guidance_scale {options.guidance_scale}: a student has the guidance of its teacher in it; pass "

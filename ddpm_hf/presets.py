@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_hf.lineages import ANNOTATED_LINEAGE
+from ddpm_hf.schedulers import SCHEDULERS
 
 
 def unet(*widths: int, attention: Sequence[int] = (), layers: int = 2, **keys: Any) -> dict[str, Any]:
@@ -145,7 +146,14 @@ FITTED = frozenset({
 
 
 def preset_for(preset: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return what a preset says for these options: labels belong to its own pictures, and to no others or no base."""
+    """Return what a preset says for these options.
+
+    Labels belong to its own pictures, and to no others or no base. Its denoising steps belong to its scheduler.
+    """
     named = ("train_data_dir", "dataset_name", "pretrained_model_name_or_path")
     others = any(options.get(name) not in (None, preset.get(name)) for name in named)
-    return {name: value for name, value in preset.items() if not (others and name == "class_conditional")}
+    preset = {name: value for name, value in preset.items() if not (others and name == "class_conditional")}
+    scheduler = str(options.get("scheduler", "ddpm"))
+    if scheduler == "ddpm" or scheduler not in SCHEDULERS:
+        return preset
+    return {**preset, "ddpm_num_inference_steps": SCHEDULERS[scheduler].steps}

@@ -19,11 +19,12 @@ from tqdm.auto import tqdm
 from ddpm_hf.files import read_json, write_json
 from ddpm_hf.hardware import compile_network, is_out_of_memory
 from ddpm_hf.images.arrays import read_array
+from ddpm_hf.other_schedulers import describe_scheduler
 from ddpm_hf.pipeline_ddpm_custom import CPU_PIXELS, DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process, together
-from ddpm_hf.sampling import Drawing, describe_scheduler, draw_images, fingerprint
+from ddpm_hf.sampling import Drawing, draw_images, fingerprint
 
 _DRAWN, _UNFINISHED = (
     re.compile(r"\d{6,}\.(png|tif|npy)"),

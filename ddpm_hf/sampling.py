@@ -3,13 +3,11 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -20,6 +18,7 @@ from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import TrainingConfig, check_saved_options
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.loading import load_pipeline
+from ddpm_hf.other_schedulers import make_scheduler
 from ddpm_hf.pictures import image_grid, save_marked
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
@@ -27,8 +26,7 @@ from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process
 from ddpm_hf.run_files import CHECKPOINTS, STATE
 from ddpm_hf.schedulers import SCHEDULERS
-from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
-from ddpm_hf.training.model import betas_for_others, how_to_draw, make_model
+from ddpm_hf.training.model import how_to_draw, make_model
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 from ddpm_hf.weights import check_finite, digest_of_weights
 
@@ -173,28 +171,6 @@ def draw_with(pipeline: DDPMPipelineCustom, source: str, scheduler: str | None, 
         if steps < fewest:
             raise ValueError(f"--num_inference_steps {steps}: {scheduler} takes {fewest} or more.")
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config, steps)
-
-
-def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> SchedulerMixin:
-    """Make a scheduler with the betas and the prediction type of another one.
-
-    Args:
-        name (`str`): A key of `SCHEDULERS`.
-        config (`Mapping`): The configuration of the other scheduler.
-        steps (`int`, *optional*): Denoising steps, if they are known. For few, it gets the settings that suit it.
-    """
-    offer = SCHEDULERS[name]
-    if name == "ddpm":
-        return DDPMLinearScheduler.from_config({**config, **offer.settings(steps)})
-    settings = {**config, **betas_for_others(config), **offer.settings(steps)}
-    return getattr(diffusers, offer.kind).from_config(settings)
-
-
-def describe_scheduler(scheduler: SchedulerMixin) -> str:
-    """Return the class of a scheduler, and what else tells two of them apart."""
-    kind = type(scheduler).__name__
-    variant = scheduler.config.algorithm_type if kind == "DPMSolverMultistepScheduler" else "dpmsolver++"
-    return kind if variant == "dpmsolver++" else f"{kind}, {variant}"
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

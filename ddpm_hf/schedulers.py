@@ -14,7 +14,7 @@ class Offer:
     Args:
         kind (`str`): Its class in diffusers; DDPMLinearScheduler is this package's.
         name (`str`): Its name in the literature, for the demo.
-        steps (`int`, *optional*): Denoising steps that suffice. Those of DDPM depend on the model.
+        steps (`int`): Denoising steps that suffice, if the model says nothing else.
         always (`Mapping`): Settings that make it this scheduler.
         fewest (`int`): Fewest steps that it can take.
         in_few_steps (`Mapping`): Settings over those of the model, for [`FEW_STEPS`] and fewer; docs/schedulers.md has
@@ -23,7 +23,7 @@ class Offer:
 
     kind: str
     name: str
-    steps: int | None = 20
+    steps: int = 20
     fewest: int = 1
     always: Mapping[str, Any] = field(default_factory=dict)
     in_few_steps: Mapping[str, Any] = field(default_factory=lambda: {"timestep_spacing": "trailing"})
@@ -33,21 +33,19 @@ class Offer:
         return {**self.always, **(self.in_few_steps if steps and steps <= FEW_STEPS else {})}
 
 
-# A DPM-Solver would take a learned variance to follow three channels.
-_DPM_SOLVER = {"algorithm_type": "dpmsolver++", "variance_type": None}
 SCHEDULERS = {
-    "ddpm": Offer("DDPMLinearScheduler", "DDPM", None, in_few_steps={}),  # as the model draws without --scheduler
+    "ddpm": Offer("DDPMLinearScheduler", "DDPM", 100, in_few_steps={}),  # as the model draws without --scheduler
     "ddim": Offer("DDIMScheduler", "DDIM", 50),
     "dpmsolver++": Offer(
         "DPMSolverMultistepScheduler",
         "DPM-Solver++",
-        always=_DPM_SOLVER,
+        always={"algorithm_type": "dpmsolver++"},
         in_few_steps={"timestep_spacing": "trailing", "solver_order": 3},
     ),
     "sde-dpmsolver++": Offer(
         "DPMSolverMultistepScheduler",
         "DPM-Solver++, stochastic",
-        always={**_DPM_SOLVER, "algorithm_type": "sde-dpmsolver++"},
+        always={"algorithm_type": "sde-dpmsolver++"},
     ),
     "unipc": Offer("UniPCMultistepScheduler", "UniPC"),
     "euler": Offer("EulerDiscreteScheduler", "Euler"),

@@ -126,6 +126,8 @@ def test_the_token_is_in_nothing_made_of_the_options():
         ("--resolution 64x", "--resolution 64x: expected a number of pixels, such as 64, or HEIGHTxWIDTH"),
         ("--resolution 0x64", "--resolution 0x64: expected a number of pixels"),
         ("--dataset_name a --train_data_dir b", "pass one of them"),
+        ("--scheduler euler", "--scheduler: invalid choice: 'euler'"),
+        ("--scheduler dpmsolver++ --variance_type learned_range", "--variance_type learned_range learns one; save the"),
         ("--model_config_name_or_path /no/such/file", "--model_config_name_or_path /no/such/file"),
     ],
 )  # fmt: skip

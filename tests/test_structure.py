@@ -34,6 +34,7 @@ LAYERS = (
         "weights",
         "convert",
         "loading",
+        "other_schedulers",
         "checkpoint",
         "posthoc_ema",
         "precision",

@@ -12,12 +12,13 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ddpm_hf.images.decoding import to_eight_bits
+from ddpm_hf.other_schedulers import make_scheduler, name_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom, draw_labels
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
 from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.sampling import Classes, generators_of, make_scheduler
+from ddpm_hf.sampling import Classes, generators_of
 from ddpm_hf.schedulers import SCHEDULERS
 
 Track = Callable[[Iterable], Iterable]
@@ -41,20 +42,22 @@ class DemoModel:
         takes_no_class (`bool`): Whether it can also draw without a class.
         is_student (`bool`): Whether it learned to draw in few steps. Then it draws in these alone, without guidance.
         schedulers (`dict[str, str]`): Keys of `SCHEDULERS` that fit, with their names. A student has its own alone.
+        schedulers_at_first (`tuple[str, ...]`): The saved one, and one of few steps for a slow model.
     """
 
     def __init__(self, pipeline: DDPMPipelineCustom):
         self.unet, self.scheduler_config = pipeline.unet, pipeline.scheduler.config
         self.unet.eval()
         self.num_train_timesteps = self.scheduler_config.num_train_timesteps
-        self.steps = pipeline.default_num_inference_steps
         names, count = self.unet.config.get("class_names"), self.unet.config.get("num_class_embeds")
         self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
         self.takes_no_class = bool(names) or not count
         self.is_student = bool(pipeline.config.get("distilled"))
         offered = ("ddim",) if self.is_student else SCHEDULERS
         self.schedulers = {key: SCHEDULERS[key].name for key in offered}
-        self.schedulers_at_first = ("ddim",) if self.is_student else ("ddpm", "sde-dpmsolver++")
+        own = name_of(pipeline.scheduler) or "ddpm"
+        self.schedulers_at_first = (own,) if self.is_student else tuple(dict.fromkeys((own, "sde-dpmsolver++")))
+        self._own_steps = {own: pipeline.default_num_inference_steps}
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
         self.takes_pictures = not self.form.settings()
@@ -73,8 +76,12 @@ class DemoModel:
 
     def recommended_steps(self, scheduler: str) -> int:
         """Return the denoising steps that suffice with a scheduler, a key of `SCHEDULERS`."""
-        steps = None if self.is_student else SCHEDULERS[scheduler].steps
-        return min(steps or self.steps, self.num_train_timesteps)
+        return min(self._own_steps.get(scheduler, SCHEDULERS[scheduler].steps), self.num_train_timesteps)
+
+    @property
+    def steps(self) -> int:
+        """The denoising steps that suffice where the page offers no scheduler."""
+        return self.recommended_steps("ddim" if self.is_student else "ddpm")
 
     def sample(
         self,

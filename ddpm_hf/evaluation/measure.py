@@ -21,10 +21,11 @@ from ddpm_hf.evaluation.image_sets import ImageSet, PictureFolder, ReferenceSet,
 from ddpm_hf.evaluation.likelihood import Bound, variational_bound
 from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.images.batches import seed_of
+from ddpm_hf.other_schedulers import describe_scheduler
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import gathered, this_process, together
 from ddpm_hf.sample_folder import fill_folder
-from ddpm_hf.sampling import Classes, Drawing, describe_scheduler, fingerprint
+from ddpm_hf.sampling import Classes, Drawing, fingerprint
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 

@@ -26,6 +26,7 @@ from ddpm_hf.hub.links import MODEL, SPACE, STATIC_SPACE, project_links, reposit
 from ddpm_hf.pipeline_ddpm_custom import RECOMMENDED_STEPS
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.run_files import ANIMATION, DENOISING, INDEX, LOSS, SAMPLES, list_samples
+from ddpm_hf.schedulers import SCHEDULERS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 _SAVE_ARRAY = "print(images[0].shape, images[0].dtype)  # an array of NumPy, in the range of the training data"
@@ -137,7 +138,9 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     if config.get("class_conditional"):
         guidance = config.get("guidance_scale")
         classes = ", the classes in turns" + ("" if guidance is None else f", guidance scale {guidance}")
-    how = f", {steps} denoising steps, seed {seed}{classes}" if steps is not None else ""
+    scheduler = config.get("scheduler", "ddpm")
+    by = "" if scheduler == "ddpm" else f" of {SCHEDULERS[scheduler].name}"
+    how = f", {steps} denoising steps{by}, seed {seed}{classes}" if steps is not None else ""
     shown = f" In the picture: {form.caption()}." if form.caption() else ""
     return f"Samples, not selected: {weights} after {step:,} optimizer steps{how}.{shown}"
 

@@ -24,9 +24,9 @@ from ddpm_hf.hub.onnxruntime_web import VERSION, find_runtime
 from ddpm_hf.hub.push import PUSHED, default_repo_id
 from ddpm_hf.hub.space_files import check_replaceable, push_files, remove_older
 from ddpm_hf.loading import load_pipeline
+from ddpm_hf.other_schedulers import make_scheduler
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
-from ddpm_hf.sampling import make_scheduler
 
 MARK = "Written by `ddpm-hf push --static_space`"  # only a Space with this in its README.md is replaced
 PAGE = Path(__file__).with_name("static_page")

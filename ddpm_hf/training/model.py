@@ -1,14 +1,13 @@
 """The network and the scheduler that the options of a run describe."""
 
-from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.images.augment import NUM_LABELS
+from ddpm_hf.other_schedulers import betas_for_others, make_scheduler
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 from ddpm_hf.unet_ddpm import DDPMUNetModel
 
@@ -44,17 +43,12 @@ def how_to_draw(
         config ([`TrainingConfig`]): The options.
         scheduler ([`DDPMLinearScheduler`]): Of the training.
     """
+    steps = config.ddpm_num_inference_steps
     if config.distill_steps is None:
         # A copy, since drawing sets its timesteps, and the bound of a learned variance needs all.
-        return deepcopy(scheduler), config.ddpm_num_inference_steps, None
+        own = deepcopy(scheduler)
+        return (own if config.scheduler == "ddpm" else make_scheduler(config.scheduler, own.config, steps)), steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
     settings = {**scheduler.config, **betas_for_others(scheduler.config), **of_student}
     return DDIMScheduler.from_config(settings), config.distill_steps, about
-
-
-def betas_for_others(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with which other schedulers have these betas, if they know the schedule by numbers only."""
-    if config["beta_schedule"] not in ("laplace", "sigmoid"):
-        return {}
-    return {"beta_schedule": "linear", "trained_betas": DDPMLinearScheduler.from_config(config).betas.tolist()}
