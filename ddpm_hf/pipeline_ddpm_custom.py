@@ -87,6 +87,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict | None] | None = None,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         guidance_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         guidance_fn_scale: float | Sequence[float] = 1.0,
     ) -> ImagePipelineOutput | tuple:
@@ -115,6 +116,10 @@ class DDPMPipelineCustom(DiffusionPipeline):
             guidance_scale (`float`): w in the prediction `eps(x_t) + w (eps(x_t, label) - eps(x_t))` (Ho and Salimans
                 2022, arXiv 2207.12598; their w is one less). 1 is the plain class-conditional model. A larger w gives
                 clearer and less varied images of the class.
+            guidance_interval (`tuple[float, float]`): The part of the reverse process that is guided, from 0, pure
+                noise, to 1, the picture (Kynkaanniemi et al. 2024, arXiv 2404.07724). The step at timestep t is at
+                `1 - t / T`, with every scheduler and number of steps; both ends are guided. The other steps are those
+                of the plain class-conditional model, with one call of the network instead of two. The default is all.
             guidance_fn (callable, *optional*): A loss that the images make small. It is called as
                 `guidance_fn(x_0, timestep)` with the x_0 that the network predicts from x_t, `(n, channels, height,
                 width)`, float32, in [-1, 1] if the scheduler has `clip_sample`. It returns the loss of each image,
@@ -135,6 +140,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         if num_inference_steps is not None:
             num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
+        guidance_interval = _guided_part(guidance_interval, guidance_scale)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
         if guidance_fn is not None and not callable(guidance_fn):
@@ -159,10 +165,10 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
-        network = self._network(labels, guidance_scale)
+        network = self._network(labels, guidance_scale, guidance_interval)
         if guidance_fn is not None:
             scales = _scales(guidance_fn_scale, len(self.scheduler.timesteps))
-            network = self._guided_by(guidance_fn, scales, labels, guidance_scale)
+            network = self._guided_by(guidance_fn, scales, labels, guidance_scale, guidance_interval)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
         is_edm = hasattr(self.scheduler, "precondition_outputs")
@@ -192,7 +198,9 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _network(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+    def _network(
+        self, labels: list[int] | None, guidance_scale: float, guidance_interval: tuple[float, float] = (0.0, 1.0)
+    ) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
         if labels is None:
             return lambda x_t, t: self._in_parts(lambda x: self.unet(x, t).sample, x_t)
@@ -205,6 +213,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
             return conditional
         no_class = torch.full_like(of_images, len(self.unet.config.class_names))
         both = torch.cat((of_images, no_class))  # (2 B,)
+        (start, end), T = guidance_interval, self.scheduler.config.num_train_timesteps
 
         def guided(x_t, t):
             with_label, without = conditional(torch.cat((x_t, x_t)), t, both).chunk(2)
@@ -212,10 +221,18 @@ class DDPMPipelineCustom(DiffusionPipeline):
             C = x_t.shape[1]
             return torch.cat((guided[:, :C], with_label[:, C:]), dim=1)  # a learned variance is not guided
 
-        return guided
+        def guided_in_part(x_t, t):
+            return guided(x_t, t) if start <= (T - float(t)) / T <= end else conditional(x_t, t)
+
+        return guided if (start, end) == (0, 1) else guided_in_part
 
     def _guided_by(
-        self, guidance_fn: Callable, scales: list[float], labels: list[int] | None, guidance_scale: float
+        self,
+        guidance_fn: Callable,
+        scales: list[float],
+        labels: list[int] | None,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t that follows the gradient of a loss (arXiv 2105.05233, 4.2).
 
@@ -241,7 +258,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
             at_least = alpha.clamp(min=LEAST_ALPHA)  # where x_t says nothing about x_0, its gradient is noise
 
             def of_part(x_t, images):
-                network = self._network([labels[i] for i in images.tolist()] if labels else None, guidance_scale)
+                its_labels = [labels[i] for i in images.tolist()] if labels else None
+                network = self._network(its_labels, guidance_scale, guidance_interval)
                 with torch.enable_grad():
                     x = x_t.detach().requires_grad_()
                     output = network(x, t)
@@ -523,6 +541,25 @@ def _finite_number(name: str, value) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
     return number
+
+
+def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float]:
+    """Return the start and the end of the guidance; raise a ValueError for other values, or if nothing is guided."""
+    try:
+        start, end = (_finite_number("guidance_interval", each) for each in guidance_interval)
+    except (TypeError, ValueError):
+        start = end = math.nan
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}`; expected two numbers from 0, pure noise, to 1, the "
+            "picture, the lower one first; (0.5, 1) is the second half."
+        )
+    if guidance_scale == 1 and (start, end) != (0, 1):
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}` is a part of the guidance, and `guidance_scale=1` is "
+            "none; pass another scale, or no interval."
+        )
+    return start, end
 
 
 def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:

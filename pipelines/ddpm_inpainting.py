@@ -65,6 +65,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         return_dict: bool = True,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple:
         """Paint the masked pixels.
 
@@ -90,6 +91,8 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
                 numbers.
             guidance_scale (`float`): How strongly the images follow their labels, as in [`DDPMPipelineCustom`]. 1 is
                 the plain class-conditional model. Other values need a model with `class_names`.
+            guidance_interval (`tuple[float, float]`): The part of the reverse process that is guided, as in
+                [`DDPMPipelineCustom`]: from 0, pure noise, to 1, the picture. The default is all of it.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The pictures.
@@ -100,7 +103,7 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
         self._check_scheduler()
         batch_size = self._check_output(output_type, batch_size)
         generator = self._check_generator(generator, batch_size)
-        network = self._network(class_labels, batch_size, guidance_scale)
+        network = self._network(class_labels, batch_size, guidance_scale, guidance_interval)
         jump_length = _whole_number("jump_length", jump_length, 1)
         num_resamples = _whole_number("num_resamples", num_resamples, 1)
         picture = self._read(image, "image")
@@ -242,28 +245,40 @@ class DDPMInpaintingPipeline(DiffusionPipeline):
             model_output = model_output[:, : x.shape[1]]  # without a learned variance
         return self.scheduler.step(model_output.to(x.dtype), t, x, generator=generator).prev_sample
 
-    def _network(self, class_labels, batch_size: int, guidance_scale: float) -> Callable[..., torch.Tensor]:
+    def _network(
+        self, class_labels, batch_size: int, guidance_scale: float, guidance_interval: Sequence[float]
+    ) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
         labels = self._label_numbers(class_labels, batch_size, guidance_scale)
-        return self._network_with(labels, guidance_scale)
+        return self._network_with(labels, guidance_scale, guidance_interval)
 
-    def _network_with(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+    def _network_with(
+        self, labels: list[int] | None, guidance_scale: float, guidance_interval: Sequence[float]
+    ) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
+        (start, end), T = _guided_part(guidance_interval, guidance_scale), self.scheduler.config.num_train_timesteps
         if labels is None:
             return lambda x_t, t: self.unet(x_t, t).sample
         of_images = torch.tensor(labels, device=self._execution_device)  # (B,)
+
+        def conditional(x_t, t, labels=of_images):
+            return self.unet(x_t, t, class_labels=labels).sample
+
         if guidance_scale == 1:
-            return lambda x_t, t: self.unet(x_t, t, class_labels=of_images).sample
+            return conditional
         no_class = torch.full_like(of_images, len(self.unet.config.class_names))
         both = torch.cat((of_images, no_class))  # (2 B,)
 
         def guided(x_t, t):
-            conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-            guided, C = unconditional + guidance_scale * (conditional - unconditional), x_t.shape[1]
-            return torch.cat((guided[:, :C], conditional[:, C:]), dim=1)  # a learned variance is not guided
+            with_label, without = conditional(torch.cat((x_t, x_t)), t, both).chunk(2)
+            guided, C = without + guidance_scale * (with_label - without), x_t.shape[1]
+            return torch.cat((guided[:, :C], with_label[:, C:]), dim=1)  # a learned variance is not guided
 
-        return guided
+        def guided_in_part(x_t, t):
+            return guided(x_t, t) if start <= (T - float(t)) / T <= end else conditional(x_t, t)
+
+        return guided if (start, end) == (0, 1) else guided_in_part
 
     def _label_numbers(self, class_labels, batch_size: int | None, guidance_scale: float) -> list[int] | None:
         """Return the class number of each image; raise a ValueError for labels that this model does not have."""
@@ -364,6 +379,25 @@ def _finite_number(name: str, value) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
     return number
+
+
+def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float]:
+    """Return the start and the end of the guidance; raise a ValueError for other values, or if nothing is guided."""
+    try:
+        start, end = (_finite_number("guidance_interval", each) for each in guidance_interval)
+    except (TypeError, ValueError):
+        start = end = math.nan
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}`; expected two numbers from 0, pure noise, to 1, the "
+            "picture, the lower one first; (0.5, 1) is the second half."
+        )
+    if guidance_scale == 1 and (start, end) != (0, 1):
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}` is a part of the guidance, and `guidance_scale=1` is "
+            "none; pass another scale, or no interval."
+        )
+    return start, end
 
 
 def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:

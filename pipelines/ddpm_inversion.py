@@ -66,6 +66,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         new_class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple:
         """Encode one picture or two, and decode them or what lies between.
 
@@ -91,6 +92,8 @@ class DDPMInversionPipeline(DiffusionPipeline):
             guidance_scale (`float`): How strongly the pictures follow their labels in both directions, as in
                 [`DDPMPipelineCustom`]. 1 is the plain class-conditional model. Other values need a model with
                 `class_names`.
+            guidance_interval (`tuple[float, float]`): The part of the way that is guided, in both directions, as in
+                [`DDPMPipelineCustom`]: from 0, pure noise, to 1, the picture. The default is all of it.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The frames, in order.
@@ -111,12 +114,14 @@ class DDPMInversionPipeline(DiffusionPipeline):
             new_class_labels = labels and [labels[i * len(labels) // num_frames] for i in range(num_frames)]
         else:
             new_class_labels = self._label_numbers(new_class_labels, num_frames, guidance_scale)
-        x_T = self._encode(pictures, labels, guidance_scale, num_inference_steps, num_refinements)
+        x_T = self._encode(pictures, labels, guidance_scale, guidance_interval, num_inference_steps, num_refinements)
         if image_2 is None:
             x_T = x_T.repeat(num_frames, 1, 1, 1)
         else:
             x_T = slerp(*x_T.chunk(2), torch.linspace(0, 1, num_frames, device=x_T.device).view(-1, 1, 1, 1))
-        images = self._decode(x_T, new_class_labels, guidance_scale, num_inference_steps, output_type)
+        images = self._decode(
+            x_T, new_class_labels, guidance_scale, guidance_interval, num_inference_steps, output_type
+        )
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def encode(
@@ -126,12 +131,13 @@ class DDPMInversionPipeline(DiffusionPipeline):
         num_refinements: int = 2,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> torch.Tensor:
         """Encode a picture or several.
 
         Args:
             image (`PIL.Image.Image` or a list of them): The pictures.
-            num_inference_steps, num_refinements, class_labels, guidance_scale: See a call.
+            num_inference_steps, num_refinements, class_labels, guidance_scale, guidance_interval: See a call.
 
         Returns:
             `torch.Tensor`: x_T, `(batch, channels, height, width)`, float32.
@@ -143,7 +149,7 @@ class DDPMInversionPipeline(DiffusionPipeline):
         if not isinstance(pictures, (list, tuple)) or not pictures:
             raise ValueError(f"`image={_shown(image)}`; expected a PIL picture or a list of them.")
         labels = self._label_numbers(class_labels, len(pictures), _finite_number("guidance_scale", guidance_scale))
-        return self._encode(pictures, labels, guidance_scale, num_inference_steps, num_refinements)
+        return self._encode(pictures, labels, guidance_scale, guidance_interval, num_inference_steps, num_refinements)
 
     def decode(
         self,
@@ -153,12 +159,14 @@ class DDPMInversionPipeline(DiffusionPipeline):
         return_dict: bool = True,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple:
         """Decode what `encode` returned, or mixtures of it.
 
         Args:
             x_T (`torch.Tensor`, `(batch, channels, height, width)`): Noise.
-            num_inference_steps, output_type, return_dict, class_labels, guidance_scale: See a call.
+            num_inference_steps, output_type, return_dict: See a call.
+            class_labels, guidance_scale, guidance_interval: See a call.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: The pictures.
@@ -174,16 +182,18 @@ class DDPMInversionPipeline(DiffusionPipeline):
             )
         self._check_output(output_type, len(x_T))
         labels = self._label_numbers(class_labels, len(x_T), _finite_number("guidance_scale", guidance_scale))
-        images = self._decode(x_T, labels, guidance_scale, num_inference_steps, output_type)
+        images = self._decode(x_T, labels, guidance_scale, guidance_interval, num_inference_steps, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
-    def _encode(self, pictures, labels, guidance_scale, num_inference_steps, num_refinements) -> torch.Tensor:
+    def _encode(
+        self, pictures, labels, guidance_scale, guidance_interval, num_inference_steps, num_refinements
+    ) -> torch.Tensor:
         levels = self._levels(num_inference_steps)
         num_refinements = _whole_number("num_refinements", num_refinements, 0)
         names = ["image", "image_2"] if len(pictures) == 2 else ["image"] * len(pictures)
         x = torch.cat([self._to_x_0(self._read(each, name)) for each, name in zip(pictures, names)])
-        network = self._network_with(labels, guidance_scale)
+        network = self._network_with(labels, guidance_scale, guidance_interval)
         # The picture counts as x_t of t = 0, where the noise is below one grey level.
         for s, t in self.progress_bar(list(itertools.pairwise(levels))):
             x_s = x
@@ -195,9 +205,9 @@ class DDPMInversionPipeline(DiffusionPipeline):
         return x
 
     @torch.no_grad()
-    def _decode(self, x_T, labels, guidance_scale, num_inference_steps, output_type: str):
+    def _decode(self, x_T, labels, guidance_scale, guidance_interval, num_inference_steps, output_type: str):
         levels = self._levels(num_inference_steps)
-        network = self._network_with(labels, guidance_scale)
+        network = self._network_with(labels, guidance_scale, guidance_interval)
         x = x_T.to(self._execution_device, torch.float32)
         for t, s in self.progress_bar(list(itertools.pairwise(levels[::-1]))):
             x = self._move(x, self._eps(network, x, t), t, s)
@@ -287,22 +297,32 @@ class DDPMInversionPipeline(DiffusionPipeline):
         pixels = torch.tensor(np.array(picture), dtype=torch.float32, device=self._execution_device)
         return (pixels / 127.5 - 1).view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
-    def _network_with(self, labels: list[int] | None, guidance_scale: float) -> Callable[..., torch.Tensor]:
+    def _network_with(
+        self, labels: list[int] | None, guidance_scale: float, guidance_interval: Sequence[float]
+    ) -> Callable[..., torch.Tensor]:
         """Return the network as a function of x_t and t, for these labels and with this guidance."""
+        (start, end), T = _guided_part(guidance_interval, guidance_scale), self.scheduler.config.num_train_timesteps
         if labels is None:
             return lambda x_t, t: self.unet(x_t, t).sample
         of_images = torch.tensor(labels, device=self._execution_device)  # (B,)
+
+        def conditional(x_t, t, labels=of_images):
+            return self.unet(x_t, t, class_labels=labels).sample
+
         if guidance_scale == 1:
-            return lambda x_t, t: self.unet(x_t, t, class_labels=of_images).sample
+            return conditional
         no_class = torch.full_like(of_images, len(self.unet.config.class_names))
         both = torch.cat((of_images, no_class))  # (2 B,)
 
         def guided(x_t, t):
-            conditional, unconditional = self.unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-            guided, C = unconditional + guidance_scale * (conditional - unconditional), x_t.shape[1]
-            return torch.cat((guided[:, :C], conditional[:, C:]), dim=1)  # a learned variance is not guided
+            with_label, without = conditional(torch.cat((x_t, x_t)), t, both).chunk(2)
+            guided, C = without + guidance_scale * (with_label - without), x_t.shape[1]
+            return torch.cat((guided[:, :C], with_label[:, C:]), dim=1)  # a learned variance is not guided
 
-        return guided
+        def guided_in_part(x_t, t):
+            return guided(x_t, t) if start <= (T - float(t)) / T <= end else conditional(x_t, t)
+
+        return guided if (start, end) == (0, 1) else guided_in_part
 
     def _label_numbers(self, class_labels, batch_size: int | None, guidance_scale: float) -> list[int] | None:
         """Return the class number of each image; raise a ValueError for labels that this model does not have."""
@@ -400,6 +420,25 @@ def _finite_number(name: str, value) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{name}={_shown(value)}`; expected a finite number.")
     return number
+
+
+def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float]:
+    """Return the start and the end of the guidance; raise a ValueError for other values, or if nothing is guided."""
+    try:
+        start, end = (_finite_number("guidance_interval", each) for each in guidance_interval)
+    except (TypeError, ValueError):
+        start = end = math.nan
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}`; expected two numbers from 0, pure noise, to 1, the "
+            "picture, the lower one first; (0.5, 1) is the second half."
+        )
+    if guidance_scale == 1 and (start, end) != (0, 1):
+        raise ValueError(
+            f"`guidance_interval={_shown(guidance_interval)}` is a part of the guidance, and `guidance_scale=1` is "
+            "none; pass another scale, or no interval."
+        )
+    return start, end
 
 
 def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:

@@ -690,13 +690,14 @@ def conditional():
 class ByHand(GaussianDenoiser):
     """An unconditional network that adds the class of each image and the guidance to another network."""
 
-    def __init__(self, unet, labels, guidance_scale):
+    def __init__(self, unet, labels, guidance_scale, guidance_interval=(0, 1)):
         super().__init__(sample_size=8)
         self.unet, self.labels, self.guidance_scale = unet, labels, guidance_scale
+        self.start, self.end = guidance_interval
 
     def forward(self, sample, timestep):
         eps = self.unet(sample, timestep, class_labels=torch.tensor(self.labels)).sample
-        if self.guidance_scale != 1:
+        if self.guidance_scale != 1 and self.start <= 1 - int(timestep) / 8 <= self.end:
             no_class = self.unet(sample, timestep, class_labels=torch.tensor([3] * len(sample))).sample
             eps = no_class + self.guidance_scale * (eps - no_class)
         return SimpleNamespace(sample=eps)
@@ -712,17 +713,19 @@ def draw_small(kind, unet, **wish):
 
 @kinds
 @pytest.mark.parametrize(
-    ("which", "labels", "numbers", "guidance_scale"),
+    ("which", "labels", "numbers", "guidance"),
     [
-        (0, "dog", [1, 1], 1.0),
-        (0, ["eel", 0], [2, 0], 3),
-        (1, torch.tensor([2, 0]), [2, 0], 1.0),
+        (0, "dog", [1, 1], (1.0,)),
+        (0, ["eel", 0], [2, 0], (3,)),
+        (0, ["eel", 0], [2, 0], (3, (0.3, 0.7))),
+        (1, torch.tensor([2, 0]), [2, 0], (1.0,)),
     ],
 )
-def test_classes_and_guidance(conditional, kind, which, labels, numbers, guidance_scale):
+def test_classes_and_guidance(conditional, kind, which, labels, numbers, guidance):
     unet = conditional[which]
-    images = draw_small(kind, unet, class_labels=labels, guidance_scale=guidance_scale)
-    np.testing.assert_allclose(images, draw_small(kind, ByHand(unet, numbers, guidance_scale)), rtol=0, atol=1e-5)
+    options = dict(zip(("guidance_scale", "guidance_interval"), guidance))
+    images = draw_small(kind, unet, class_labels=labels, **options)
+    np.testing.assert_allclose(images, draw_small(kind, ByHand(unet, numbers, *guidance)), rtol=0, atol=1e-5)
     plain = draw_small(kind, ByHand(unet, [0, 0], 1))
     assert np.abs(images - plain).max() > 1e-3 or kind not in RANDOM  # an inversion undoes what the label changed
     if which == 0:
@@ -741,6 +744,12 @@ def test_classes_that_the_model_does_not_have(conditional, kind, monkeypatch):
         (ours, {"class_labels": ["cat"] * 3}, "`class_labels` has 3 labels; expected one, or one for each of 2 images"),
         (ours, {"guidance_scale": 2}, "`guidance_scale=2.0` leads to `class_labels`, and there are none"),
         (ours, {"class_labels": "cat", "guidance_scale": np.nan}, "`guidance_scale=nan`; expected a finite number"),
+        (
+            ours,
+            {"class_labels": 1, "guidance_scale": 2, "guidance_interval": (1, 0)},
+            r"`guidance_interval=\(1, 0\)`; exp",
+        ),
+        (ours, {"class_labels": 1, "guidance_interval": (0.5, 1)}, "`guidance_scale=1` is none; pass another scale"),
         (stock, {}, "`class_labels` are missing: .* expected a whole number from 0 to 2"),
         (stock, {"class_labels": 3}, "there is no 3; expected a whole number from 0 to 2"),
         (stock, {"class_labels": 1, "guidance_scale": 2}, "`guidance_scale=2.0` needs a model that was trained with"),

@@ -452,6 +452,7 @@ def test_signature():
         "callback_on_step_end",
         "class_labels",
         "guidance_scale",
+        "guidance_interval",
         "guidance_fn",
         "guidance_fn_scale",
     ]
@@ -462,7 +463,7 @@ def test_labels_that_nobody_names_come_as_often_as_in_training(make_pipeline):
     """Also from a list of generators, where an image does not depend on the others of its batch."""
     pipeline = make_pipeline(class_names=("a", "b"), num_class_embeds=3, class_frequencies=(0.75, 0.25))
     seen = []
-    pipeline._network = lambda labels, scale: seen.extend(labels) or (lambda x, t: torch.zeros_like(x))
+    pipeline._network = lambda labels, *guidance: seen.extend(labels) or (lambda x, t: torch.zeros_like(x))
     pipeline.set_progress_bar_config(disable=True)
     pipeline(4000, torch.Generator().manual_seed(0), 1)
     assert len(seen) == 4000 and seen.count(0) / 4000 == pytest.approx(0.75, abs=0.03)

@@ -64,7 +64,7 @@ LAYERS = (
     ("cli",),
 )
 WINGS = ("images", "training", "evaluation", "export", "hub", "demo")
-OF_LABELS = ("_label_numbers", "_class_numbers", "_finite_number", "_is_whole", "_shown")
+OF_LABELS = ("_label_numbers", "_guided_part", "_class_numbers", "_finite_number", "_is_whole", "_shown")
 CUSTOM_PIPELINES = sorted((ROOT / "pipelines").glob("*.py"))
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.glob("**/*.py")}
 

@@ -4,10 +4,12 @@ import json
 import re
 import zipfile
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from diffusers import DDIMScheduler
 from PIL import Image as PILImage
 from runs import equal
 
@@ -344,6 +346,79 @@ def test_guidance_is_the_line_through_both_predictions(pipeline, scale):
             eps = (1 - scale) * of_none + scale * of_class
             x = scheduler.step(eps, t, x, generator=generator).prev_sample
     torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "steps", "guided"),
+    [
+        (DDPMLinearScheduler, {}, 10, {6, 5, 4}),
+        (DDPMLinearScheduler, {"variance_type": "learned_range"}, 10, {6, 5, 4}),
+        (DDIMScheduler, {}, 5, {6, 4}),
+    ],
+)
+def test_guidance_in_a_part_of_the_steps(pipeline, kind, options, steps, guided):
+    """Compare bit for bit with the loop written out. Both ends are guided; the other steps take half the rows."""
+    unet = DDPMUNetModel.from_config(pipeline.unet.config, out_channels=1 + len(options)).eval()
+    scheduler = kind(10, clip_sample=False, **options)
+    pipeline.register_modules(unet=unet, scheduler=scheduler)
+    calls = calls_of(unet)
+    how = {"num_inference_steps": steps, "class_labels": ["dog", "eel"], "guidance_scale": 2.5}
+    in_part = {**how, "guidance_interval": (0.4, 0.6)}
+    images = draw(pipeline, **in_part)
+    assert [rows for rows, _ in calls] == [4 if int(t) in guided else 2 for t in scheduler.timesteps]
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(x, t, torch.tensor([1, 2])).sample
+            if int(t) in guided:
+                output, of_none = unet(torch.cat((x, x)), t, torch.tensor([1, 2, 3, 3])).sample.chunk(2)
+                eps = of_none[:, :1] + 2.5 * (output[:, :1] - of_none[:, :1])
+                output = torch.cat((eps, output[:, 1:]), dim=1)
+            x = scheduler.step(output, t, x, generator=generator).prev_sample
+    assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
+    led = draw(pipeline, **in_part, guidance_fn=lambda x_0, t: x_0.mean((1, 2, 3)), guidance_fn_scale=0)
+    assert torch.equal(led, images)
+    in_all = draw(pipeline, **how)
+    assert not torch.equal(in_all, images)
+    for interval in ((0, 1), [0.0, 1.0], torch.tensor([0.0, 1.0])):
+        assert torch.equal(draw(pipeline, guidance_interval=interval, **how), in_all)
+
+
+@pytest.mark.parametrize("name", ["PNDM", "EulerDiscrete", "HeunDiscrete", "DPMSolverSDE", "EDMEuler"])
+def test_the_interval_is_the_same_part_for_every_scheduler(pipeline, name):
+    """Their timesteps may be no whole numbers, and may be visited twice."""
+    config = {"sigma_max": 10} if name == "EDMEuler" else DDPMLinearScheduler().config
+    pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(config)
+    calls = calls_of(pipeline.unet)
+    how = {"num_inference_steps": 8, "class_labels": "eel", "guidance_scale": 2.0, "guidance_interval": (0.31, 0.77)}
+    draw(pipeline, **how)
+    assert [rows for rows, _ in calls] == [2 if 0.31 <= 1 - t / 1000 <= 0.77 else 1 for _, t in calls]
+    assert {rows for rows, _ in calls} == {1, 2}
+    draw(pipeline, **how, guidance_fn=lambda x_0, t: x_0.mean((1, 2, 3)))
+    assert calls[len(calls) // 2 :] == calls[: len(calls) // 2]
+
+
+def calls_of(unet):
+    """Return a list to which each call of a network adds its rows and its timestep."""
+    calls = []
+    unet.register_forward_pre_hook(lambda _, inputs: calls.append((len(inputs[0]), float(inputs[1]))))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "interval", [(0.5, 0.2), (0.5, 0.5), (-0.1, 1), (0, 1.1), (0, np.nan), (0, 0.5, 1), ("0", "1"), "01", 0.5, None]
+)
+def test_intervals_that_are_no_part_of_the_steps(pipeline, interval):
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    shown = re.escape(f"`guidance_interval={interval!r}`; expected two numbers from 0, pure noise, to 1")
+    with pytest.raises(ValueError, match=shown):
+        pipeline(1, generator, class_labels="dog", guidance_scale=2.0, guidance_interval=interval)
+    with pytest.raises(ValueError, match=r"`guidance_interval=\(0.5, 1\)` .* `guidance_scale=1` is none; pass another"):
+        pipeline(1, generator, class_labels="dog", guidance_interval=(0.5, 1))
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_labels_by_name_number_list_and_tensor(pipeline):
