@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddpm_hf import __version__
 from ddpm_hf.command_line import Parser, add_flag, parse_command_line
-from ddpm_hf.config import options_for_evaluate, parse_size
+from ddpm_hf.config import options_for_evaluate, parse_interval, parse_size
 from ddpm_hf.ending import ending_at_once
 from ddpm_hf.evaluation.measurement import BPD_DECODERS, METRICS, Measurement
 from ddpm_hf.files import holds_files, read_json
@@ -104,6 +104,16 @@ def _add_drawing(parser):
         choices=("auto", "no", "bf16", "fp16"),
         help="of samples; auto: bf16 where the hardware is fast at it; default: what accelerate launch was told, else "
         "no, so that seeds hold everywhere",
+    )
+
+
+def _add_guidance_interval(parser):
+    parser.add_argument(
+        "--guidance_interval",
+        nargs=2,
+        type=float,
+        metavar=("START", "END"),
+        help="the part with guidance, from 0, pure noise, to 1, the picture, such as 0.5 1; default: all",
     )
 
 
@@ -201,12 +211,24 @@ def _add_sample(subcommands):
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
     parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
     parser.add_argument("--guidance_scale", type=float, help="towards the classes, such as 2; default: 1, no guidance")
+    _add_guidance_interval(parser)
     _add_drawing(parser)
     parser.set_defaults(run=_sample)
 
 
 def _sample(
-    source, output, num_images, scheduler, class_labels, guidance_scale, checkpoint, revision, npz, compile, **how
+    source,
+    output,
+    num_images,
+    scheduler,
+    class_labels,
+    guidance_scale,
+    guidance_interval,
+    checkpoint,
+    revision,
+    npz,
+    compile,
+    **how,
 ):
     _check_numbers(
         num_images=(num_images, 1),
@@ -215,6 +237,7 @@ def _sample(
         seed=(how["seed"], 0),
         guidance_scale=(guidance_scale, 0),
     )
+    guidance_interval = parse_interval(guidance_interval, guidance_scale)
     from ddpm_hf.places import check_model
 
     check_model(source, revision)
@@ -246,7 +269,8 @@ def _sample(
         raise ValueError(f"{given} do not fit an unconditional model, as that of {source} is; leave them out.")
     if is_grid:
         how["batch_size"] = num_images = how["batch_size"] or 16
-    drawing, notes = Drawing(classes=Classes.chosen(pipeline, class_labels, guidance_scale), **how), []
+    classes = Classes.chosen(pipeline, class_labels, guidance_scale, guidance_interval)
+    drawing, notes = Drawing(classes=classes, **how), []
     if is_grid:
         save_grid(pipeline, output, drawing)
     else:
@@ -322,6 +346,7 @@ def _add_evaluate(subcommands):
         default=defaults.guidance_scale,
         help="for a class-conditional model, whose samples are of all classes in turns; default: 1, no guidance",
     )
+    _add_guidance_interval(parser)
     _add_drawing(parser)
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")
@@ -339,6 +364,7 @@ def _evaluate(source, scheduler, checkpoint, revision, save_samples, output, hel
         seed=(wanted["seed"], 0),
         guidance_scale=(wanted["guidance_scale"], 0),
     )
+    wanted["guidance_interval"] = parse_interval(wanted["guidance_interval"], wanted["guidance_scale"])
     from ddpm_hf.places import check_model, check_pictures
 
     check_model(source, revision)

@@ -31,6 +31,8 @@ _OVERRIDES = {
     "validation_fraction": {"validation_split"},
 }
 
+_OF_TWO_NUMBERS = {"value_range": ("LOW", "HIGH"), "guidance_interval": ("START", "END")}
+
 
 def parse_command_line(
     argv: list[str] | None = None, program: str = "train_ddpm.py", of_command: dict[str, Any] | None = None
@@ -169,8 +171,8 @@ def add_flag(group, option: dataclasses.Field, *aliases: str, default: Any = Non
     if kind is bool:
         group.add_argument(f"--{option.name}", f"--no_{option.name}", action=_Switch, nargs=0, **flag)
         return
-    if option.name == "value_range":
-        group.add_argument(f"--{option.name}", nargs=2, type=float, metavar=("LOW", "HIGH"), **flag)
+    if option.name in _OF_TWO_NUMBERS:
+        group.add_argument(f"--{option.name}", nargs=2, type=float, metavar=_OF_TWO_NUMBERS[option.name], **flag)
         return
     if isinstance(kind, types.UnionType):
         kinds = [each for each in typing.get_args(kind) if each is not type(None)]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,7 @@ class TrainingConfig:
     scheduler: Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++"] = _output("ddpm", "Scheduler of the samples, in a grid, to measure, and of the saved pipeline. The training is the same with each.")
     ddpm_num_inference_steps: int = _output(1000, "Denoising steps of the samples, in a grid, to measure, and by default of the saved pipeline; with a DPM-Solver 20, with ddim 50, unless it is said.", minimum=1)
     guidance_scale: float | None = _output(None, "Guidance of a class-conditional model's samples, such as 2; by default 1, none.", minimum=0)
+    guidance_interval: list | str | None = _output(None, "The part of the denoising with that guidance, from 0, pure noise, to 1, the picture, such as 0.5 1 (arXiv 2404.07724); by default all.")
     eval_steps: int | None = _output(None, "Optimizer steps between two measurements of the model; by default none.", minimum=1)
     eval_metrics: str = _output("bpd", "What to measure: bpd, fid, kid and prdc, with commas between them.")
     eval_num_images: int = _output(256, "Images of a measurement.", minimum=1)
@@ -158,6 +160,8 @@ class TrainingConfig:
         self.value_range = self.range_of_pixels and list(self.range_of_pixels)
         self.ddpm_num_inference_steps = min(self.ddpm_num_inference_steps, self.ddpm_num_steps)
         check_distillation(self)
+        if self.guidance_interval is not None:
+            self.guidance_interval = list(self.guided_part)
         self._check_together()
         self.check_halvings()
 
@@ -181,7 +185,7 @@ class TrainingConfig:
                 f"--small_images {self.small_images} is for --image_fit crop; --image_fit pad centres small images on "
                 "black as they are."
             )
-        for name in ("label_column", "guidance_scale"):
+        for name in ("label_column", "guidance_scale", "guidance_interval"):
             if getattr(self, name) is not None and not self.class_conditional:
                 raise ValueError(f"--{name} is for a class-conditional model; pass --class_conditional, too.")
         if self.scheduler.endswith("dpmsolver++") and self.variance_type == "learned_range":
@@ -267,7 +271,12 @@ class TrainingConfig:
     @property
     def range_of_pixels(self) -> tuple[float, float] | None:
         """The two numbers of `value_range`."""
-        return _parse_range(self.value_range)
+        return None if self.value_range is None else _two_numbers("--value_range", self.value_range, "-1000 3000")
+
+    @property
+    def guided_part(self) -> tuple[float, float]:
+        """The two numbers of `guidance_interval`; 0 and 1 if there is none."""
+        return parse_interval(self.guidance_interval, self.guidance_scale)
 
     @property
     def folder(self) -> Path:
@@ -318,22 +327,40 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def _parse_range(given: list | str | None) -> tuple[float, float] | None:
-    """Return the two numbers of a range, given as a list of them or as a text such as "-1000 3000".
+def parse_interval(given: Sequence | str | None, guidance_scale: float | None) -> tuple[float, float]:
+    """Return the two numbers of `--guidance_interval`; 0 and 1 if there are none.
 
     Raises:
-        ValueError: If these are no two numbers, the lower one first.
+        ValueError: If they are no part of 0 to 1, or if nothing is guided.
     """
     if given is None:
-        return None
+        return 0.0, 1.0
+    start, end = _two_numbers("--guidance_interval", given, "0.5 1", least=0, most=1)
+    if (start, end) != (0, 1) and guidance_scale in (None, 1):
+        raise ValueError(
+            f"--guidance_interval {start:g} {end:g} is a part of the guidance, and there is none; pass --guidance_scale, "
+            "such as 2."
+        )
+    return start, end
+
+
+def _two_numbers(
+    flag: str, given: Sequence | str, example: str, least: float = -math.inf, most: float = math.inf
+) -> tuple[float, float]:
+    """Return two numbers, the lower one first, given as a list of them or as a text such as "-1000 3000".
+
+    Raises:
+        ValueError: If these are no such numbers, or leave the limits.
+    """
     parts = given.split() if isinstance(given, str) else given
     try:
         low, high = map(float, parts)
     except (TypeError, ValueError):
         low = high = math.nan
-    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+    if not (least <= low < high <= most and math.isfinite(low) and math.isfinite(high)):
         shown_parts = " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
-        raise ValueError(f"--value_range {shown_parts}: expected two numbers, the lower one first, such as -1000 3000.")
+        limits = f" from {least:g} to {most:g}" if math.isfinite(least) else ""
+        raise ValueError(f"{flag} {shown_parts}: expected two numbers{limits}, the lower one first, such as {example}.")
     return low, high
 
 

@@ -35,11 +35,11 @@ def check_distillation(options: Any):
         )
     if options.scheduler != "ddpm":
         raise ValueError(f"--scheduler {options.scheduler}: a student draws with DDIM; leave it out.")
-    if options.guidance_scale is not None:
-        raise ValueError(
-            f"--guidance_scale {options.guidance_scale}: a student has the guidance of its teacher in it; pass "
-            "--distill_guidance_scale."
-        )
+    for name in ("guidance_scale", "guidance_interval"):
+        if (given := getattr(options, name)) is not None:
+            raise ValueError(
+                f"--{name} {given}: a student has the guidance of its teacher in it; pass --distill_guidance_scale."
+            )
     if options.distill_guidance_scale not in (None, 1) and not options.class_conditional:
         raise ValueError(
             f"--distill_guidance_scale {options.distill_guidance_scale} is for a class-conditional teacher; pass "

@@ -83,7 +83,7 @@ def fill_folder(
         "num_inference_steps": how.num_inference_steps or pipeline.default_num_inference_steps,
         "scheduler": describe_scheduler(pipeline.scheduler),
         "mixed_precision": how.mixed_precision,
-        "classes": {"labels": list(how.classes.labels), "guidance_scale": how.classes.guidance_scale},
+        "classes": {"labels": list(how.classes.labels), **how.classes.recorded_guidance()},
     }
     T = pipeline.scheduler.config.num_train_timesteps
     together(lambda: _claim(folder, settings, T) if state.is_main_process else None)

@@ -37,25 +37,37 @@ class Classes:
 
     Args:
         labels (`tuple[int | str, ...]`): Numbers or names. Image i has label i modulo their number. If empty, no class.
-        guidance_scale (`float`): See [`DDPMPipelineCustom`].
+        guidance_scale, guidance_interval: See [`DDPMPipelineCustom`].
     """
 
     labels: tuple[int | str, ...] = ()
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def chosen(
-        cls, pipeline: DDPMPipelineCustom, labels: Sequence[str] | None, guidance_scale: float | None
+        cls,
+        pipeline: DDPMPipelineCustom,
+        labels: Sequence[str] | None,
+        guidance_scale: float | None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> "Classes":
         """Return the classes that the user named. The default is all named classes of the model, without guidance."""
         names = pipeline.unet.config.get("class_names") or ()
         numbers = [int(label) if label.isdecimal() and label not in names else label for label in labels or names]
-        return cls(tuple(numbers), 1.0 if guidance_scale is None else guidance_scale)
+        return cls(tuple(numbers), 1.0 if guidance_scale is None else guidance_scale, guidance_interval)
 
     def options(self, indices: Sequence[int]) -> dict:
         """Return the arguments of a pipeline call that draws these images."""
         labels = [self.labels[i % len(self.labels)] for i in indices] if self.labels else None
-        return {"class_labels": labels, "guidance_scale": self.guidance_scale}
+        guidance = {"guidance_scale": self.guidance_scale, "guidance_interval": self.guidance_interval}
+        return {"class_labels": labels, **guidance}
+
+    def recorded_guidance(self) -> dict:
+        """Return the guidance for a record. Without an interval it is in all steps, as in older records."""
+        start, end = self.guidance_interval
+        interval = {} if (start, end) == (0, 1) else {"guidance_interval": f"{start} to {end}"}
+        return {"guidance_scale": self.guidance_scale, **interval}
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def draw_samples(pipeline: DDPMPipelineCustom, config: TrainingConfig, accelerat
     mine = range(accelerator.process_index, config.eval_batch_size, accelerator.num_processes)
     pipeline.unet.eval()
     pipeline.set_progress_bar_config(desc="Sampling", leave=False, disable=not accelerator.is_main_process)
-    classes = Classes.chosen(pipeline, None, config.guidance_scale)
+    classes = Classes.chosen(pipeline, None, config.guidance_scale, config.guided_part)
     how = Drawing(config.seed, config.ddpm_num_inference_steps, len(mine), classes, config.mixed_precision)
     parts = gathered(lambda: list(draw_images(pipeline, mine, how)))
     return pictures_in_order(pipeline, (pair for part in parts for pair in part))

@@ -4,6 +4,7 @@ Each call makes its own scheduler, so calls may run side by side. `track` wraps 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ class DemoModel:
         settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
         generators = self._generators(seed)
         if self.unet.config.get("class_frequencies") and not classes.labels:  # the label that `sample` draws
-            classes = Classes(tuple(draw_labels(self.unet.config, 1, generators)), classes.guidance_scale)
+            classes = replace(classes, labels=tuple(draw_labels(self.unet.config, 1, generators)))
         output = pipeline(generator=generators, **settings, **classes.options(range(1)))
         x_t, x_0 = (
             [pipeline.numpy_to_pil(self.form.bands_to_show(frame))[0] for frame in frames]

@@ -77,7 +77,8 @@ def evaluate(
     # A command that was interrupted finds its samples again. A command with other settings has another folder.
     steps, kind = wanted.num_inference_steps or pipeline.default_num_inference_steps, type(pipeline.scheduler).__name__
     model = fingerprint(pipeline.unet, pipeline.scheduler)
-    drawn = f"{model}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}-{wanted.mixed_precision}"
+    interval = "" if wanted.guidance_interval == (0, 1) else "-{}-{}".format(*wanted.guidance_interval)
+    drawn = f"{model}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}{interval}-{wanted.mixed_precision}"
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
     results = measure(pipeline, images, wanted, samples, record, compare_real=True, scheduler=own)
     if state.is_main_process:

@@ -36,6 +36,7 @@ def measurement_of(config: TrainingConfig) -> Measurement | None:
             num_inference_steps=config.ddpm_num_inference_steps,
             seed=config.seed,
             guidance_scale=1.0 if config.guidance_scale is None else config.guidance_scale,
+            guidance_interval=config.guided_part,
             features=config.eval_features,
         )
         if wanted.of_samples:

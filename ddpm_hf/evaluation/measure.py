@@ -158,12 +158,12 @@ def _features(
 
     path = features_file(images.folder.parent / "features", images.fingerprint, extractor.fingerprint)
     real = _kept(path, lambda: shared_out(Seen(images)))
-    classes = Classes.chosen(pipeline, None, wanted.guidance_scale)
+    classes = Classes.chosen(pipeline, None, wanted.guidance_scale, wanted.guidance_interval)
     how = Drawing(wanted.seed, wanted.num_inference_steps, wanted.batch_size, classes, wanted.mixed_precision)
     fill_folder(pipeline, samples, wanted.num_images, how, source=model)
     fake = shared_out(PictureFolder(samples, wanted.num_images, images.form))
     about = {"extractor": wanted.features, "extractor_fingerprint": extractor.fingerprint, "features": real.shape[1]}
-    about.update(class_labels=classes.labels or None, guidance_scale=classes.guidance_scale)
+    about |= {"class_labels": classes.labels or None, **classes.recorded_guidance()}
     about["mixed_precision"] = wanted.mixed_precision
     return real, fake, about
 

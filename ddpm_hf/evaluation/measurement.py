@@ -25,6 +25,8 @@ class Measurement:
         features (`str`): See [`~ddpm_hf.evaluation.features.load_extractor`].
         guidance_scale (`float`): Guidance of the samples of a class-conditional model, whose classes take turns. 1
             means no guidance. The bound is always that of the model without a class.
+        guidance_interval (`tuple[float, float]`): The part of the reverse process that is guided, see
+            [`DDPMPipelineCustom`].
         mixed_precision (`str`): Precision in which samples are drawn, see [`~ddpm_hf.precision.autocast`]. The bound
             is always computed in the network's own type.
 
@@ -41,6 +43,7 @@ class Measurement:
     seed: int = 0
     features: str = "inception"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     mixed_precision: str = "no"
 
     def __post_init__(self):

@@ -136,8 +136,9 @@ def _samples_caption(config: dict, samples: str, form: PixelFormat) -> str:
     steps, seed = config.get("ddpm_num_inference_steps"), config.get("seed")
     classes = ""
     if config.get("class_conditional"):
-        guidance = config.get("guidance_scale")
+        guidance, interval = config.get("guidance_scale"), config.get("guidance_interval")
         classes = ", the classes in turns" + ("" if guidance is None else f", guidance scale {guidance}")
+        classes += "" if interval is None else f" from {markdown(' to '.join(map(str, interval)))} of the way"
     scheduler = config.get("scheduler", "ddpm")
     by = "" if scheduler == "ddpm" else f" of {SCHEDULERS[scheduler].name}"
     how = f", {steps} denoising steps{by}, seed {seed}{classes}" if steps is not None else ""

@@ -27,7 +27,7 @@ FACTS_FORM = {
 
 # What a number of evaluation.json depends on. The card repeats those that the file states.
 DEPENDS_ON = (
-    "num_images", "scheduler", "num_inference_steps", "guidance_scale", "mixed_precision",
+    "num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision",
     "seed", "extractor", "features", "variance_type", "decoder_cdf",
     "standard_error", "standard_deviation", "images", "timesteps_per_image", "reference_images",
     "reference_fingerprint", "part", "note",

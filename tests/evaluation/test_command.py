@@ -243,6 +243,21 @@ def test_classes_of_samples_take_turns(model):
     assert evaluate(model, "--num_images", 6)["fid"]["value"] != record["fid"]["value"]
 
 
+def test_guidance_in_a_part_of_the_steps(model):
+    pipeline = small_pipeline(class_names=("cat", "dog"))
+    torch.nn.init.normal_(pipeline.unet.down_blocks[0].resnets[0].conv2.weight)  # else the label does not matter
+    pipeline.save_pretrained(model)
+    options = "--num_images", 6, "--guidance_scale", 3
+    in_all = evaluate(model, *options)["fid"]
+    assert in_all["guidance_scale"] == 3.0 and "guidance_interval" not in in_all
+    options = *options, "--guidance_interval", 0.6, 1
+    in_part = evaluate(model, *options, "--save_samples", "drawn")["fid"]
+    assert in_part["guidance_interval"] == "0.6 to 1.0" and in_part["value"] != in_all["value"]
+    main(["sample", str(model), *map(str, options), "--output", "wanted", "--num_inference_steps", "2"])
+    for i in range(6):
+        assert (Path("drawn") / f"{i:06d}.png").read_bytes() == (Path("wanted") / f"{i:06d}.png").read_bytes()
+
+
 def test_an_interrupted_command_can_be_continued(model, monkeypatch):
     evaluate(model, "--output", "whole.json")
     assert not list(Path().glob("*samples*"))

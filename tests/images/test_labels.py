@@ -16,11 +16,14 @@ from runs import equal
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel
 from ddpm_hf.cli import main
 from ddpm_hf.command_line import parse_command_line
+from ddpm_hf.evaluation.during_training import measurement_of
 from ddpm_hf.images.batches import Batches, ShuffledImages
 from ddpm_hf.images.cache import load_images
 from ddpm_hf.images.sources import label_settings, load_dataset
 from ddpm_hf.images.streaming import StreamedImages
 from ddpm_hf.images.survey import common_mode
+from ddpm_hf.pictures import image_grid
+from ddpm_hf.sampling import Classes, Drawing, draw_images, open_model, pictures_in_order
 
 KINDS = ["cat", "dog", "eel"]
 
@@ -487,8 +490,40 @@ def test_a_run_trains_on_labels_resumes_and_draws_classes(train, tmp_path, monke
         main(["sample", str(plain), "--class_labels", "3", *flags])
 
 
+def test_a_run_and_the_command_guide_in_a_part_of_the_steps(train, tmp_path):
+    """So much guidance that a model which has learned little shows it."""
+    guidance = ["--guidance_scale", "1000", "--guidance_interval", "0.4", "1"]
+    run = train("run", "--class_conditional", *guidance)
+    grid = np.asarray(PILImage.open(run / "samples" / "step-000004.png"))
+    pipeline = open_model(str(run), None, None, None)
+    labels = tuple(pipeline.unet.config.class_names)
+
+    def drawn(*interval):
+        how = Drawing(num_inference_steps=3, classes=Classes(labels, 1000.0, *interval))
+        return np.asarray(image_grid(pictures_in_order(pipeline, draw_images(pipeline, range(3), how))))
+
+    np.testing.assert_array_equal(grid, drawn((0.4, 1.0)))
+    assert (grid != drawn()).any()
+    assert "the classes in turns, guidance scale 1000.0 from 0.4 to 1.0 of the way." in (run / "README.md").read_text()
+
+    def sample(*flags):
+        main(["sample", str(run), "--num_inference_steps", "3", *map(str, flags)])
+
+    sample(*guidance, "--batch_size", 3, "--output", tmp_path / "grid.png")
+    np.testing.assert_array_equal(np.asarray(PILImage.open(tmp_path / "grid.png")), grid)
+    for name, flags in (("part", guidance), ("all", guidance[:2])):
+        sample(*flags, "--num_images", 1, "--output", tmp_path / name)
+    part, whole = (json.loads((tmp_path / name / "sampling.json").read_text())["classes"] for name in ("part", "all"))
+    assert whole == {"labels": list(labels), "guidance_scale": 1000.0}  # as in older folders
+    assert part == {**whole, "guidance_interval": "0.4 to 1.0"}
+    with pytest.raises(SystemExit, match="drawn otherwise: classes"):
+        sample(*guidance[:2], "--num_images", 2, "--output", tmp_path / "part")
+    flags = ["--class_conditional", *guidance, "--eval_steps", "1", "--eval_metrics", "bpd"]
+    assert measurement_of(parse_command_line(flags)[0]).guidance_interval == (0.4, 1.0)
+
+
 def test_options_that_need_labels():
-    for flags in (["--label_column", "kind"], ["--guidance_scale", "3"]):
+    for flags in (["--label_column", "kind"], ["--guidance_scale", "3"], ["--guidance_interval", "0", "1"]):
         with pytest.raises(SystemExit):
             parse_command_line(["--no_class_conditional", *flags])
 

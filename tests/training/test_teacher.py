@@ -106,6 +106,7 @@ def test_a_student_is_trained_at_the_timesteps_that_it_draws_with(steps):
         ({"timestep_sampling": "lognormal"}, "--timestep_sampling lognormal: .* leave it out"),
         ({"loss_weighting": "min_snr"}, "--loss_weighting min_snr: .* leave it out"),
         ({"class_conditional": True, "guidance_scale": 2.0}, "pass --distill_guidance_scale"),
+        ({"guidance_interval": [0.5, 1]}, r"--guidance_interval \[0.5, 1\]: .* pass --distill_guidance_scale"),
         ({"augment": True}, "--augment True: .* leave it out"),
         ({"eval_steps": 5}, "--eval_metrics bpd needs a model of all timesteps"),
         ({"distill_guidance_scale": 2.0}, "--distill_guidance_scale 2.0 is for a class-conditional teacher"),
