@@ -22,6 +22,7 @@ def main():
     parser.add_argument("model", help="folder or Hub id of a class-conditional pipeline trained on the set")
     parser.add_argument("--set", choices=PARTS, default="digits")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2, 3])
+    parser.add_argument("--interval", type=float, nargs=2, metavar=("START", "END"), help="the part with guidance")
     parser.add_argument("--num_images", type=int, default=2000, help="pictures to draw for each row, of all classes")
     parser.add_argument("--num_inference_steps", type=int, help="default: those of the model")
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="in place of the saved one")
@@ -44,6 +45,7 @@ def main():
                 pipeline(
                     class_labels=[names[i] for i in numbers],
                     guidance_scale=scale,
+                    guidance_interval=arguments.interval if arguments.interval and scale != 1 else (0, 1),
                     num_inference_steps=arguments.num_inference_steps,
                     generator=torch.Generator().manual_seed(len(batches)),
                     output_type="pt",
