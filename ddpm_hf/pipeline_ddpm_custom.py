@@ -294,7 +294,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
     def _predict(self, network: Callable[..., torch.Tensor], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Return the network's output at x, scaled as the scheduler says, and t."""
-        output = network(self.scheduler.scale_model_input(x, t), t)
+        # Some schedulers give x the type of the prediction. Under autocast that is bf16, and each step would round x.
+        output = network(self.scheduler.scale_model_input(x, t), t).to(x.dtype)
         takes_variance = any(kind.__name__ in OF_VARIANCE for kind in type(self.scheduler).__mro__)
         return output if takes_variance else output[:, : x.shape[1]]
 

@@ -157,6 +157,16 @@ def test_mixed_precision(run, tmp_path):
         sample(run, *flags)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_x_t_is_not_rounded_under_autocast(name):
+    pipeline, types = tiny_pipeline(1, zero_init=False), set()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        pipeline(1, None, 4, callback_on_step_end=lambda pipeline, i, t, kept: types.add(kept["sample"].dtype) or {})
+    assert types == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
