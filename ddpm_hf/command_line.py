@@ -31,6 +31,7 @@ _OVERRIDES = {
     "validation_fraction": {"validation_split"},
 }
 
+# Options of two numbers, and what the help calls these.
 _OF_TWO_NUMBERS = {"value_range": ("LOW", "HIGH"), "guidance_interval": ("START", "END")}
 
 
