@@ -16,7 +16,7 @@ from systems import Draw, drawing_with
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
-from ddpm_hf.sampling import make_scheduler
+from ddpm_hf.other_schedulers import make_scheduler
 from ddpm_hf.schedulers import SCHEDULERS
 
 SPACINGS = [{"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")]
@@ -64,7 +64,7 @@ def main():
         for settings in VARIANTS[name] if arguments.variants else [{}]:
             distances = []
             for steps in arguments.steps:
-                offered = make_scheduler(name, config, steps)
+                offered = make_scheduler(name, config)
                 pipeline.scheduler = offered.from_config({**offered.config, **settings})
                 distances.append(_distance(judge, draw, steps, arguments.num_images, arguments.batch_size))
             about = ", ".join(f"{key} {value}" for key, value in settings.items())

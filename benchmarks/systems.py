@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ddpm_hf import DDPMPipelineCustom
-from ddpm_hf.sampling import make_scheduler
+from ddpm_hf.other_schedulers import make_scheduler
 
 Draw = Callable[[int, int, torch.Generator], torch.Tensor]  # count, denoising steps, generator -> (N, C, H, W)
 # The digits' preset before its settings were chosen with this ruler.
@@ -89,7 +89,7 @@ def drawing_with(pipeline: DDPMPipelineCustom, scheduler: str | None = None) -> 
 
     def draw(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         if scheduler:
-            pipeline.scheduler = make_scheduler(scheduler, config, steps)
+            pipeline.scheduler = make_scheduler(scheduler, config)
         return pipeline(count, generator, steps, output_type="pt").images * 2 - 1
 
     return draw
@@ -176,7 +176,7 @@ class Diffusers(Peer):
     def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         self.averaged.copy_to(self.network.parameters())
         own = self.sampler.from_config(self.process.config)
-        scheduler = make_scheduler(self.scheduler, own.config, steps) if self.scheduler else own
+        scheduler = make_scheduler(self.scheduler, own.config) if self.scheduler else own
         pipeline = DDPMPipeline(self.network.eval(), scheduler)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(count, generator, num_inference_steps=steps, output_type="np").images

@@ -279,7 +279,7 @@ def _sample(
         if npz:
             pack(output, num_images, npz)
             notes.append(f"{npz} holds them as one array.")
-        steps = how["num_inference_steps"]
+        steps = how["num_inference_steps"] or (scheduler and pipeline.default_num_inference_steps)
         if isinstance(pipeline.scheduler, DDPMLinearScheduler) and steps and steps <= FEW_STEPS:
             better = "--scheduler sde-dpmsolver++ often draws better with as many"
             notes.append(f"{steps} steps are few for DDPM; {better}.")

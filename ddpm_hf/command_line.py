@@ -55,6 +55,8 @@ def parse_command_line(
     unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
     try:
         file = read_config_file(path, flags) if path else {}
+        if flags.get("scheduler", file.get("scheduler", "ddpm")) != file.get("scheduler", "ddpm"):
+            file.pop("ddpm_num_inference_steps", None)  # they were those of the other scheduler
         of_file, file = file.get("preset"), _override(of_command or {}, file)
         said = file | flags
         other = any(said.get(name) for name in ("train_data_dir", "dataset_name", "model_size"))

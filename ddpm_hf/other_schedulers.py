@@ -10,18 +10,17 @@ from ddpm_hf.schedulers import SCHEDULERS
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> SchedulerMixin:
+def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """Make a scheduler with the betas and the prediction type of another one.
 
     Args:
         name (`str`): A key of `SCHEDULERS`.
         config (`Mapping`): The configuration of the other scheduler.
-        steps (`int`, *optional*): Denoising steps, if they are known. For few, it gets the settings that suit it.
     """
     offer = SCHEDULERS[name]
     if name == "ddpm":
-        return DDPMLinearScheduler.from_config({**config, **offer.settings(steps)})
-    settings = {**config, **betas_for_others(config), **offer.settings(steps)}
+        return DDPMLinearScheduler.from_config(config)
+    settings = {**config, **betas_for_others(config), **offer.settings}
     # A DPM-Solver would take a learned variance to follow three channels.
     if offer.kind == "DPMSolverMultistepScheduler" and settings.get("variance_type") in ("learned", "learned_range"):
         settings["variance_type"] = None
@@ -37,9 +36,9 @@ def betas_for_others(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def name_of(scheduler: SchedulerMixin) -> str | None:
     """Return the key of a scheduler in `SCHEDULERS`; None if it is not there."""
-    kind = type(scheduler).__name__
     for name, offer in SCHEDULERS.items():
-        if kind == offer.kind and all(scheduler.config[key] == value for key, value in offer.always.items()):
+        variant = offer.settings.get("algorithm_type")
+        if type(scheduler).__name__ == offer.kind and variant in (None, scheduler.config.get("algorithm_type")):
             return name
     return None
 

@@ -165,13 +165,15 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self._images_at_once = max(1, CPU_PIXELS // (shape[2] * shape[3])) if device.type == "cpu" else sys.maxsize
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
+        is_edm = hasattr(self.scheduler, "precondition_outputs")
+        if guidance_interval != (0, 1) and not is_edm:  # EDM's schedulers have other timesteps
+            _check_interval(guidance_interval, self.scheduler)
         network = self._network(labels, guidance_scale, guidance_interval)
         if guidance_fn is not None:
             scales = _scales(guidance_fn_scale, len(self.scheduler.timesteps))
             network = self._guided_by(guidance_fn, scales, labels, guidance_scale, guidance_interval)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
-        is_edm = hasattr(self.scheduler, "precondition_outputs")
         predict = self._predict_for_edm if is_edm else self._predict
 
         # 1. x_T ~ N(0, I), scaled to where this scheduler starts.
@@ -561,6 +563,17 @@ def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float
             "none; pass another scale, or no interval."
         )
     return start, end
+
+
+def _check_interval(interval: tuple[float, float], scheduler):
+    """Raise a ValueError if no step is guided, since all steps are outside of the interval."""
+    T = scheduler.config.num_train_timesteps
+    ways = [(T - t) / T for t in scheduler.timesteps.tolist()]
+    if not any(interval[0] <= way <= interval[1] for way in ways):
+        raise ValueError(
+            f"`guidance_interval={interval}` holds no step: those of {len(ways)} steps are at {ways[0]:.3g} to "
+            f"{ways[-1]:.3g} of the way; widen it."
+        )
 
 
 def _class_numbers(labels: Sequence, names: Sequence[str], count: int) -> list[int]:

@@ -182,7 +182,7 @@ def draw_with(pipeline: DDPMPipelineCustom, source: str, scheduler: str | None, 
         steps, fewest = steps or pipeline.default_num_inference_steps, SCHEDULERS[scheduler].fewest
         if steps < fewest:
             raise ValueError(f"--num_inference_steps {steps}: {scheduler} takes {fewest} or more.")
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config, steps)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

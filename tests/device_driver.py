@@ -105,12 +105,12 @@ def draw(run, device, places):
     Also return whether the weights are channels last after each move to and fro.
     """
     from ddpm_hf import DDPMPipelineCustom
+    from ddpm_hf.other_schedulers import make_scheduler
     from ddpm_hf.pipelines.ddpm_img2img import DDPMImg2ImgPipeline
     from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
     from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
     from ddpm_hf.pipelines.ddpm_inversion import DDPMInversionPipeline
     from ddpm_hf.pipelines.ddpm_progressive import DDPMProgressivePipeline
-    from ddpm_hf.sampling import make_scheduler
 
     pipeline = DDPMPipelineCustom.from_pretrained(run)
     weight, layouts = pipeline.unet.conv_out.weight, []

@@ -58,7 +58,8 @@ class DemoModel:
         self.schedulers = {key: SCHEDULERS[key].name for key in offered}
         own = name_of(pipeline.scheduler) or "ddpm"
         self.schedulers_at_first = (own,) if self.is_student else tuple(dict.fromkeys((own, "sde-dpmsolver++")))
-        self._own_steps = {own: pipeline.default_num_inference_steps}
+        recommends = own == "ddpm" or pipeline.config.get("num_inference_steps") is not None
+        self._own_steps = {own: pipeline.default_num_inference_steps} if recommends else {}
         size, self.channels = self.unet.config.sample_size, self.unet.config.in_channels
         self.form = PixelFormat.of_model(self.unet.config)
         self.takes_pictures = not self.form.settings()
@@ -109,7 +110,7 @@ class DemoModel:
         Raises:
             ValueError: If the seed is no whole number, or an argument does not fit.
         """
-        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track, steps)
+        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
         options = {"num_inference_steps": steps, **classes.options(range(num_images))}
         images = pipeline(num_images, self._generators(seed, num_images), **options).images
         return [self.form.picture_of(image) for image in images]
@@ -196,10 +197,8 @@ class DemoModel:
             notes.append("turned to greyscale, as the model is")
         return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
 
-    def _pipeline(
-        self, kind: type[DiffusionPipeline], scheduler: str, track: Track, steps: int | None = None
-    ) -> DiffusionPipeline:
-        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config, steps))
+    def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track) -> DiffusionPipeline:
+        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config))
         pipeline.progress_bar = track
         return pipeline
 

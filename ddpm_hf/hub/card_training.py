@@ -53,7 +53,7 @@ def _flags(config: dict, preset: dict[str, Any]) -> list[str]:
         void.add("max_train_minutes")  # they chose the steps
     for option in dataclasses.fields(TrainingConfig):
         name, is_of_run = option.name, option.metadata["group"] == "Run" and option.metadata["resume"] == "same"
-        decides = is_of_run or option.metadata["group"] in _DECIDES
+        decides = is_of_run or option.metadata["group"] in _DECIDES or name == "scheduler"
         if not decides or name in void or name not in config or kinds[name] is dict:
             continue
         value, default = config[name], preset.get(name, option.default)

@@ -131,7 +131,7 @@ def _export(pipeline: DDPMPipelineCustom, folder: Path) -> dict[str, Any]:
     else:
         T = pipeline.scheduler.config.num_train_timesteps
         counts, at_first = sorted({min(steps, T) for steps in STEPS}), min(STEPS_AT_FIRST, T)
-        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config, at_first)
+        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
     write_export(pipeline, folder, Export(num_inference_steps=at_first, dtype="fp16"))
     exported = read_json(folder / SAMPLER, {"sample_shape": list, "classes": int})
     # The page has several tables, and without a list of files it is no export that a later one replaces.

@@ -100,6 +100,8 @@ class _Fitting:
     def keep(self, saved: dict):
         """Take over what was chosen for the run before; count its steps again if it is given other minutes."""
         minutes = self.config.max_train_minutes
+        if saved.get("scheduler", "ddpm") != self.config.scheduler:  # its steps are not those of another one
+            saved = {name: value for name, value in saved.items() if name != "ddpm_num_inference_steps"}
         self.take(**saved)
         if self.config.preset == "auto" and "max_train_minutes" in self.free:
             return

@@ -47,7 +47,7 @@ def how_to_draw(
     if config.distill_steps is None:
         # A copy, since drawing sets its timesteps, and the bound of a learned variance needs all.
         own = deepcopy(scheduler)
-        return (own if config.scheduler == "ddpm" else make_scheduler(config.scheduler, own.config, steps)), steps, None
+        return (own if config.scheduler == "ddpm" else make_scheduler(config.scheduler, own.config)), steps, None
     of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
     settings = {**scheduler.config, **betas_for_others(scheduler.config), **of_student}

@@ -164,6 +164,12 @@ def test_recommended_steps(run):
     pipeline.register_to_config(num_inference_steps=300)
     model = DemoModel(pipeline)
     assert [model.recommended_steps(name) for name in ("ddpm", "ddim", "unipc")] == [300, 50, 20]
+    pipeline.scheduler = DDIMScheduler()
+    model = DemoModel(pipeline)
+    assert [model.recommended_steps(name) for name in ("ddpm", "ddim")] == [100, 300]
+    assert model.schedulers_at_first == ("ddim", "sde-dpmsolver++")
+    pipeline.register_to_config(num_inference_steps=None)
+    assert DemoModel(pipeline).recommended_steps("ddim") == 50
 
 
 def test_a_model_without_names_of_classes():

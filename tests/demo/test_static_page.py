@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from ddpm_hf import DDPMLinearScheduler, DDPMPipelineCustom, DDPMUNetModel, cli, pipeline_ddpm_custom
+from ddpm_hf.other_schedulers import make_scheduler
 from ddpm_hf.pipelines import ddpm_inpainting
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import slerp
-from ddpm_hf.sampling import make_scheduler
 
 H, W, T = 8, 16, 20
 NAMES, FREQUENCIES = ["one", "two", "three"], [0.5, 0.2, 0.3]
@@ -57,7 +57,7 @@ def space(pipeline, tmp_path_factory):
     run = tmp_path_factory.mktemp("made") / "digits"
     pipeline.save_pretrained(run)
     cli.main(["push", str(run), "--static_space", "--no_upload"])
-    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config, T)
+    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return run / "static_space"
 

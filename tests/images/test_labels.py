@@ -421,6 +421,8 @@ def test_intervals_that_are_no_part_of_the_steps(pipeline, interval):
         pipeline(1, generator, class_labels="dog", guidance_scale=2.0, guidance_interval=interval)
     with pytest.raises(ValueError, match=r"`guidance_interval=\(0.5, 1\)` .* `guidance_scale=1` is none; pass another"):
         pipeline(1, generator, class_labels="dog", guidance_interval=(0.5, 1))
+    with pytest.raises(ValueError, match=r"`guidance_interval=\(0.0, 0.1\)` holds no step: those of 4 steps are at"):
+        pipeline(1, generator, 4, class_labels="dog", guidance_scale=2.0, guidance_interval=(0, 0.1))
     assert torch.equal(generator.get_state(), before)
 
 

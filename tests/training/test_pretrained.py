@@ -166,9 +166,10 @@ def test_betas_in_a_list_are_taken_over(tmp_path, capsys):
     base = save_stock(tmp_path / "trained", DDPMScheduler(num_train_timesteps=3, trained_betas=betas))
     flags = ("--pretrained_model_name_or_path", base)
     assert make_model(configure(*flags), channels=1)[1].betas.tolist() == pytest.approx(betas)
-    with pytest.raises(SystemExit):
-        configure(*flags, "--ddpm_num_steps", 10)
-    assert f"--ddpm_num_steps 10: {base} has betas of its own" in capsys.readouterr().err
+    for flag in ("--ddpm_num_steps 10", "--ddpm_beta_schedule squaredcos_cap_v2"):
+        with pytest.raises(SystemExit):
+            configure(*flags, *flag.split())
+        assert f"{flag}: {base} has betas of its own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("timestep_sampling", ["uniform", "lognormal"])

@@ -46,7 +46,7 @@ def test_a_run_draws_and_is_saved_with_its_scheduler(train):
     assert scheduler.config.clip_sample == trained.config.clip_sample
 
 
-def test_the_scheduler_chooses_the_steps_unless_they_are_given():
+def test_the_scheduler_chooses_the_steps_unless_they_are_given(tmp_path):
     def steps(*flags):
         return parse_command_line(list(flags))[0].ddpm_num_inference_steps
 
@@ -55,3 +55,19 @@ def test_the_scheduler_chooses_the_steps_unless_they_are_given():
         assert steps("--scheduler", name) == SCHEDULERS[name].steps
         assert steps("--scheduler", name, "--train_data_dir", "pictures") == SCHEDULERS[name].steps
     assert steps("--scheduler", "ddim", "--ddpm_num_inference_steps", "7") == 7
+    file = tmp_path / "options.json"
+    file.write_text('{"ddpm_num_inference_steps": 300}')
+    assert steps("--config", str(file)) == 300
+    assert steps("--config", str(file), "--scheduler", "ddpm") == 300
+    assert steps("--config", str(file), "--scheduler", "dpmsolver++") == 20
+    file.write_text('{"scheduler": "ddim", "ddpm_num_inference_steps": 30}')
+    assert steps("--config", str(file)) == 30
+    assert steps("--config", str(file), "--scheduler", "ddpm") == 100
+
+
+def test_a_run_that_goes_on_with_another_scheduler_takes_its_steps(train):
+    of_auto = {"preset": "auto", "model_size": "tiny", "model_config_name_or_path": None}
+    for scheduler, steps in (("sde-dpmsolver++", 20), ("ddim", 50), ("ddpm", 100)):
+        drawn = {"ddpm_num_inference_steps": None, "eval_batch_size": 1, "scheduler": scheduler}
+        run = train(max_train_steps=steps // 10, **drawn, **of_auto)
+        assert DDPMPipelineCustom.from_pretrained(run).default_num_inference_steps == steps
