@@ -1,6 +1,6 @@
 """A judge of drawn pictures: the features of a classifier that was trained on pictures which no model sees.
 
-A judge that is trained anew gives other distances. So those of the documentation lie in the folder `judges`.
+Each training gives another judge, and other distances. So the judges of the documentation lie in the folder `judges`.
 """
 
 from pathlib import Path

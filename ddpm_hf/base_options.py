@@ -72,10 +72,13 @@ def take_base(options: dict[str, Any], chosen: dict[str, Any], token: str | None
         )
     own_betas = base["scheduler"]["trained_betas"] is not None
     why = f"{name} has betas of its own (`trained_betas`)" if own_betas else "a student has the noise of its teacher"
-    decided = {"ddpm_num_steps": base["scheduler"]["num_train_timesteps"]}
-    decided["ddpm_beta_schedule"] = base["scheduler"]["beta_schedule"]
-    for key in decided.keys() & chosen.keys():
-        if chosen[key] != decided[key] and (own_betas or options.get("distill_steps")):
+    refused = overruled.keys() & {"ddpm_num_steps", "ddpm_beta_schedule"}
+    # With betas of its own a base brings no schedule, so the file of such a run names that of the preset.
+    unnamed = PRESETS.get(options["preset"], {}).get("ddpm_beta_schedule", TrainingConfig.ddpm_beta_schedule)
+    if own_betas and chosen.get("ddpm_beta_schedule") not in (None, unnamed, base["scheduler"]["beta_schedule"]):
+        refused |= {"ddpm_beta_schedule"}
+    for key in refused:
+        if own_betas or options.get("distill_steps"):
             raise ValueError(f"--{key} {chosen[key]}: {why}; leave it out.")
     if not noted:
         say([*notes, _describe_replaced(name, brought, options, chosen)])

@@ -96,6 +96,13 @@ def _add_model(parser):
 
 def _add_drawing(parser):
     parser.add_argument(
+        "--guidance_interval",
+        nargs=2,
+        type=float,
+        metavar=("START", "END"),
+        help="the part with guidance, from 0, pure noise, to 1, the picture, such as 0.5 1; default: all",
+    )
+    parser.add_argument(
         "--num_inference_steps", type=int, help="denoising steps of the samples; default: those of the run"
     )
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="draws the samples in place of the saved one")
@@ -104,16 +111,6 @@ def _add_drawing(parser):
         choices=("auto", "no", "bf16", "fp16"),
         help="of samples; auto: bf16 where the hardware is fast at it; default: what accelerate launch was told, else "
         "no, so that seeds hold everywhere",
-    )
-
-
-def _add_guidance_interval(parser):
-    parser.add_argument(
-        "--guidance_interval",
-        nargs=2,
-        type=float,
-        metavar=("START", "END"),
-        help="the part with guidance, from 0, pure noise, to 1, the picture, such as 0.5 1; default: all",
     )
 
 
@@ -211,7 +208,6 @@ def _add_sample(subcommands):
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of this and i")
     parser.add_argument("--class_labels", nargs="+", help="numbers or names, in turns; default: all that have names")
     parser.add_argument("--guidance_scale", type=float, help="towards the classes, such as 2; default: 1, no guidance")
-    _add_guidance_interval(parser)
     _add_drawing(parser)
     parser.set_defaults(run=_sample)
 
@@ -346,7 +342,6 @@ def _add_evaluate(subcommands):
         default=defaults.guidance_scale,
         help="for a class-conditional model, whose samples are of all classes in turns; default: 1, no guidance",
     )
-    _add_guidance_interval(parser)
     _add_drawing(parser)
     parser.add_argument("--save_samples", type=Path, help="folder to keep the samples in")
     parser.add_argument("--output", type=Path, help="default: evaluation.json in the folder of the run, or here")

@@ -31,7 +31,7 @@ _OVERRIDES = {
     "validation_fraction": {"validation_split"},
 }
 
-# Options of two numbers, and what the help calls these.
+# Options of two numbers, and what the help calls them.
 _OF_TWO_NUMBERS = {"value_range": ("LOW", "HIGH"), "guidance_interval": ("START", "END")}
 
 
@@ -55,7 +55,7 @@ def parse_command_line(
     unused = {flag: why for flag, why in _WITHOUT_EFFECT.items() if flags.pop(flag, None)}
     try:
         file = read_config_file(path, flags) if path else {}
-        if flags.get("scheduler", file.get("scheduler", "ddpm")) != file.get("scheduler", "ddpm"):
+        if flags.get("scheduler") not in (None, file.get("scheduler", "ddpm")):
             file.pop("ddpm_num_inference_steps", None)  # they were those of the other scheduler
         of_file, file = file.get("preset"), _override(of_command or {}, file)
         said = file | flags

@@ -170,6 +170,10 @@ def test_betas_in_a_list_are_taken_over(tmp_path, capsys):
         with pytest.raises(SystemExit):
             configure(*flags, *flag.split())
         assert f"{flag}: {base} has betas of its own" in capsys.readouterr().err
+    scheduler = DDPMScheduler(num_train_timesteps=3, trained_betas=betas, beta_schedule="scaled_linear")
+    file = tmp_path / "config.json"
+    file.write_text(configure(flags[0], save_stock(tmp_path / "scaled", scheduler)).to_json())
+    assert configure("--config", file).ddpm_num_steps == 3  # the file of such a run names another schedule
 
 
 @pytest.mark.parametrize("timestep_sampling", ["uniform", "lognormal"])
