@@ -34,6 +34,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_accelerator_is_left():
+    """A run in this process leaves its precision behind, and accelerate refuses the next run another one."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory, worker_id):
     """Return a folder where all tests, of all workers, keep decoded images."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 import ddpm_hf.train as loop
@@ -47,8 +46,7 @@ def make_run(small, monkeypatch):
         monkeypatch.setattr(loop, "denoising_loss", noting)
         return run, RunState(unet, config, accelerator), drawn
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make
 
 
 def test_what_a_step_draws(make_run):
