@@ -169,10 +169,12 @@ class Ruler:
         return [(name, list(rows)) for name, rows in itertools.groupby(sorted(self.rows, key=key), key)]
 
     def draw_curves(self):
-        """Draw a picture for each set: the Frechet distance over the minutes of training, and that of real pictures."""
-        for name in self.arguments.sets:
-            figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
-            axes, canvas = figure.subplots(), FigureCanvasAgg(figure)
+        """Draw the Frechet distance over the minutes of training, and that of real pictures: a panel for each set."""
+        sets = self.arguments.sets
+        colours = {system: f"C{i}" for i, system in enumerate(sorted({row["system"] for row in self.rows}))}
+        figure = Figure(figsize=(5 * len(sets) + 1, 4.8), dpi=80, layout="constrained")
+        canvas, panels = FigureCanvasAgg(figure), figure.subplots(1, len(sets), squeeze=False)[0]
+        for name, axes in zip(sets, panels):
             curves: dict[str, list[tuple[float, float]]] = {}
             for (of_set, system, minutes, _), rows in self._by_seed():
                 if of_set == name and minutes:
@@ -180,13 +182,14 @@ class Ruler:
                 elif of_set == name and system == "real pictures":
                     axes.axhline(rows[0]["frechet"], color="black", linestyle=":", label=system)
             for system, points in curves.items():
-                axes.plot(*zip(*sorted(points)), marker="o", label=system)
-            axes.set(xlabel="minutes of training", ylabel="Frechet distance", yscale="log", xscale="log", title=name)
+                axes.plot(*zip(*sorted(points)), marker="o", label=system, color=colours[system])
+            axes.set(xlabel="minutes of training", yscale="log", xscale="log", title=name)
             minutes = sorted({each for points in curves.values() for each, _ in points})
             axes.set_xticks(minutes, [f"{each:g}" for each in minutes])
             axes.set_xticks([], minor=True)
-            axes.legend()
-            canvas.print_png(str(self.folder / f"curve-{name}.png"))
+        panels[0].set_ylabel("Frechet distance")
+        panels[0].legend()
+        canvas.print_png(str(self.folder / "curves.png"))
 
 
 def _with_interval(numbers: list[float]) -> str:
