@@ -64,7 +64,7 @@ def main():
         for settings in VARIANTS[name] if arguments.variants else [{}]:
             distances = []
             for steps in arguments.steps:
-                offered = make_scheduler(name, config)
+                offered = make_scheduler(name, config, steps)
                 pipeline.scheduler = offered.from_config({**offered.config, **settings})
                 distances.append(_distance(judge, draw, steps, arguments.num_images, arguments.batch_size))
             about = ", ".join(f"{key} {value}" for key, value in settings.items())

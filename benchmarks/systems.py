@@ -89,7 +89,7 @@ def drawing_with(pipeline: DDPMPipelineCustom, scheduler: str | None = None) -> 
 
     def draw(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         if scheduler:
-            pipeline.scheduler = make_scheduler(scheduler, config)
+            pipeline.scheduler = make_scheduler(scheduler, config, steps)
         return pipeline(count, generator, steps, output_type="pt").images * 2 - 1
 
     return draw
@@ -176,7 +176,7 @@ class Diffusers(Peer):
     def draw(self, count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
         self.averaged.copy_to(self.network.parameters())
         own = self.sampler.from_config(self.process.config)
-        scheduler = make_scheduler(self.scheduler, own.config) if self.scheduler else own
+        scheduler = make_scheduler(self.scheduler, own.config, steps) if self.scheduler else own
         pipeline = DDPMPipeline(self.network.eval(), scheduler)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(count, generator, num_inference_steps=steps, output_type="np").images

@@ -9,6 +9,7 @@ from ddpm_hf.checkpoint import load_state
 from ddpm_hf.config import DECIDED_BY_DATA, TrainingConfig, default_output_dir, name_of_size, parse_size
 from ddpm_hf.forms import Form, misfit
 from ddpm_hf.loading import load_settings
+from ddpm_hf.other_schedulers import spacing_for_ddpm
 from ddpm_hf.presets import PRESETS
 from ddpm_hf.run_files import CHECKPOINTS, list_checkpoints
 from ddpm_hf.terminal import say
@@ -110,6 +111,7 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
         raise ValueError(f"--{FLAG} {name}: {error}") from error
     is_ours = kind in ("DDPMScheduler", "DDPMLinearScheduler")
     notes = [] if is_ours else [f"The {kind} of {name} becomes a DDPMLinearScheduler of the same betas."]
+    scheduler |= {} if is_ours else spacing_for_ddpm(scheduler)
     base = {"hub_id": None if is_local else name, "unet": unet, "scheduler": scheduler}
     return json.loads(json.dumps(base)), notes  # as config.json holds it
 

@@ -140,6 +140,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         if num_inference_steps is not None:
             num_inference_steps = _whole_number("num_inference_steps", num_inference_steps)
         guidance_scale = _finite_number("guidance_scale", guidance_scale)
+        self._check_student(num_inference_steps, guidance_scale)
         guidance_interval = _guided_part(guidance_interval, guidance_scale)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"`callback_on_step_end={_shown(callback_on_step_end)}`; expected a function.")
@@ -166,8 +167,8 @@ class DDPMPipelineCustom(DiffusionPipeline):
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         is_edm = hasattr(self.scheduler, "precondition_outputs")
-        if guidance_interval != (0, 1) and not is_edm:  # EDM's schedulers have other timesteps
-            _check_interval(guidance_interval, self.scheduler)
+        if not is_edm:  # EDM's schedulers have other timesteps
+            check_timesteps(self.scheduler, guidance_interval)
         network = self._network(labels, guidance_scale, guidance_interval)
         if guidance_fn is not None:
             scales = _scales(guidance_fn_scale, len(self.scheduler.timesteps))
@@ -199,6 +200,17 @@ class DDPMPipelineCustom(DiffusionPipeline):
 
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_student(self, steps: int | None, guidance_scale: float):
+        """Raise a ValueError if a student shall draw otherwise than it has learned."""
+        if not (student := self.config.get("distilled")):
+            return
+        if steps not in (None, student["steps"]):
+            raise ValueError(f"`num_inference_steps={steps}`: the model is a student of {student['steps']} steps.")
+        if guidance_scale != 1:
+            raise ValueError(
+                f"`guidance_scale={guidance_scale}`: the model is a student, and has the guidance of its teacher in it."
+            )
 
     def _network(
         self, labels: list[int] | None, guidance_scale: float, guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -565,10 +577,15 @@ def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float
     return start, end
 
 
-def _check_interval(interval: tuple[float, float], scheduler):
-    """Raise a ValueError if no step is guided, since all steps are outside of the interval."""
-    T = scheduler.config.num_train_timesteps
-    ways = [(T - t) / T for t in scheduler.timesteps.tolist()]
+def check_timesteps(scheduler, interval: tuple[float, float] = (0.0, 1.0)):
+    """Raise a ValueError if a scheduler has a timestep of -1, or no step that is guided in this interval."""
+    timesteps, T = scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps
+    if min(timesteps) < 0:  # in diffusers, 61 "trailing" timesteps of 1,000 are the first such case
+        raise ValueError(
+            f"`num_inference_steps={len(timesteps) - 1}`: {type(scheduler).__name__} would end at timestep -1 with its "
+            "`timestep_spacing`; take another number of steps."
+        )
+    ways = [(T - t) / T for t in timesteps]
     if not any(interval[0] <= way <= interval[1] for way in ways):
         raise ValueError(
             f"`guidance_interval={interval}` holds no step: those of {len(ways)} steps are at {ways[0]:.3g} to "

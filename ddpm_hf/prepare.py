@@ -18,11 +18,12 @@ from ddpm_hf.images.opening import find_images, open_images
 from ddpm_hf.images.sources import label_settings
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.processes import together
+from ddpm_hf.sampling import check_steps
 from ddpm_hf.training.best import KeptBest
 from ddpm_hf.training.energy import check_emissions
 from ddpm_hf.training.fitting import fit_resolution, fit_settings
 from ddpm_hf.training.launcher import check_launcher, start_accelerator
-from ddpm_hf.training.model import make_model
+from ddpm_hf.training.model import how_to_draw, make_model
 from ddpm_hf.training.objective import Objective, check_levels
 from ddpm_hf.training.out_of_memory import StepMemory
 from ddpm_hf.training.pretrained import start_at_base
@@ -126,6 +127,8 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     cost = fit_settings(config, accelerator, found.form.channels, count)
     measurement = measurement_of(config)
     unet, scheduler = make_model(config, channels=found.form.channels)
+    of_samples, steps, _ = how_to_draw(config, scheduler)
+    check_steps(of_samples, steps, config.guided_part)
     notes += start_at_base(unet, config)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     config.count_steps(steps_per_epoch=(count or 0) / images_per_step)

@@ -238,14 +238,15 @@ def read_sample(path: Path) -> np.ndarray:
 def _claim(folder: Path, settings: dict, T: int):
     """Write the settings to a new folder, or compare them with the settings of an old one.
 
-    Older versions wrote None for all T denoising steps.
+    Older versions wrote None for all T denoising steps. A command that failed before its first image leaves settings
+    that count no more.
 
     Raises:
         ValueError: If the folder holds images drawn with other settings, or pictures of somebody else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SETTINGS
-    if path.exists():
+    path, drawn = folder / SETTINGS, sorted(each.name for each in folder.iterdir() if _DRAWN.fullmatch(each.name))
+    if path.exists() and drawn:
         others = read_json(path, {}, "Name another folder.")
         if others.get("num_inference_steps", T) is None:
             others["num_inference_steps"] = T
@@ -257,6 +258,6 @@ def _claim(folder: Path, settings: dict, T: int):
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
         return
-    if pictures := sorted(path.name for path in folder.iterdir() if _DRAWN.fullmatch(path.name)):
-        raise ValueError(f"{folder} holds {pictures[0]}, which was not drawn by this command; name another folder.")
+    if drawn:
+        raise ValueError(f"{folder} holds {drawn[0]}, which was not drawn by this command; name another folder.")
     write_json(path, settings)

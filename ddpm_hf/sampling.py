@@ -18,9 +18,9 @@ from ddpm_hf.checkpoint import ADVICE, find_checkpoint, load_state, load_tensors
 from ddpm_hf.config import TrainingConfig, check_saved_options
 from ddpm_hf.images.batches import seed_of
 from ddpm_hf.loading import load_pipeline
-from ddpm_hf.other_schedulers import make_scheduler
+from ddpm_hf.other_schedulers import make_scheduler, settings_of
 from ddpm_hf.pictures import image_grid, save_marked
-from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
+from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom, check_timesteps
 from ddpm_hf.pixel_format import PixelFormat
 from ddpm_hf.precision import autocast
 from ddpm_hf.processes import gathered, this_process
@@ -182,7 +182,17 @@ def draw_with(pipeline: DDPMPipelineCustom, source: str, scheduler: str | None, 
         steps, fewest = steps or pipeline.default_num_inference_steps, SCHEDULERS[scheduler].fewest
         if steps < fewest:
             raise ValueError(f"--num_inference_steps {steps}: {scheduler} takes {fewest} or more.")
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+        try:
+            pipeline.scheduler = make_scheduler(scheduler, settings_of(pipeline), steps)
+        except ValueError as error:
+            raise ValueError(f"--scheduler {scheduler}: {source} cannot be drawn with it: {error}") from error
+
+
+def check_steps(scheduler: SchedulerMixin, steps: int, guidance_interval: tuple[float, float]):
+    """Raise a ValueError if a scheduler cannot take so many steps, or if none of them would be guided."""
+    if not hasattr(scheduler, "precondition_outputs"):  # EDM's have other timesteps
+        scheduler.set_timesteps(steps)
+        check_timesteps(scheduler, guidance_interval)
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

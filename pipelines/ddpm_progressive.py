@@ -125,6 +125,8 @@ class DDPMProgressivePipeline(DiffusionPipeline):
         # 1. x_T ~ N(0, I).
         shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
         self.scheduler.set_timesteps(steps, device=self._execution_device)
+        if len(self.scheduler.timesteps) != steps:  # diffusers adds a timestep of -1 to some "trailing" ones
+            raise ValueError(f"`num_inference_steps={steps}`: the scheduler takes one step more; pass another number.")
         x = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
 
         # 2. For t = T, ..., 1: predict x_0 from x_t, and draw x_{t-1}.

@@ -135,7 +135,7 @@ def draw(run, device, places):
         pictures = []
         for where in places:
             pipeline.unet.to(where)
-            chosen = kind(pipeline.unet, make_scheduler(scheduler, config))
+            chosen = kind(pipeline.unet, make_scheduler(scheduler, config, 4))
             chosen.set_progress_bar_config(disable=True)
             counts = []
             for steps in (2, 4):

@@ -3,6 +3,7 @@
 Each call makes its own scheduler, so calls may run side by side. `track` wraps the loop over the steps, as tqdm does.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ddpm_hf.images.decoding import to_eight_bits
-from ddpm_hf.other_schedulers import make_scheduler, name_of
+from ddpm_hf.other_schedulers import make_scheduler, name_of, settings_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom, draw_labels
 from ddpm_hf.pipelines.ddpm_inpainting import DDPMInpaintingPipeline
 from ddpm_hf.pipelines.ddpm_interpolation import DDPMInterpolationPipeline
@@ -47,14 +48,14 @@ class DemoModel:
     """
 
     def __init__(self, pipeline: DDPMPipelineCustom):
-        self.unet, self.scheduler_config = pipeline.unet, pipeline.scheduler.config
+        self.unet, self._own_scheduler, self._settings = pipeline.unet, pipeline.scheduler, settings_of(pipeline)
         self.unet.eval()
-        self.num_train_timesteps = self.scheduler_config.num_train_timesteps
+        self.num_train_timesteps = self._settings["num_train_timesteps"]
         names, count = self.unet.config.get("class_names"), self.unet.config.get("num_class_embeds")
         self.labels: Sequence[str | int] = tuple(names) if names else range(count or 0)
         self.takes_no_class = bool(names) or not count
         self.is_student = bool(pipeline.config.get("distilled"))
-        offered = ("ddim",) if self.is_student else SCHEDULERS
+        offered = ("ddim",) if self.is_student else filter(self._fits, SCHEDULERS)
         self.schedulers = {key: SCHEDULERS[key].name for key in offered}
         own = name_of(pipeline.scheduler) or "ddpm"
         self.schedulers_at_first = (own,) if self.is_student else tuple(dict.fromkeys((own, "sde-dpmsolver++")))
@@ -110,7 +111,7 @@ class DemoModel:
         Raises:
             ValueError: If the seed is no whole number, or an argument does not fit.
         """
-        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track)
+        pipeline = self._pipeline(DDPMPipelineCustom, scheduler, track, steps)
         options = {"num_inference_steps": steps, **classes.options(range(num_images))}
         images = pipeline(num_images, self._generators(seed, num_images), **options).images
         return [self.form.picture_of(image) for image in images]
@@ -119,7 +120,7 @@ class DemoModel:
         self, seed: float | None, steps: int, classes: Classes = NO_CLASS, track: Track = tqdm
     ) -> list[tuple[Image.Image, Image.Image]]:
         """Return how sample 0 of a seed appears from noise: pairs of x_t and the x_0 predicted from it."""
-        pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track)
+        pipeline = self._pipeline(DDPMProgressivePipeline, "ddpm", track, steps)
         num_frames = min(steps + 1, MOST_FRAMES)
         settings = {"num_frames": num_frames, "num_inference_steps": steps, "output_type": "np"}
         generators = self._generators(seed)
@@ -144,7 +145,7 @@ class DemoModel:
         track: Track = tqdm,
     ) -> list[Image.Image]:
         """Return frames from one picture to another, both of any size; see [`DDPMInterpolationPipeline`]."""
-        pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track)
+        pipeline = self._pipeline(DDPMInterpolationPipeline, "ddpm", track, steps)
         (generator,) = self._generators(seed)
         pictures = [self.fit(picture)[0] for picture in (one, another)]
         options = {"generator": generator, "num_inference_steps": steps, **classes.options(range(num_frames))}
@@ -171,7 +172,7 @@ class DemoModel:
         picture, mask = self.fit(picture)[0], ImageOps.fit(mask, self.size, Image.Resampling.BOX)
         if np.asarray(mask).max() < 128:
             raise ValueError("Nothing is to be painted: draw over a part of the picture first, with a broad brush.")
-        pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track)
+        pipeline = self._pipeline(DDPMInpaintingPipeline, "ddpm", track, steps)
         generators = self._generators(seed, num_images)
         options = {"generator": generators, "num_inference_steps": steps, **classes.options(range(num_images))}
         return pipeline(picture, mask, num_images, num_resamples=num_resamples, **options).images
@@ -197,10 +198,19 @@ class DemoModel:
             notes.append("turned to greyscale, as the model is")
         return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
 
-    def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track) -> DiffusionPipeline:
-        pipeline = kind(unet=self.unet, scheduler=make_scheduler(scheduler, self.scheduler_config))
+    def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track, steps: int) -> DiffusionPipeline:
+        # A student has learned the timesteps of its own scheduler.
+        own = copy.deepcopy(self._own_scheduler) if self.is_student else None
+        pipeline = kind(unet=self.unet, scheduler=own or make_scheduler(scheduler, self._settings, steps))
         pipeline.progress_bar = track
         return pipeline
+
+    def _fits(self, scheduler: str) -> bool:
+        try:
+            make_scheduler(scheduler, self._settings, SCHEDULERS[scheduler].steps)
+        except ValueError:
+            return False
+        return True
 
     def _generators(self, seed: float | None, num_images: int = 1) -> list[torch.Generator]:
         """Return the sources of noise of a seed, as a person typed it."""

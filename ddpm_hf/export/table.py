@@ -48,6 +48,11 @@ def table_of(scheduler: SchedulerMixin, steps: int) -> dict[str, list]:
     """
     check_exportable(scheduler)
     scheduler.set_timesteps(steps)
+    if min(scheduler.timesteps) < 0:
+        raise ValueError(
+            f"{steps} steps would end at timestep -1 with the `timestep_spacing` of {type(scheduler).__name__}; take "
+            "another number of steps."
+        )
     columns = _of_ddim(scheduler) if isinstance(scheduler, DDIMScheduler) else _of_ddpm(scheduler)
     numbers = {name: column.flatten().tolist() for name, column in columns.items()}
     return {"timesteps": scheduler.timesteps.tolist(), **numbers}

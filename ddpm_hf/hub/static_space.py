@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from diffusers import SchedulerMixin
 from huggingface_hub import ModelCard, SpaceCardData
 
 from ddpm_hf.export.files import FILES as EXPORTED
@@ -24,7 +25,7 @@ from ddpm_hf.hub.onnxruntime_web import VERSION, find_runtime
 from ddpm_hf.hub.push import PUSHED, default_repo_id
 from ddpm_hf.hub.space_files import check_replaceable, push_files, remove_older
 from ddpm_hf.loading import load_pipeline
-from ddpm_hf.other_schedulers import make_scheduler
+from ddpm_hf.other_schedulers import make_scheduler, settings_of
 from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.pixel_format import PixelFormat
 
@@ -125,24 +126,24 @@ def _check_pictures(pipeline: DDPMPipelineCustom):
 
 def _export(pipeline: DDPMPipelineCustom, folder: Path) -> dict[str, Any]:
     """Write the network into a folder, and return what the page has to know about the model."""
-    student = bool(pipeline.config.get("distilled"))
+    student, own = bool(pipeline.config.get("distilled")), pipeline.scheduler
     if student:
         counts, at_first = [pipeline.default_num_inference_steps], pipeline.default_num_inference_steps
     else:
-        T = pipeline.scheduler.config.num_train_timesteps
+        T, settings = own.config.num_train_timesteps, settings_of(pipeline)
         counts, at_first = sorted({min(steps, T) for steps in STEPS}), min(STEPS_AT_FIRST, T)
-        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
+        pipeline.scheduler = make_scheduler("ddim", settings, at_first)
     write_export(pipeline, folder, Export(num_inference_steps=at_first, dtype="fp16"))
     exported = read_json(folder / SAMPLER, {"sample_shape": list, "classes": int})
     # The page has several tables, and without a list of files it is no export that a later one replaces.
     return {key: value for key, value in exported.items() if key not in ("steps", "files")} | {
         "student": student,
-        "tables": {str(steps): _table_of(pipeline, steps) for steps in counts},
+        "tables": {str(n): _table_of(own if student else make_scheduler("ddim", settings, n), n) for n in counts},
         "steps_at_first": at_first,
     }
 
 
-def _table_of(pipeline: DDPMPipelineCustom, steps: int) -> dict[str, list]:
+def _table_of(scheduler: SchedulerMixin, steps: int) -> dict[str, list]:
     """Return the table of the steps, and `alpha` of x_t, with which an inpainting goes a step back."""
-    table = table_of(pipeline.scheduler, steps)
-    return table | {"alpha": pipeline.scheduler.alphas_cumprod[table["timesteps"]].double().sqrt().tolist()}
+    table = table_of(scheduler, steps)
+    return table | {"alpha": scheduler.alphas_cumprod[table["timesteps"]].double().sqrt().tolist()}

@@ -36,8 +36,8 @@ def how_to_draw(
 ) -> tuple[SchedulerMixin, int, dict[str, float | None] | None]:
     """Return the other arguments of a run's pipeline, beside the network: scheduler, steps, and about a student.
 
-    A student takes DDIM steps. Its predictions of x_0 are not clipped, since those that it learned from may leave
-    [-1, 1].
+    A student takes DDIM steps. Its predictions of x_0 are neither clipped nor thresholded, since those that it learned
+    from may leave [-1, 1].
 
     Args:
         config ([`TrainingConfig`]): The options.
@@ -47,8 +47,9 @@ def how_to_draw(
     if config.distill_steps is None:
         # A copy, since drawing sets its timesteps, and the bound of a learned variance needs all.
         own = deepcopy(scheduler)
-        return (own if config.scheduler == "ddpm" else make_scheduler(config.scheduler, own.config)), steps, None
-    of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+        is_own = config.scheduler == "ddpm"
+        return own if is_own else make_scheduler(config.scheduler, own.config, steps), steps, None
+    of_student = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
     about = {"steps": config.distill_steps, "guidance_scale": config.distill_guidance_scale}
     settings = {**scheduler.config, **betas_for_others(scheduler.config), **of_student}
     return DDIMScheduler.from_config(settings), config.distill_steps, about

@@ -193,7 +193,7 @@ def test_first_pictures(model, run, monkeypatch, capsys):
     monkeypatch.setattr(first_module.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(model, "recommended_steps", {"ddpm": 30, "sde-dpmsolver++": 10}.get)
     monkeypatch.setattr(model, "num_train_timesteps", 30)
-    monkeypatch.setattr(model, "scheduler_config", {**model.scheduler_config, "num_train_timesteps": 30})
+    monkeypatch.setattr(model, "_settings", {**model._settings, "num_train_timesteps": 30})
     first = first_pictures(model, run)
     assert first.scheduler == "sde-dpmsolver++"
     assert equal(first.samples, model.sample(12, 0, "sde-dpmsolver++", 10))

@@ -57,7 +57,7 @@ def space(pipeline, tmp_path_factory):
     run = tmp_path_factory.mktemp("made") / "digits"
     pipeline.save_pretrained(run)
     cli.main(["push", str(run), "--static_space", "--no_upload"])
-    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
+    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config, 10)
     pipeline.set_progress_bar_config(disable=True)
     return run / "static_space"
 

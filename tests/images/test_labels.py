@@ -522,6 +522,9 @@ def test_a_run_and_the_command_guide_in_a_part_of_the_steps(train, tmp_path):
         sample(*guidance[:2], "--num_images", 2, "--output", tmp_path / "part")
     flags = ["--class_conditional", *guidance, "--eval_steps", "1", "--eval_metrics", "bpd"]
     assert measurement_of(parse_command_line(flags)[0]).guidance_interval == (0.4, 1.0)
+    with pytest.raises(SystemExit, match=r"holds no step: those of 3 steps are at"):
+        train("without", "--class_conditional", *guidance[:2], "--guidance_interval", "0.7", "0.9")
+    assert not list((tmp_path / "without").glob("samples/*"))
 
 
 def test_options_that_need_labels():

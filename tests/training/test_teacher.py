@@ -163,6 +163,12 @@ def test_a_distilled_folder_draws_everywhere(distill, capsys):
         with pytest.raises(SystemExit) as stop:
             main([command, str(student), *flags])
         assert re.search(message, f"{stop.value.code} {capsys.readouterr().err}")
+    for options, message in {
+        ("num_inference_steps", 8): "`num_inference_steps=8`: the model is a student of 2 steps",
+        ("guidance_scale", 2.0): "`guidance_scale=2.0`: the model is a student, and has the guidance of its teacher",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            ours(**dict([options]))
     command = card.command_of(json.loads((student / "config.json").read_text()))
     for flag in ("--preset distill", "--distill_steps 2", "--distill_guidance_scale 3.0", "--class_conditional"):
         assert flag in command.replace("\\\n    ", "")
