@@ -16,7 +16,7 @@ from ddpm_hf.pipeline_ddpm_custom import DDPMPipelineCustom
 from ddpm_hf.processes import this_process
 from ddpm_hf.run_files import EVALUATION, NEAREST, PROGRESSIVE, is_run
 from ddpm_hf.sample_folder import clear_samples
-from ddpm_hf.sampling import draw_with, fingerprint, open_model
+from ddpm_hf.sampling import check_steps, draw_with, fingerprint, open_model
 
 # What the numbers mean, and where better ones lie.
 MEANINGS = {
@@ -54,6 +54,7 @@ def evaluate(
         save_samples (`Path`, *optional*): Folder to keep the samples in. By default they are deleted.
         output (`Path`, *optional*): JSON file for the numbers. The default is evaluation.json in the folder of the
             run, or in the current folder. nearest.png, and progressive.jsonl for an exact bpd, are written beside it.
+            The names of these files end in that of the checkpoint, if one is named.
         held_out (`bool`): Whether to compare with the images that the run held out. nearest.png still shows those that
             it trained on.
 
@@ -62,12 +63,20 @@ def evaluate(
         OSError: If a file cannot be read or written.
     """
     state = this_process()
-    output = output or (Path(source) if Path(source).is_dir() else Path()) / EVALUATION
-    earlier = _earlier_results(output)
+    # The card shows evaluation.json, whose numbers are those of the model itself.
+    names = [EVALUATION, NEAREST, PROGRESSIVE]
+    if checkpoint and not output:
+        names = [f"{Path(name).stem}-{checkpoint}{Path(name).suffix}" for name in names]
+    output = output or (Path(source) if Path(source).is_dir() else Path()) / names[0]
+    nearest, progressive_file = (output.with_name(name) for name in names[1:])
+    earlier = _earlier_results(output, nearest)
     pipeline = open_model(source, checkpoint, None, revision)
     own = pipeline.scheduler
     draw_with(pipeline, source, scheduler, wanted.num_inference_steps)
     wanted = _possible(wanted, pipeline)
+    steps = wanted.num_inference_steps or pipeline.default_num_inference_steps
+    if wanted.of_samples:
+        check_steps(pipeline.scheduler, steps, wanted.guidance_interval)
     with state.main_process_first():
         images, trained_on, record = open_part(pipeline, Path(source), reference, held_out)
     check_measurable(wanted, images)
@@ -75,7 +84,7 @@ def evaluate(
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(f"{output} cannot be written; name another file with --output.")
     # A command that was interrupted finds its samples again. A command with other settings has another folder.
-    steps, kind = wanted.num_inference_steps or pipeline.default_num_inference_steps, type(pipeline.scheduler).__name__
+    kind = type(pipeline.scheduler).__name__
     model = fingerprint(pipeline.unet, pipeline.scheduler)
     interval = "" if wanted.guidance_interval == (0, 1) else "-{}-{}".format(*wanted.guidance_interval)
     drawn = f"{model}-{kind}-{steps}-{wanted.seed}-{wanted.guidance_scale}{interval}-{wanted.mixed_precision}"
@@ -84,11 +93,11 @@ def evaluate(
     if state.is_main_process:
         progressive = results.get("bpd", {}).pop("progressive", [])
         if progressive:
-            write_json_lines(output.with_name(PROGRESSIVE), progressive)
+            write_json_lines(progressive_file, progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images), images.form)
             picture = nearest_picture(shown, Seen(trained_on), k=8)
-            save_marked(images.form.captioned(picture), output.with_name(NEAREST))
+            save_marked(images.form.captioned(picture), nearest)
         write_json(output, {**_of_the_same_model(earlier, results), **results})
         print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
         if not save_samples:
@@ -113,11 +122,11 @@ def _possible(wanted: Measurement, pipeline: DDPMPipelineCustom) -> Measurement:
     return replace(wanted, metrics=wanted.of_samples)
 
 
-def _earlier_results(path: Path) -> dict:
+def _earlier_results(path: Path, picture: Path) -> dict:
     """Return the numbers that the file holds; none if there is no file.
 
     Raises:
-        ValueError: If this command did not write the file, or the picture beside it.
+        ValueError: If this command did not write the file, or the picture.
     """
     advice = "Move it away, or name another file with --output."
     if path.exists():
@@ -126,7 +135,6 @@ def _earlier_results(path: Path) -> dict:
             if problem := misfit(numbers, {"model_fingerprint": str}, f"`{metric}`"):
                 raise ValueError(f"{path} does not hold numbers of `ddpm-hf evaluate`: {problem}. {advice}")
         return earlier
-    picture = path.with_name(NEAREST)
     if picture.exists() and not is_run(path.parent) and not is_ours(picture):
         raise ValueError(f"{picture} would be overwritten. {advice}")
     return {}

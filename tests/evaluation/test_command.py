@@ -20,6 +20,7 @@ from ddpm_hf.evaluation.features import _load_inception, load_extractor
 from ddpm_hf.evaluation.image_sets import PictureFolder
 from ddpm_hf.evaluation.measurement import Measurement
 from ddpm_hf.evaluation.reference import open_reference
+from ddpm_hf.hub.card import write_card
 
 CPU = torch.device("cpu")
 
@@ -243,6 +244,20 @@ def test_classes_of_samples_take_turns(model):
     assert evaluate(model, "--num_images", 6)["fid"]["value"] != record["fid"]["value"]
 
 
+def test_the_numbers_of_a_checkpoint_replace_none(extractors, train):
+    run = train(checkpointing_steps=2)
+    save_pictures(extractors / "digits", size=28)
+    evaluate(run, "--train_data_dir", "digits")
+    names = ("evaluation.json", "nearest.png", "README.md")
+    before = {name: (run / name).read_bytes() for name in names}
+    evaluate(run, "--train_data_dir", "digits", "--checkpoint", "step-000002")
+    write_card(run)
+    assert before == {name: (run / name).read_bytes() for name in names}
+    earlier, last = (json.loads((run / f"evaluation{of}.json").read_text()) for of in ("-step-000002", ""))
+    assert earlier["fid"]["model_fingerprint"] != last["fid"]["model_fingerprint"]
+    assert (run / "nearest-step-000002.png").exists()
+
+
 def test_guidance_in_a_part_of_the_steps(model):
     pipeline = small_pipeline(class_names=("cat", "dog"))
     torch.nn.init.normal_(pipeline.unet.down_blocks[0].resnets[0].conv2.weight)  # else the label does not matter
@@ -253,6 +268,8 @@ def test_guidance_in_a_part_of_the_steps(model):
     options = *options, "--guidance_interval", 0.6, 1
     in_part = evaluate(model, *options, "--save_samples", "drawn")["fid"]
     assert in_part["guidance_interval"] == "0.6 to 1.0" and in_part["value"] != in_all["value"]
+    with pytest.raises(SystemExit, match="holds no step: those of 2 steps"):
+        evaluate(model, *options[:-2], 0.6, 0.9)
     main(["sample", str(model), *map(str, options), "--output", "wanted", "--num_inference_steps", "2"])
     for i in range(6):
         assert (Path("drawn") / f"{i:06d}.png").read_bytes() == (Path("wanted") / f"{i:06d}.png").read_bytes()
