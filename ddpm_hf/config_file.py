@@ -3,7 +3,7 @@
 import difflib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -77,7 +77,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _checked(name: Any, value: Any) -> Any:
-    """Return the value of an option. YAML 1.1 takes 1e-4, without a point, for a text."""
+    """Return the value of an option. YAML 1.1 takes 1e-4, without a point, for a text, and `no` for false."""
     kinds = kinds_of(TrainingConfig)
     if name not in kinds:
         near = difflib.get_close_matches(str(name), kinds, n=1, cutoff=0.7)
@@ -86,6 +86,8 @@ def _checked(name: Any, value: Any) -> Any:
     if isinstance(value, str) and kinds[name] in (float, float | None):
         with suppress(ValueError):  # the type is refused below
             value = float(value)
+    if value is False and "no" in get_args(kinds[name]):
+        value = "no"
     if problem := option_misfit(name, value):
         raise ValueError(problem)
     return value

@@ -147,7 +147,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     if is_main:
         print("".join(f"{note}\n" for note in start.notes), end="", flush=True)
     if start.is_over and start.same_source:
-        say_it_is_trained(config, start.step, is_main)
+        say_it_is_trained(config, start, is_main)
         return None
     together(lambda: memory.check(unet))
     folder = RunFolder(config)
@@ -158,7 +158,7 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     teacher = Teacher.of_run(config, found.form.channels, accelerator.device) if config.distill_steps else None
     check_teacher(start, teacher)
     if start.is_over:
-        say_it_is_trained(config, start.step, is_main)
+        say_it_is_trained(config, start, is_main)
         return None
     reference = None
     if measurement:
@@ -178,8 +178,12 @@ def prepare(config: TrainingConfig, dry_run: bool, at_the_end: ExitStack) -> Run
     return Run(config, accelerator, folder, start, unet, scheduler, images, *sizes, measurement, reference, teacher)
 
 
-def say_it_is_trained(config: TrainingConfig, step: int, is_main: bool):
+def say_it_is_trained(config: TrainingConfig, start: Start, is_main: bool):
     """Say that nothing is left to be trained, and share the run if it is to be shared."""
     if is_main:
-        print(f"{config.output_dir} is trained: {step:,} steps. A higher --max_train_steps goes on.")
+        print(f"{config.output_dir} is trained: {start.step:,} steps. A higher --max_train_steps goes on.")
+        before = start.saved["config"] if start.saved else {}
+        for name in ("scheduler", "guidance_scale", "guidance_interval"):
+            if name in before and before[name] != getattr(config, name):
+                print(f"--{name} is not applied to its model; `ddpm-hf sample` has this flag, too.")
         share_run(config, finished=True)

@@ -28,7 +28,8 @@ def one_line(error: BaseException) -> str:
 
 def as_argument(path: Path) -> str:
     """Return a path as the shell of this machine takes it, with quotes if it needs them."""
-    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
+    text = f"./{path}" if str(path).startswith("-") else str(path)  # a dash begins a flag
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 @contextmanager

@@ -178,8 +178,9 @@ def options(tmp_path):
 
 
 def test_a_file_lies_between_the_preset_and_the_flags(options):
-    flags = options("preset: cifar10\nlearning_rate: 1e-3\nuse_ema: false\ntrain_batch_size: 32\n")
+    flags = options("preset: cifar10\nlearning_rate: 1e-3\nuse_ema: false\ntrain_batch_size: 32\nmixed_precision: no\n")
     config = configure(*flags, "--train_batch_size", 16)
+    assert config.mixed_precision == "no"  # YAML reads it as false
     assert (config.preset, config.resolution, config.dataset_name) == ("cifar10", 32, "uoft-cs/cifar10")
     assert (config.learning_rate, config.use_ema, config.train_batch_size) == (1e-3, False, 16)
 
@@ -256,7 +257,7 @@ def test_the_network_of_a_file(options, tmp_path):
         ("learnin_rate: 1", "", "there is no option `learnin_rate`; did you mean learning_rate?"),
         ("learning_rate: fast", "", '`learning_rate` is "fast"; expected a number'),
         ("learning_rate: -1", "", "--learning_rate -1: expected at least 0"),
-        ("mixed_precision: no", "", "`mixed_precision` is false; expected one of auto, no"),
+        ("mixed_precision: yes", "", "`mixed_precision` is true; expected one of auto, no"),
         ("preset: mnist-maxi", "", "--preset mnist-maxi: expected one of mnist-mini, "),
         ("preset: mnist", "--preset cifar10", "--preset cifar10 contradicts --config "),
         ("overwrite_output_dir: true", "", "says `overwrite_output_dir: True`, which is meant for one command"),

@@ -106,6 +106,7 @@ def test_paths_of_windows(monkeypatch):
     member, archive = IN_LOCAL_ZIP.fullmatch(r"zip://a/b.png::C:\my pictures\one.zip").groups()
     assert (member, archive) == ("a/b.png", r"C:\my pictures\one.zip")
     assert not IN_LOCAL_ZIP.fullmatch("zip://a/b.png::https://example.org/one.zip")
+    assert as_argument(Path("-run")) == "./-run"  # else it would be a flag
     path = Path(r"C:\my run")
     assert as_argument(path) == r"'C:\my run'"
     monkeypatch.setattr("ddpm_hf.terminal.os.name", "nt")

@@ -91,15 +91,16 @@ def evaluate(
     samples = save_samples or output.parent / f"{output.stem}-samples-{drawn}"
     results = measure(pipeline, images, wanted, samples, record, compare_real=True, scheduler=own)
     if state.is_main_process:
+        print(table(results))  # first, since a full disk keeps nothing
         progressive = results.get("bpd", {}).pop("progressive", [])
+        write_json(output, {**_of_the_same_model(earlier, results), **results})
         if progressive:
             write_json_lines(progressive_file, progressive)
         if wanted.of_samples:
             shown = PictureFolder(samples, min(8, wanted.num_images), images.form)
             picture = nearest_picture(shown, Seen(trained_on), k=8)
             save_marked(images.form.captioned(picture), nearest)
-        write_json(output, {**_of_the_same_model(earlier, results), **results})
-        print(f"{table(results)}\nAll numbers, with all that they depend on, are in {output}.")
+        print(f"All numbers, with all that they depend on, are in {output}.")
         if not save_samples:
             clear_samples(samples)
     state.wait_for_everyone()

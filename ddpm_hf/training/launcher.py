@@ -29,11 +29,19 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     config.mixed_precision = choose_mixed_precision(config.mixed_precision)
     check_device(device)
     check_mixed_precision(config.mixed_precision, device, trains=True)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
-        **tracking_options(config),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            **tracking_options(config),
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise ValueError(
+            f"--mixed_precision {config.mixed_precision}: this process has used accelerate with another precision, and "
+            "cannot change it; start a new one. In a notebook, restart the kernel."
+        ) from error
     check_sharding(accelerator)
     return accelerator
 

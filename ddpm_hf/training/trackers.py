@@ -34,7 +34,7 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig):
     """Begin to log, with all options. Tokens are hidden, since wandb records the command line."""
     sys.argv = [hide_tokens(argument, config.hub_token) for argument in sys.argv]
     options = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    texts = {name: json.dumps(value) for name, value in options.items() if isinstance(value, dict)}
+    texts = {name: json.dumps(value) for name, value in options.items() if isinstance(value, (dict, list))}
     of_wandb = {"name": config.run_name or config.folder.resolve().name}
     accelerator.init_trackers("ddpm_hf", {**options, **texts}, {"wandb": of_wandb})
 

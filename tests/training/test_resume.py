@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import equal, metrics, weights
 from safetensors.torch import load_file
 
@@ -136,7 +137,17 @@ def test_a_finished_run_says_so(train, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     train()
     assert "is trained: 4 steps" in capsys.readouterr().out
+    train(scheduler="ddim")
+    assert "--scheduler is not applied to its model; `ddpm-hf sample` has this flag, too." in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_another_precision_in_the_same_process_is_refused_in_one_line(train):
+    with pytest.raises(
+        SystemExit, match="--mixed_precision no: this process has used accelerate with another precision"
+    ):
+        Accelerator(cpu=True, mixed_precision="bf16")
+        train()
 
 
 def test_older_checkpoints_are_deleted(train):

@@ -11,7 +11,8 @@ from ddpm_hf.training.trackers import start_trackers
 
 
 def test_tensorboard_holds_options_losses_and_samples(train):
-    folder = train(logger="tensorboard", save_images_steps=2, run_name="third try")
+    options = {"logger": "tensorboard", "save_images_steps": 2, "run_name": "third try"}
+    folder = train("run", "--value_range", "0", "255", **options)
     files = list((folder / "logs" / "third try" / "ddpm_hf").glob("*tfevents*"))
     events = EventAccumulator(str(files[0]))
     events.Reload()
