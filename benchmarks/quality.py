@@ -188,7 +188,8 @@ class Ruler:
             axes.set_xticks(minutes, [f"{each:g}" for each in minutes])
             axes.set_xticks([], minor=True)
         panels[0].set_ylabel("Frechet distance")
-        panels[0].legend()
+        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
         canvas.print_png(str(self.folder / "curves.png"))
 
 
