@@ -168,7 +168,7 @@ class DDPMPipelineCustom(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=device)
         is_edm = hasattr(self.scheduler, "precondition_outputs")
         if not is_edm:  # EDM's schedulers have other timesteps
-            check_timesteps(self.scheduler, guidance_interval)
+            check_timesteps(self.scheduler, steps, guidance_interval)
         network = self._network(labels, guidance_scale, guidance_interval)
         if guidance_fn is not None:
             scales = _scales(guidance_fn_scale, len(self.scheduler.timesteps))
@@ -577,15 +577,19 @@ def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float
     return start, end
 
 
-def check_timesteps(scheduler, interval: tuple[float, float] = (0.0, 1.0)):
+def check_timesteps(scheduler, steps: int, interval: tuple[float, float]):
     """Raise a ValueError if a scheduler has a timestep of -1, or no step that is guided in this interval."""
-    timesteps, T = scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps
-    if min(timesteps) < 0:  # in diffusers, 61 "trailing" timesteps of 1,000 are the first such case
+    # Rounding adds the timestep -1 to some "trailing" ones of diffusers; 61 of 1,000 are the first such case. Their
+    # number tells it. A look at them would wait for the GPU.
+    T, is_trailing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing") == "trailing"
+    if is_trailing and math.ceil(T / (T / steps)) != steps and len(scheduler.timesteps) != steps:
         raise ValueError(
-            f"`num_inference_steps={len(timesteps) - 1}`: {type(scheduler).__name__} would end at timestep -1 with its "
-            "`timestep_spacing`; take another number of steps."
+            f"`num_inference_steps={steps}`: {type(scheduler).__name__} would end at timestep -1 with "
+            "`timestep_spacing='trailing'`; take another number of steps."
         )
-    ways = [(T - t) / T for t in timesteps]
+    if interval == (0, 1):
+        return
+    ways = [(T - t) / T for t in scheduler.timesteps.tolist()]
     if not any(interval[0] <= way <= interval[1] for way in ways):
         raise ValueError(
             f"`guidance_interval={interval}` holds no step: those of {len(ways)} steps are at {ways[0]:.3g} to "

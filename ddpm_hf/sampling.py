@@ -192,7 +192,7 @@ def check_steps(scheduler: SchedulerMixin, steps: int, guidance_interval: tuple[
     """Raise a ValueError if a scheduler cannot take so many steps, or if none of them would be guided."""
     if not hasattr(scheduler, "precondition_outputs"):  # EDM's have other timesteps
         scheduler.set_timesteps(steps)
-        check_timesteps(scheduler, guidance_interval)
+        check_timesteps(scheduler, steps, guidance_interval)
 
 
 def _open_checkpoint(run: Path, name: str) -> DDPMPipelineCustom:

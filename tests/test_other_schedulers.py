@@ -63,6 +63,17 @@ def test_any_number_of_steps_draws_what_the_network_knows(name, steps):
     assert 0.205 < x.std() < 0.257  # few steps of the first order draw too little variance, never too much
 
 
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "ddpm"])
+def test_a_timestep_of_minus_one_is_refused(name):
+    """Where a scheduler that was made for 50 steps is called with 61."""
+    pipeline = pipeline_of(make_scheduler(name, DDPMLinearScheduler().config, 50))
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match=r"`num_inference_steps=61`: .* would end at timestep -1 with"):
+        pipeline(1, num_inference_steps=61)
+    assert pipeline.scheduler.timesteps.min() < 0
+    pipeline(1, num_inference_steps=10)
+
+
 @pytest.mark.filterwarnings("ignore:With `variance_type='fixed_large'`, fewer than 100 steps")
 def test_a_ddpm_after_another_scheduler_ends_without_noise():
     for variance_type in ("fixed_small", "fixed_large"):
