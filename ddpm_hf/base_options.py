@@ -111,7 +111,8 @@ def read_base(name: str, token: str | None = None) -> tuple[dict[str, Any], list
         raise ValueError(f"--{FLAG} {name}: {error}") from error
     is_ours = kind in ("DDPMScheduler", "DDPMLinearScheduler")
     notes = [] if is_ours else [f"The {kind} of {name} becomes a DDPMLinearScheduler of the same betas."]
-    scheduler |= {} if is_ours else spacing_for_ddpm(scheduler)
+    if not is_ours:
+        scheduler |= spacing_for_ddpm(scheduler)
     base = {"hub_id": None if is_local else name, "unet": unet, "scheduler": scheduler}
     return json.loads(json.dumps(base)), notes  # as config.json holds it
 

@@ -1,7 +1,8 @@
 """Which options fit the training of a student, `--distill_steps`."""
 
-import math
 from typing import Any
+
+from ddpm_hf.schedulers import ends_below_zero
 
 TEACHER_STEPS = 4  # that one step of a student replaces, by default
 TAUGHT_GUIDANCE_SCALE = 1.2  # of a class-conditional teacher; docs/few_steps.md has the measurements
@@ -68,8 +69,7 @@ def check_distillation(options: Any):
         raise ValueError(
             "--eval_metrics bpd needs a model of all timesteps; a student knows few. Name fid, kid or prdc."
         )
-    T = options.ddpm_num_steps
-    if math.ceil(T / (T / steps)) != steps:  # DDIMScheduler makes so many timesteps; rounding may add one
+    if ends_below_zero(options.ddpm_num_steps, steps):
         raise ValueError(f"--distill_steps {steps}: DDIMScheduler cannot space so many steps; pass one less.")
     options.ddpm_num_inference_steps = steps
     if options.distill_guidance_scale is None:

@@ -577,7 +577,7 @@ def _guided_part(guidance_interval, guidance_scale: float) -> tuple[float, float
     return start, end
 
 
-def check_timesteps(scheduler, steps: int, interval: tuple[float, float]):
+def check_timesteps(scheduler, steps: int, interval: tuple[float, float] = (0.0, 1.0)):
     """Raise a ValueError if a scheduler has a timestep of -1, or no step that is guided in this interval."""
     # Rounding adds the timestep -1 to some "trailing" ones of diffusers; 61 of 1,000 are the first such case. Their
     # number tells it. A look at them would wait for the GPU.

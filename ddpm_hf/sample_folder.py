@@ -86,7 +86,18 @@ def fill_folder(
         "classes": {"labels": list(how.classes.labels), **how.classes.recorded_guidance()},
     }
     T = pipeline.scheduler.config.num_train_timesteps
-    together(lambda: _claim(folder, settings, T) if state.is_main_process else None)
+    is_new = together(lambda: state.is_main_process and _claim(folder, settings, T))
+    try:
+        return _fill(pipeline, folder, num_images, how, compile)
+    except ValueError:
+        if is_new and not _drawn_in(folder):  # other settings may draw there
+            (folder / SETTINGS).unlink()
+        raise
+
+
+def _fill(pipeline: DDPMPipelineCustom, folder: Path, num_images: int, how: Drawing, compile: bool) -> Filled:
+    """Draw the missing images of a folder that is claimed. The arguments are those of [`fill_folder`]."""
+    state = this_process()
     mine = range(state.process_index, num_images, state.num_processes)
     suffix = PixelFormat.of_model(pipeline.unet.config).suffix
     missing = together(lambda: [i for i in mine if not _is_whole(picture_path(folder, i, suffix))])
@@ -235,18 +246,25 @@ def read_sample(path: Path) -> np.ndarray:
     return read_array({"bytes": None, "path": str(path)})
 
 
-def _claim(folder: Path, settings: dict, T: int):
+def _drawn_in(folder: Path) -> list[str]:
+    """Return the names of the samples in a folder."""
+    return sorted(path.name for path in folder.iterdir() if _DRAWN.fullmatch(path.name))
+
+
+def _claim(folder: Path, settings: dict, T: int) -> bool:
     """Write the settings to a new folder, or compare them with the settings of an old one.
 
-    Older versions wrote None for all T denoising steps. A command that failed before its first image leaves settings
-    that count no more.
+    Older versions wrote None for all T denoising steps.
+
+    Returns:
+        `bool`: Whether the folder is new.
 
     Raises:
         ValueError: If the folder holds images drawn with other settings, or pictures of somebody else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, drawn = folder / SETTINGS, sorted(each.name for each in folder.iterdir() if _DRAWN.fullmatch(each.name))
-    if path.exists() and drawn:
+    path = folder / SETTINGS
+    if path.exists():
         others = read_json(path, {}, "Name another folder.")
         if others.get("num_inference_steps", T) is None:
             others["num_inference_steps"] = T
@@ -257,7 +275,8 @@ def _claim(folder: Path, settings: dict, T: int):
         ]
         if differences:
             raise ValueError(f"{folder} holds images drawn otherwise: {', '.join(differences)}; name another.")
-        return
-    if drawn:
+        return False
+    if drawn := _drawn_in(folder):
         raise ValueError(f"{folder} holds {drawn[0]}, which was not drawn by this command; name another folder.")
     write_json(path, settings)
+    return True

@@ -8,6 +8,11 @@ from typing import Any
 FEW_STEPS = 50  # for DDPM
 
 
+def ends_below_zero(T: int, steps: int) -> bool:
+    """Return whether diffusers, by rounding, adds a timestep of -1 to so many "trailing" ones; first to 61 of 1,000."""
+    return math.ceil(T / (T / steps)) != steps
+
+
 @dataclass(frozen=True)
 class Offer:
     """A scheduler, and how it draws well.
@@ -36,12 +41,12 @@ class Offer:
         """Return the `timestep_spacing` for so many of T steps.
 
         The noise begins at T with "trailing" timesteps. With "leading" ones, many steps of a DPM-Solver or UniPC would
-        all begin below. Two things forbid "trailing". Rounding adds a timestep of -1 for some numbers of steps, 61 of
-        1,000 is the first. And timesteps that are no whole number apart do not fit a scheduler `in_whole_steps`.
+        all begin below. "trailing" timesteps are wrong if they [`ends_below_zero`]. If they are no whole number apart,
+        they do not fit a scheduler `in_whole_steps`.
         """
         if self.in_whole_steps:
             return "leading" if T % steps else "trailing"
-        return "trailing" if math.ceil(T / (T / steps)) == steps else "linspace"  # as diffusers counts them
+        return "linspace" if ends_below_zero(T, steps) else "trailing"
 
 
 _ORDER_2 = {"solver_order": 2}  # the default of diffusers; the model may have been saved with another

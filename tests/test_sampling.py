@@ -256,6 +256,15 @@ def test_a_command_that_failed_before_its_first_image_leaves_the_folder_free(run
     flags = ("--num_images", 1, "--output", tmp_path / "drawn")
     with pytest.raises(SystemExit, match="guidance_scale"):
         sample(run, *flags, "--guidance_scale", 2)
+    assert not list((tmp_path / "drawn").iterdir())
     sample(run, *flags)
     with pytest.raises(SystemExit, match="drawn otherwise: seed 0 -> 1"):
         sample(run, *flags, "--seed", 1)
+
+
+def test_settings_of_somebody_else_are_not_overwritten(run, tmp_path):
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "sampling.json").write_text('{"rate": 48000}')
+    with pytest.raises(SystemExit, match="name another"):
+        sample(run, "--num_images", 1, "--output", tmp_path / "drawn")
+    assert json.loads((tmp_path / "drawn" / "sampling.json").read_text()) == {"rate": 48000}

@@ -199,9 +199,11 @@ class DemoModel:
         return fitted.convert("L" if self.channels == 1 else "RGB"), f"It was {', '.join(notes)}." if notes else ""
 
     def _pipeline(self, kind: type[DiffusionPipeline], scheduler: str, track: Track, steps: int) -> DiffusionPipeline:
-        # A student has learned the timesteps of its own scheduler.
-        own = copy.deepcopy(self._own_scheduler) if self.is_student else None
-        pipeline = kind(unet=self.unet, scheduler=own or make_scheduler(scheduler, self._settings, steps))
+        if self.is_student:  # it has learned the timesteps of its own scheduler
+            chosen = copy.deepcopy(self._own_scheduler)
+        else:
+            chosen = make_scheduler(scheduler, self._settings, steps)
+        pipeline = kind(unet=self.unet, scheduler=chosen)
         pipeline.progress_bar = track
         return pipeline
 

@@ -66,7 +66,7 @@ def evaluate(
     # The card shows evaluation.json, whose numbers are those of the model itself.
     names = [EVALUATION, NEAREST, PROGRESSIVE]
     if checkpoint and not output:
-        names = [f"{Path(name).stem}-{checkpoint}{Path(name).suffix}" for name in names]
+        names = [f"{Path(name).stem}-{Path(checkpoint).name}{Path(name).suffix}" for name in names]
     output = output or (Path(source) if Path(source).is_dir() else Path()) / names[0]
     nearest, progressive_file = (output.with_name(name) for name in names[1:])
     earlier = _earlier_results(output, nearest)

@@ -14,6 +14,7 @@ import copy
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 
+from ddpm_hf.pipeline_ddpm_custom import check_timesteps
 from ddpm_hf.scheduling_ddpm_linear import DDPMLinearScheduler
 
 
@@ -48,11 +49,7 @@ def table_of(scheduler: SchedulerMixin, steps: int) -> dict[str, list]:
     """
     check_exportable(scheduler)
     scheduler.set_timesteps(steps)
-    if min(scheduler.timesteps) < 0:
-        raise ValueError(
-            f"{steps} steps would end at timestep -1 with the `timestep_spacing` of {type(scheduler).__name__}; take "
-            "another number of steps."
-        )
+    check_timesteps(scheduler, steps)
     columns = _of_ddim(scheduler) if isinstance(scheduler, DDIMScheduler) else _of_ddpm(scheduler)
     numbers = {name: column.flatten().tolist() for name, column in columns.items()}
     return {"timesteps": scheduler.timesteps.tolist(), **numbers}

@@ -126,19 +126,21 @@ def _check_pictures(pipeline: DDPMPipelineCustom):
 
 def _export(pipeline: DDPMPipelineCustom, folder: Path) -> dict[str, Any]:
     """Write the network into a folder, and return what the page has to know about the model."""
-    student, own = bool(pipeline.config.get("distilled")), pipeline.scheduler
+    student = bool(pipeline.config.get("distilled"))
     if student:
-        counts, at_first = [pipeline.default_num_inference_steps], pipeline.default_num_inference_steps
+        at_first = pipeline.default_num_inference_steps
+        schedulers = {at_first: pipeline.scheduler}
     else:
-        T, settings = own.config.num_train_timesteps, settings_of(pipeline)
-        counts, at_first = sorted({min(steps, T) for steps in STEPS}), min(STEPS_AT_FIRST, T)
-        pipeline.scheduler = make_scheduler("ddim", settings, at_first)
+        T, settings = pipeline.scheduler.config.num_train_timesteps, settings_of(pipeline)
+        at_first, counts = min(STEPS_AT_FIRST, T), sorted({min(steps, T) for steps in STEPS})
+        schedulers = {steps: make_scheduler("ddim", settings, steps) for steps in counts}
+        pipeline.scheduler = schedulers[at_first]
     write_export(pipeline, folder, Export(num_inference_steps=at_first, dtype="fp16"))
     exported = read_json(folder / SAMPLER, {"sample_shape": list, "classes": int})
     # The page has several tables, and without a list of files it is no export that a later one replaces.
     return {key: value for key, value in exported.items() if key not in ("steps", "files")} | {
         "student": student,
-        "tables": {str(n): _table_of(own if student else make_scheduler("ddim", settings, n), n) for n in counts},
+        "tables": {str(steps): _table_of(scheduler, steps) for steps, scheduler in schedulers.items()},
         "steps_at_first": at_first,
     }
 

@@ -250,7 +250,7 @@ def test_the_numbers_of_a_checkpoint_replace_none(extractors, train):
     evaluate(run, "--train_data_dir", "digits")
     names = ("evaluation.json", "nearest.png", "README.md")
     before = {name: (run / name).read_bytes() for name in names}
-    evaluate(run, "--train_data_dir", "digits", "--checkpoint", "step-000002")
+    evaluate(run, "--train_data_dir", "digits", "--checkpoint", "checkpoints/step-000002")
     write_card(run)
     assert before == {name: (run / name).read_bytes() for name in names}
     earlier, last = (json.loads((run / f"evaluation{of}.json").read_text()) for of in ("-step-000002", ""))
